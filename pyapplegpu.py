@@ -374,6 +374,12 @@ class AneUtilization(NamedTuple):
     method: str
 
 
+class VpuUtilization(NamedTuple):
+    """An estimate by nature: Apple publishes no utilisation of its video engines."""
+    percent: int
+    method: str                     # "bandwidth"
+
+
 class AneState(NamedTuple):
     """The driver's power state, the highest of all ANEs (H11ANEIn IOPowerManagement)."""
     power_state: int
@@ -496,20 +502,3335 @@ class Delta(NamedTuple):
 # decoders
 # ======================================================================================================================
 
+# Pure functions: bytes or plain data in, values out. They know Apple's names and units, and nothing of how data is read.
+
+# ---- numbers and units
+
+_ENERGY_UNITS = {   # unit text -> (numerator, denominator) to millijoules; zeus has met more prefixes than Macs have shown
+    "nJ": (1, 1000000), "uJ": (1, 1000), "\u00b5J": (1, 1000), "\u03bcJ": (1, 1000), "mJ": (1, 1), "cJ": (10, 1), "dJ": (100, 1),
+    "J": (1000, 1), "kJ": (1000000, 1),
+}
+_BYTE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _unit_text(word: int) -> str:
+    """The text of an IOReport unit word, "" for an unknown one (xnu IOReportTypes.h; every value below seen on an M1).
+
+    Quantity in the top byte, 10^n in bits 32-39 and 2^n in bits 40-47 (each +127, 0 = none), a constant in bits 0-30.
+    """
+    quantity, ten, two, constant = word >> 56 & 0xFF, word >> 32 & 0xFF, word >> 40 & 0xFF, word & 0x7FFFFFFF
+    power = ten - 127 if ten else 0
+    if quantity == 3:
+        return {0: "J", -3: "mJ", -6: "uJ", -9: "nJ"}.get(power, "")
+    if quantity == 1 and constant:
+        return "%d%sticks" % (constant, "M" if power == -6 else "")
+    if quantity == 1:
+        return {0: "s", -3: "ms", -6: "us", -9: "ns"}.get(power, "")
+    if quantity == 9:       # 0x82 = 2^3: eight bits, so a byte
+        return {3: "B", 13: "KiB", 23: "MiB", 33: "GiB"}.get(two - 127 if two else 0, "")
+    return "events" if quantity == 100 else ""
+
+
+def _little(data: bytes) -> int:
+    """An unsigned little-endian integer of any length."""
+    return int.from_bytes(data, "little")
+
+
+def _float32(data: bytes) -> float:
+    return struct.unpack("<f", data)[0]
+
+
+# type -> (size or None, decode). Integers of the SMC proper are big-endian on Apple silicon, floats and ioft little-endian
+# (metrics.md 2.4); battery integers B0* are little-endian, which the caller says (recordings.md 7: B0CT 7b 00 = 123).
+_SMC_TYPES: dict[str, tuple[int | None, Callable[[bytes], float]]] = {
+    "flt ": (4, _float32),
+    "ioft": (8, lambda d: int.from_bytes(d, "little", signed=True) / 65536),
+    "sp78": (2, lambda d: int.from_bytes(d, "big", signed=True) / 256),
+    "fpe2": (2, lambda d: int.from_bytes(d, "big") / 4),
+    "fp1f": (2, lambda d: int.from_bytes(d, "big") / 32768),
+    "flag": (1, lambda d: d[0]),
+}
+
+
+def _smc_number(key: str, kind: str, data: bytes) -> float | None:
+    """The number in an SMC value; None for a type that holds none, or bytes of the wrong length."""
+    if kind in _SMC_TYPES:
+        size, decode = _SMC_TYPES[kind]
+        return decode(data) if len(data) == size else None
+    if kind[:2] in ("ui", "si") and kind[2:].strip().isdigit() and len(data) == int(kind[2:]) // 8:
+        return int.from_bytes(data, "little" if key.startswith("B0") else "big", signed=kind[0] == "s")
+    return None
+
+
+def _plausible_celsius(value: float | None) -> bool:
+    """True for a temperature a running Mac can have.
+
+    Gated sensors read 0, -8.8, 5 or up to 8.4 degrees; no genuine reading between 8.4 and 21 was seen from M1 to M5
+    (recordings.md 7), and raw sp78 shows as more than 130 (iSMC). NaN fails both comparisons.
+    """
+    return value is not None and 15.0 <= value <= 130.0
+
+
+# ---- DVFS tables and states
+
+def _pairs(data: bytes) -> list[tuple[int, int]]:
+    """The (word, millivolts) pairs of a voltage-states or perf-states property."""
+    usable = len(data) - len(data) % 8
+    return list(struct.iter_unpack("<II", data[:usable]))
+
+
+def _mhz(hertz: int) -> int:
+    return (hertz + 500000) // 1000000
+
+
+def _gpu_clocks(voltage_states: bytes) -> tuple[int, ...]:
+    """MHz per P-state, position n = Pn, 0 = off. Hz on every chip; not sorted and with duplicates on M3, M4 and A18."""
+    return tuple(_mhz(word) for word, _ in _pairs(voltage_states))
+
+
+def _sgx_clocks(perf_states: bytes, count: int, tables: int) -> tuple[int, ...]:
+    """The first of the tables in sgx perf-states; () when its length is not count x tables (M2 Max: 9 x 4)."""
+    if count <= 0 or tables <= 0 or len(perf_states) != count * tables * 8:
+        return ()
+    return _gpu_clocks(perf_states[:count * 8])
+
+
+def _period_clocks(voltage_states: bytes) -> tuple[int, ...]:
+    """MHz from a plain CPU table, which holds periods: 65,536,000 / word (exact on M1, M4 Pro, A18 Pro, M5 Max)."""
+    words = [word for word, _ in _pairs(voltage_states)]
+    return tuple((65536000 + word // 2) // word for word in words) if words and min(words) > 1 else ()
+
+
+def _cpu_clocks(sram: bytes | None, plain: bytes | None = None) -> tuple[int, ...]:
+    """MHz per V-state of a CPU table. The unit belongs to the table: Hz up to M3 and on A18, kHz on M4 Pro and M5.
+
+    Largest word under 10,000,000: kHz. Without the -sram table the plain one, in periods, gives the same clocks.
+    """
+    words = [word for word, _ in _pairs(sram or b"")]
+    if not words or max(words) < 1000:
+        return _period_clocks(plain or b"")
+    scale = 1000 if max(words) < 10000000 else 1
+    return tuple(_mhz(word * scale) for word in words)
+
+
+def _acc_clusters(data: bytes) -> tuple[int, ...]:
+    """Table number of each cluster, in cluster order (M5 and later; M5 Max: 22, 23, 5)."""
+    records = [data[i:i + 8] for i in range(0, len(data) - 7, 8)]
+    return tuple(r[0] for r in sorted(records, key=lambda r: r[1]))
+
+
+_IDLE_STATES = ("OFF", "IDLE", "DOWN", "SLEEP")
+
+
+def _is_idle(state: str) -> bool:
+    return state.strip().upper() in _IDLE_STATES
+
+
+def _state_number(state: str) -> int | None:
+    """n of a state named Pn or Vn...; None for a name without."""
+    digits = ""
+    for c in state.strip()[1:]:
+        if not c.isdigit():
+            break
+        digits += c
+    return int(digits) if digits and state.strip()[0] in "PV" else None
+
+
+def _state_clock(state: str, clocks: Sequence[int]) -> int | None:
+    """MHz of a state by the number in its name: M1 Pro and M2 Ultra declare 16 states over fewer clocks."""
+    number = _state_number(state)
+    if _is_idle(state) or number is None or number >= len(clocks):
+        return None
+    return clocks[number] or None
+
+
+def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float) -> list[float]:
+    """Share of each state between two rows of residencies; raises ValueError(reason) when they are no interval.
+
+    Divides by the sum of residencies, not by time. A lane without data is absent, a fallen one a reset, and more than
+    1.25 x the span + 0.1 s of residency cannot be.
+    """
+    if INT64_MIN in new:
+        raise ValueError(REASON_ABSENT)
+    if INT64_MIN in old or any(n < o for o, n in zip(old, new)):
+        raise ValueError(REASON_RESET)
+    gone = [n - o for o, n in zip(old, new)]
+    total = sum(gone)
+    if total == 0:
+        raise ValueError(REASON_STALE)
+    if total * tick_ns > 1.25 * span_ns + 1e8:
+        raise ValueError(REASON_RESET)
+    return [g / total for g in gone]
+
+
+def _active(states: Sequence[str], ratios: Sequence[float]) -> float:
+    return min(1.0, sum(r for s, r in zip(states, ratios) if not _is_idle(s)))
+
+
+def _mean_clock(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> float | None:
+    """MHz weighted by residency over the active states that have a clock, as powermetrics; None when never active."""
+    pairs = [(_state_clock(s, clocks), r) for s, r in zip(states, ratios)]
+    weight = sum(r for mhz, r in pairs if mhz)
+    return sum(mhz * r for mhz, r in pairs if mhz) / weight if weight else None
+
+
+def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> float | None:
+    """Active share weighted by clock / top clock: 0.5 at half speed all the time. None without a table."""
+    top = max(clocks, default=0)
+    if not top:
+        return None
+    return min(1.0, sum((_state_clock(s, clocks) or 0) / top * r for s, r in zip(states, ratios)))
+
+
+# ---- which channel is what: exact names and anchored patterns, never substrings (all-smi 412: 106.68 W for a true 36.17 W)
+
+def _strip_die(name: str) -> tuple[str, str]:
+    """(die prefix, rest): "DIE_0_CPU Energy" -> ("DIE_0_", "CPU Energy"), "DIE0 DCS RD", "PRIM GFX RD"."""
+    if name.startswith("PRIM "):
+        return "PRIM ", name[5:]
+    if name.startswith("DIE"):
+        digits = name[3:].lstrip("_")
+        rest = digits.lstrip("0123456789")
+        if rest is not digits and rest[:1] in ("_", " "):
+            return name[:len(name) - len(rest) + 1], rest[1:]
+    return "", name
+
+
+def _is_indexed(name: str, stem: str) -> bool:
+    """True for stem, stem0, stem0_1: one unit, numbered by kind and die."""
+    rest = name[len(stem):].split("_", 1)
+    return name.startswith(stem) and all(not p or p.isdigit() for p in rest) and not name.endswith("_")
+
+
+_RAIL_STEMS = {"gpu_sram": ("GPU SRAM",), "ane": ("ANE",), "dram": ("DRAM",), "encode": ("AVE",), "decode": ("AVD", "VDEC")}
+
+
+def _rail_of(group: str, subgroup: str, name: str) -> tuple[str, int] | None:
+    """(rail, preference) of an energy channel, None for one that belongs to none. Lower preference wins.
+
+    GPU0 and GPU Energy are the same energy twice (M5 Max, M1 Ultra), so they are two preferences of one rail. Base M1
+    on macOS 11 has the ANE, DRAM and media rails in PMP / Energy Counters only; Energy Model wins where both have it.
+    """
+    die, rest = _strip_die(name)
+    if group == "Energy Model":
+        later = 0
+    elif group == "Energy Counters" or (group.startswith("PMP") and subgroup == "Energy Counters"):
+        later = 2
+    else:
+        return None
+    if rest == "CPU Energy":
+        return "cpu", later
+    if rest == "GPU Energy":
+        return "gpu", later
+    if _is_indexed(rest, "GPU"):
+        return "gpu", later + 1
+    for rail, stems in _RAIL_STEMS.items():
+        if any(_is_indexed(rest, stem) for stem in stems):
+            return rail, later
+    return None
+
+
+def _cluster_energy(name: str) -> tuple[str, str, str] | None:
+    """(die, letter, index) of a cluster's energy channel: ECPU, PCPU, MCPU0, EACC_CPU, DIE_0_PACC1_CPU; else None."""
+    die, rest = _strip_die(name)
+    if rest[:1] not in ("E", "P", "M", "S") or die == "PRIM ":
+        return None
+    letter, tail = rest[0], rest[1:]
+    if tail.startswith("CPU") and (tail[3:].isdigit() or not tail[3:]):
+        return die, letter, tail[3:]
+    if tail.startswith("ACC") and tail.endswith("_CPU") and (tail[3:-4].isdigit() or not tail[3:-4]):
+        return die, letter, tail[3:-4]
+    return None
+
+
+def _cluster_state(name: str) -> tuple[str, str, str] | None:
+    """(die, letter, index) of a cluster in CPU Complex Performance States; ECPM, PCPM and *_IDLE are the fabric."""
+    die, rest = _strip_die(name)
+    ok = len(rest) >= 4 and rest[0] in "EPMS" and rest[1:4] == "CPU" and (not rest[4:] or rest[4:].isdigit())
+    return (die, rest[0], rest[4:]) if ok else None
+
+
+_AGENT_STEMS = {
+    "gpu": ("GFX", "AGX", "GPU"),
+    "cpu": ("PCPU", "ECPU", "MCPU", "PACC", "EACC", "MACC"),
+    "ane": ("ANE",),
+    "media": ("VENC", "VDEC", "AVE", "AVD", "PRORES", "SCODEC", "STRM CODEC", "JPG", "JPEG", "MSR", "ISP"),
+    "display": ("DISP", "DISPEXT", "DISPINT", "DISPX", "DISPDFR", "DFR"),
+    "io": ("ANS", "PCIE", "ATC", "SBR", "APCIE"),
+}
+_ENGINE_STEMS = {"encode": ("VENC", "AVE"), "decode": ("VDEC", "AVD"), "prores": ("PRORES",)}
+
+
+def _agent_matches(unit: str, stems: Sequence[str]) -> bool:
+    """True when unit is one of the stems, numbered or with a link suffix: GFX1, PCPU0, ANE L0, DISPEXT2, ANS2."""
+    for stem in stems:
+        rest = unit[len(stem):]
+        if unit.startswith(stem) and (not rest or rest.isdigit() or (rest[:2] == " L" and rest[2:].isdigit())):
+            return True
+    return False
+
+
+def _traffic(name: str) -> tuple[str, str, bool] | None:
+    """(unit, direction, DRAM side) of a bandwidth channel: "GFX DCS RD" -> ("GFX", "RD", True); None for others.
+
+    Direction is RD, WR or RD+WR. Structural counters (DCS CAS, SR CYCLES) have no direction. "DCS RD" itself has unit "".
+    """
+    _, rest = _strip_die(name)
+    for prefix in ("NRT ", "RT "):              # M1: real-time and other display and camera streams, both count
+        if rest.startswith(prefix):
+            rest = rest[len(prefix):]
+    words = rest.split(" ")
+    if words[-1] not in ("RD", "WR", "RD+WR"):
+        return None
+    dram = len(words) >= 2 and words[-2] == "DCS"
+    return " ".join(words[:-2] if dram else words[:-1]), words[-1], dram
+
+
+def _bucket_gb(state: str) -> float | None:
+    """GB/s of a bandwidth histogram's state name: "   1GB/s" -> 1.0; None for another name."""
+    text = state.strip()
+    number = text[:-4].strip() if text.endswith("GB/s") else ""
+    try:
+        value = float(number)
+    except ValueError:
+        return None
+    return value if 0 <= value < 1e6 else None
+
+
+def _histogram(states: Sequence[str], ratios: Sequence[float]) -> tuple[float, bool, bool]:
+    """(bytes per second, saturated, above the floor) of a bandwidth histogram."""
+    pairs = [(gb, r) for gb, r in zip(map(_bucket_gb, states), ratios) if gb is not None]
+    if not pairs:
+        raise ValueError(REASON_ABSENT)
+    low, top = min(gb for gb, _ in pairs), max(gb for gb, _ in pairs)
+    weight = sum(r for _, r in pairs)
+    if not weight:
+        raise ValueError(REASON_ABSENT)
+    mean = sum(gb * r for gb, r in pairs) / weight
+    return mean * 1e9, sum(r for gb, r in pairs if gb == top) / weight > 0.01, mean > low
+
+
+# ---- memory
+
+def _memory_info(vm: bytes, page: int, total: int) -> MemoryInfo:
+    """Main memory from vm_statistics64. used = (internal - purgeable) + wired + compressor pages: Activity Monitor's."""
+    free, active, inactive, wire = struct.unpack_from("<4I", vm, 0)
+    purgeable, speculative = struct.unpack_from("<2I", vm, 88)
+    compressor, _throttled, external, internal = struct.unpack_from("<4I", vm, 128)
+    app = max(0, internal - purgeable) * page
+    used = min(total, app + (wire + compressor) * page)
+    return MemoryInfo(total, used, total - used, (inactive + free) * page, app, wire * page, active * page,
+                      inactive * page, compressor * page, (external + purgeable) * page, (free - min(free, speculative)) * page)
+
+
+def _swap_info(data: bytes) -> SwapInfo:
+    total, available, used = struct.unpack_from("<3Q", data, 0)
+    return SwapInfo(total, used, available)
+
+
+# ---- processes
+
+def _client_pid(creator: object) -> tuple[int, str] | None:
+    """(pid, name) of IOUserClientCreator "pid 357, WindowServer"; the driver cuts the name to 16 characters."""
+    if not isinstance(creator, str) or not creator.startswith("pid "):
+        return None
+    number, comma, name = creator[4:].partition(", ")
+    return (int(number), name) if comma and number.isdigit() else None
+
+
+def _client_gpu_ns(usage: object) -> int:
+    """GPU nanoseconds of one AGXDeviceUserClient: the sum over its AppUsage entries."""
+    entries = usage if isinstance(usage, list) else []
+    times = [e.get("accumulatedGPUTime") for e in entries if isinstance(e, dict)]
+    return sum(t for t in times if isinstance(t, int) and t > 0)
+
+
+def _process_info(pid: int, short: bytes, path: str | None) -> ProcessInfo:
+    """From proc_bsdshortinfo: pid, ppid, pgid, status (u32 each), comm[16], flags, uid."""
+    parent = struct.unpack_from("<I", short, 4)[0]
+    uid = struct.unpack_from("<I", short, 36)[0]
+    command = short[16:32].split(b"\0", 1)[0].decode("utf-8", "replace")
+    return ProcessInfo(pid, path.rsplit("/", 1)[-1] if path else command, path, parent, uid)
+
+
+_RUSAGE_V6 = 464        # bytes of rusage_info_v6 (xnu sys/resource.h)
+
+
+def _footprint(rusage: bytes) -> Footprint:
+    """ri_phys_footprint @72, ri_lifetime_max_phys_footprint @240 (v4), ri_neural_footprint @368 (v6)."""
+    now, = struct.unpack_from("<Q", rusage, 72)
+    peak, = struct.unpack_from("<Q", rusage, 240)
+    neural = struct.unpack_from("<Q", rusage, 368)[0] if len(rusage) >= _RUSAGE_V6 else None
+    return Footprint(now, max(now, peak), neural)
+
+
+# ---- identity
+
+def _uuid_of(platform_uuid: str) -> str:
+    """GPU- and the first 16 bytes of a SHA-256, so that IOPlatformUUID itself never leaves the machine in a metric."""
+    import hashlib
+    h = hashlib.sha256(b"pyapplegpu " + platform_uuid.encode("utf-8", "replace")).hexdigest()
+    return "GPU-%s-%s-%s-%s-%s" % (h[:8], h[8:12], h[12:16], h[16:20], h[20:32])
+
+
+def _architecture(ioclass: str) -> str | None:
+    """G13G of AGXAcceleratorG13G_B0; None for a class that is no AGX accelerator."""
+    prefix = "AGXAccelerator"
+    return ioclass[len(prefix):].split("_", 1)[0] if ioclass.startswith(prefix) and len(ioclass) > len(prefix) else None
+
+
+def _peak_flops(cores: int, mhz: int) -> float:
+    """FP32 operations per second: 128 lanes a core, a fused multiply-add counts two (M1 8 cores 1278 MHz: 2.617e12)."""
+    return cores * mhz * 1e6 * 256
+
+
+def _limit_figure(name: str, states: Sequence[str], ratios: Sequence[float]) -> float | None:
+    """GPU_CLTM: share of time outside NO_CLTM and idle. GPU_PPM: mean of the percentages its states name. None: not told."""
+    if name == "GPU_CLTM":
+        if not any(s.strip() == "NO_CLTM" for s in states):
+            return None
+        return sum(r for s, r in zip(states, ratios) if s.strip() != "NO_CLTM" and not _is_idle(s))
+    percents = [s.strip().rstrip("%").strip() for s in states]
+    if not all(p.isdigit() and int(p) <= 100 for p in percents):
+        return None
+    return sum(int(p) * r for p, r in zip(percents, ratios))
+
+
+def _busy_percent(old: bytes, new: bytes, cpus: Sequence[int] | None) -> int | None:
+    """Percent of ticks that were not idle; counters are u32 and wrap. None when the tables do not fit or nothing moved."""
+    count = len(new) // 16
+    if len(old) != len(new) or not count or any(c >= count for c in cpus or ()):
+        return None
+    idle = total = 0
+    for cpu in (cpus if cpus is not None else range(count)):
+        before, after = struct.unpack_from("<4I", old, 16 * cpu), struct.unpack_from("<4I", new, 16 * cpu)
+        gone = [(a - b) & 0xFFFFFFFF for a, b in zip(after, before)]
+        idle, total = idle + gone[2], total + sum(gone)
+    return int(100 * (total - idle) / total + 0.5) if total else None
+
+
+def _client_totals(clients: Mapping[int, tuple[int, str, int]]) -> dict[int, tuple[str, int]]:
+    """pid -> (name, GPU nanoseconds) over all of its clients."""
+    totals: dict[int, tuple[str, int]] = {}
+    for pid, name, ns in clients.values():
+        totals[pid] = (name, totals.get(pid, ("", 0))[1] + ns)
+    return totals
+
+
+def _client_shares(old: Mapping[int, tuple[int, str, int]], new: Mapping[int, tuple[int, str, int]],
+                   span_ns: int) -> dict[int, float]:
+    """pid -> percent of the interval its clients used the GPU; a client that is new counts at most the interval."""
+    used: dict[int, int] = {}
+    for client, (pid, _, ns) in new.items():
+        before = old.get(client)
+        gone = max(0, ns - before[2]) if before is not None else min(ns, span_ns)
+        used[pid] = used.get(pid, 0) + gone
+    return {pid: 100.0 * ns / span_ns for pid, ns in used.items()}
+
+
+_BATTERY_KEYS = ("CurrentCapacity", "MaxCapacity", "IsCharging", "Voltage", "InstantAmperage", "Amperage", "CycleCount",
+                 "Temperature")
+
+
+def _power_source(source: str, battery: Mapping[str, Any]) -> PowerSource:
+    """From AppleSmartBattery: mV, mA (signed, may come as u64 two's complement), centi-degrees."""
+    def whole(key: str) -> int | None:
+        value = battery.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    now, most, volt = whole("CurrentCapacity"), whole("MaxCapacity"), whole("Voltage")
+    amps = whole("InstantAmperage") if whole("InstantAmperage") is not None else whole("Amperage")
+    if amps is not None and amps >= 1 << 63:
+        amps -= 1 << 64
+    centi, charging = whole("Temperature"), battery.get("IsCharging")
+    return PowerSource(source, 100 * now // most if now is not None and most else None,
+                       charging if isinstance(charging, bool) else None,
+                       volt * amps // 1000 if volt is not None and amps is not None else None, whole("CycleCount"),
+                       centi / 100 if centi is not None else None)
+
 
 # ======================================================================================================================
 # chips
 # ======================================================================================================================
+
+# The few facts that no source on the machine gives, by Apple's chip name; no other figure depends on them.
+# Bandwidth in GB/s as Apple sells it (metrics.md 3.3), bus in bits, ANE cores (hollance/neural-engine, Apple). Where one
+# name has two memory systems the GPU core count tells them apart: {most cores of this row: row}.
+_CHIPS: dict[str, dict[int, tuple[float, int, str]]] = {
+    "M1": {8: (68.25, 128, "LPDDR4X")}, "M1 Pro": {16: (200, 256, "LPDDR5")}, "M1 Max": {32: (400, 512, "LPDDR5")},
+    "M1 Ultra": {64: (800, 1024, "LPDDR5")},
+    "M2": {10: (100, 128, "LPDDR5")}, "M2 Pro": {19: (200, 256, "LPDDR5")}, "M2 Max": {38: (400, 512, "LPDDR5")},
+    "M2 Ultra": {76: (800, 1024, "LPDDR5")},
+    "M3": {10: (100, 128, "LPDDR5")}, "M3 Pro": {18: (150, 192, "LPDDR5")},
+    "M3 Max": {30: (300, 384, "LPDDR5"), 40: (400, 512, "LPDDR5")}, "M3 Ultra": {80: (819, 1024, "LPDDR5")},
+    "M4": {10: (120, 128, "LPDDR5X")}, "M4 Pro": {20: (273, 256, "LPDDR5X")},
+    "M4 Max": {32: (410, 384, "LPDDR5X"), 40: (546, 512, "LPDDR5X")},
+    "M5": {10: (153, 128, "LPDDR5X")}, "M5 Pro": {20: (307, 256, "LPDDR5X")},
+    "M5 Max": {32: (460, 384, "LPDDR5X"), 40: (614, 512, "LPDDR5X")},
+    "A18 Pro": {5: (60, 64, "LPDDR5X")},
+}
+_ANE_WATTS = 8.0        # assumed full power of one ANE (asitop, metop); 5.66 W (M1) and about 7 W (M1 Max) were seen
+_VPU_FULL = 7e9         # bytes/s taken as a busy video engine (NeoAsitop); an estimate, said in the result
+
+
+def _chip_name(brand: str) -> str:
+    """M1 Max of "Apple M1 Max", also of a guest's "Apple M1 Max (Virtual)"."""
+    return brand.replace("Apple ", "", 1).replace(" (Virtual)", "").strip()
+
+
+def _memory_system(brand: str, gpu_cores: int) -> tuple[float, int, str] | None:
+    """(GB/s, bus bits, DRAM type) of a chip, None for one that this file does not know."""
+    rows = _CHIPS.get(_chip_name(brand), {})
+    fitting = [most for most in rows if gpu_cores <= most]
+    return rows[min(fitting)] if fitting else None
+
+
+def _ane_cores(brand: str) -> int | None:
+    """16 on every M chip sold so far and on A18 Pro, 32 on an Ultra; None for a chip not in the table."""
+    name = _chip_name(brand)
+    return (32 if name.endswith("Ultra") else 16) if name in _CHIPS else None
 
 
 # ======================================================================================================================
 # engine
 # ======================================================================================================================
 
+# Sampling: raw absolute counters with their times go into histories here, readings are differences of two of them.
+# All times are integer nanoseconds of CLOCK_UPTIME_RAW, which stands in sleep and is the clock of the driver's stamps.
+
+_NS = 1000000000
+_WINDOW = _NS                   # default window of a rate
+_SHORTEST = 50 * _NS // 1000    # the shortest span that is a reading: longest tail seen 29 ms, shortest real span 0.3 s
+_HOLD = 10 * _NS                # an older publication is not "now"; 4.5 x the longest gap of a healthy rail (2.23 s)
+_LONGEST = 120 * _NS            # an older baseline is not "since the last poll"; twice a poll per minute
+_TIMEOUT = 5 * _NS // 2         # a call waits this long after a baseline: longest gap + two steps
+_STEP = _NS // 10               # one wait
+_LEAD = _NS                     # a stamp further than this ahead of its sample is not on our clock
+_SURE = _NS                     # a doubtful zero over at least this span is a frozen counter
+_BUSY = 0.20                    # GPU active ratio that rules out 0 W
+_MAX_WATTS = 1000               # no Mac's supply gives a rail more
+_COARSE = 10 * _NS              # window of a batched counter without usable stamps: one batch is at most +-28 % of it
+_COARSE_SHORTEST = 8 * _NS
+_GRAINS = 16                    # a point nearer than a window / 16 to the one before it goes when the next one comes
+_SLEPT = _NS // 2               # growth of continuous time over uptime between two samples that is a sleep
+_MOST_POINTS = 19
+_TICKS_SHORTEST = _NS // 5      # CPU ticks are 10 ms
+_SENSOR_AGE = 2 * _NS           # SMC values are read at most this often
+_RETRY = 5 * _NS                # a failure that may pass is tried again after this
+
+
+class _Figure(NamedTuple):
+    """A value with how it was come by."""
+    value: Any
+    age_s: float | None = None
+    interval_s: float | None = None
+    source: str | None = None
+    estimated: bool = False
+
+
+def _not_ready(reason: str, source: str, detail: str, began: int, lapse: int = 0) -> AppleGPUError:
+    """NotReady that knows since when its baseline stands, so that a caller may wait (`_Engine.settle`)."""
+    error = _fail(ERROR_NOT_READY, reason, source, detail)
+    error._began = began        # type: ignore[attr-defined]
+    error._lapse = lapse        # type: ignore[attr-defined]
+    return error
+
+
+# ---- histories
+
+def _baseline(clocks: Sequence[int], window: int, shortest: int) -> int | None:
+    """Index of the baseline of the newest point: of those at least half a window old the one nearest to a window."""
+    ages = [clocks[-1] - c for c in clocks]
+    fit = [i for i, age in enumerate(ages) if age >= max(shortest, window // 2)]
+    if fit:
+        return min(fit, key=lambda i: (abs(ages[i] - window), -ages[i]))
+    return 0 if ages and ages[0] >= shortest else None
+
+
+def _prune(points: list[Any], window: int) -> None:
+    """Drop what no baseline can be any more: points older than the newest one that is a whole window old."""
+    for i in range(len(points) - 1, 0, -1):
+        if points[-1][0] - points[i][0] >= window:
+            del points[:i]
+            break
+    while len(points) > _MOST_POINTS:
+        del points[1]
+
+
+def _append(points: list[Any], point: Any, window: int) -> None:
+    """Add a point; a newest one nearer than a grain to the one before it makes room first (a tail joins its batch)."""
+    if len(points) >= 2 and points[-1][0] - points[-2][0] < window // _GRAINS:
+        points.pop()
+    points.append(point)
+    _prune(points, window)
+
+
+class _Energy:
+    """One energy counter on its own clock: the driver's publication stamps while they can be trusted, else the sample's.
+
+    `look` takes what one sample shows; `change` gives the last reading, `total` the count that never falls.
+    """
+
+    __slots__ = ("scale", "batched", "points", "usable", "offset", "stamp", "value", "time", "stood", "gap", "began",
+                 "reason", "barrier", "lapse")
+
+    def __init__(self, scale: tuple[int, int], batched: bool) -> None:
+        self.scale = scale                  # to millijoules
+        self.batched = batched              # published by PMGR every second or two, not when sampled
+        self.points: list[tuple[int, int]] = []     # (clock, value)
+        self.usable = True                  # the stamps are on our clock
+        self.offset = 0                     # what earlier lives of the counter held
+        self.stamp: int | None = None
+        self.value: int | None = None
+        self.time = 0                       # of the last sample
+        self.stood = 0                      # how long the stamp has not moved
+        self.gap = 0                        # distance of the last two publications, when it was too long
+        self.began = 0                      # since when a baseline is waited with
+        self.reason = REASON_FIRST
+        self.barrier: int | None = None     # after sleep: older publications are no baseline
+        self.lapse = 0                      # between the last two samples
+
+    def drop(self, t: int, reason: str) -> None:
+        """Forget the history: the next publication is a new baseline."""
+        self.points, self.reason, self.began, self.stood, self.gap = [], reason, t, 0, 0
+        self.barrier = t - _SHORTEST if reason == REASON_SLEPT else None
+
+    def look(self, t: int, stamp: int | None, value: int | None, window: int) -> None:
+        """Take the counter as the sample at `t` shows it."""
+        self.lapse = t - self.time if self.time else 0
+        if value is None or value < 0:
+            self.drop(t, REASON_ABSENT)
+        else:
+            if self.usable and self._off_clock(t, stamp, value):
+                self._leave_stamps()
+            self._take(t, stamp if self.usable and stamp else t, value, window)
+            self.stamp, self.value = stamp, value
+        self.time = t
+
+    def _off_clock(self, t: int, stamp: int | None, value: int) -> bool:
+        if stamp is None or stamp <= 0 or stamp > t + _LEAD:
+            return True
+        if self.value is None:
+            return False
+        if stamp == self.stamp:
+            return value != self.value
+        return stamp < self.time - _LEAD and value >= self.value
+
+    def _leave_stamps(self) -> None:
+        self.usable = False
+        self.points = [(self.time, self.value)] if self.points and self.value is not None else []
+
+    def _take(self, t: int, clock: int, value: int, window: int) -> None:
+        if self.value is not None and value < self.value:
+            self._restart(t, clock, value, REASON_RESET)
+        elif not self.points:
+            self._first_point(t, clock, value)
+        elif clock == self.points[-1][0]:
+            self.stood += self.lapse if self.lapse <= _HOLD else 0
+        else:
+            self._publish(t, clock, value, self.span(window))
+
+    def span(self, window: int) -> int:
+        """The window this counter can serve."""
+        return max(_COARSE, window) if self.batched and not self.usable else window
+
+    def _first_point(self, t: int, clock: int, value: int) -> None:
+        if self.barrier is not None and self.usable and clock < self.barrier:
+            return
+        if self.reason == REASON_ABSENT:
+            self.reason = REASON_FIRST
+        self.points, self.stood = [(clock, value)], max(0, t - clock)
+        self.began, self.barrier = t, None
+
+    def _restart(self, t: int, clock: int, value: int, reason: str) -> None:
+        """A new baseline on which the energy stands: what fell or jumped is no energy."""
+        self.offset += (self.value or 0) - value
+        self.points, self.reason, self.began = [(clock, value)], reason, t
+        self.stood, self.gap, self.barrier = max(0, t - clock), 0, None
+
+    def _publish(self, t: int, clock: int, value: int, window: int) -> None:
+        last_clock, last_value = self.points[-1]
+        distance = clock - last_clock
+        limit = max(_SHORTEST if self.usable else _COARSE, distance) * _MAX_WATTS       # nanojoules
+        if distance < 0 or (value - last_value) * self.scale[0] * 1000000 > limit * self.scale[1]:
+            self._restart(t, clock, value, REASON_RESET)
+            return
+        if self.stood > max(_HOLD, window) or distance > max(_LONGEST, 2 * window):
+            self.points, self.reason, self.gap = [(clock, value)], REASON_SLOW, distance
+        else:
+            _append(self.points, (clock, value), window)
+            self.gap = 0
+        self.stood = 0
+
+    def age(self) -> int:
+        """Nanoseconds from the newest publication to the last sample."""
+        if self.usable and self.stamp:
+            return max(0, self.time - self.stamp)
+        return 0
+
+    def change(self, window: int) -> tuple[int, int] | str:
+        """(change of the raw value, span) of the last reading, or the reason why there is none."""
+        window = self.span(window)
+        if self.reason == REASON_ABSENT:
+            return REASON_ABSENT
+        if self.points and self.age() > max(_HOLD, window):
+            return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE
+        shortest = _COARSE_SHORTEST if self.batched and not self.usable else _SHORTEST
+        base = _baseline([c for c, _ in self.points], window, shortest) if self.points else None
+        if base is None:
+            return self.reason
+        return self.points[-1][1] - self.points[base][1], self.points[-1][0] - self.points[base][0]
+
+    def total(self) -> tuple[int, int] | str:
+        """(count, clock of its publication), or the reason why it cannot be told; the count never falls."""
+        if self.reason == REASON_ABSENT or self.value is None:
+            return REASON_ABSENT
+        if self.age() > max(_HOLD, 2 * self.gap):
+            return REASON_STALE
+        return self.offset + self.value, (self.stamp if self.usable and self.stamp else self.time)
+
+
+_BADNESS = (REASON_ABSENT, REASON_FROZEN, REASON_STALE, REASON_SLOW, REASON_RESET, REASON_SLEPT, REASON_FIRST)
+
+
+def _worst(reasons: Iterable[str]) -> str:
+    return min(reasons, key=_BADNESS.index)
+
+
+class _Series:
+    """Whole samples of one source on the sample's own clock: (t, payload) points, and when they began."""
+
+    __slots__ = ("points", "began", "reason", "lapse")
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, Any]] = []
+        self.began = 0
+        self.reason = REASON_FIRST
+        self.lapse = 0
+
+    def drop(self, t: int, reason: str) -> None:
+        self.points, self.reason, self.began = [], reason, t
+
+    def add(self, t: int, payload: Any, window: int) -> None:
+        if self.points:
+            self.lapse = t - self.points[-1][0]
+        elif self.reason == REASON_FIRST:
+            self.began = t
+        _append(self.points, (t, payload), window)
+
+    def interval(self, window: int, shortest: int) -> tuple[Any, Any, int] | None:
+        """(old payload, new payload, span), or None without a baseline."""
+        base = _baseline([t for t, _ in self.points], window, shortest) if self.points else None
+        if base is None:
+            return None
+        return self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0]
+
+
+# ---- feeds: one source sampled into histories
+
+class _Feed:
+    """A source that is sampled as a whole. `read` makes a payload; subclasses keep more than the series."""
+
+    shortest = _SHORTEST
+
+    def __init__(self, engine: _Engine, source: str) -> None:
+        self.engine = engine
+        self.source = source
+        self.series = _Series()
+        self.lock = allocate_lock()         # held around the native call, never while waiting
+        self.window = engine.window
+        self.time: int | None = None        # of the last sample
+        self.asleep = 0
+
+    def refresh(self, window: int | None = None) -> None:
+        """Sample, unless the last sample is so young that every caller of one poll should share it."""
+        with self.lock:
+            self.window = max(self.window, window or 0)
+            now, _ = self.engine.machine.clock.now()
+            if self.time is not None and 0 <= now - self.time < _SHORTEST:
+                return
+            payload = self.read()
+            t, continuous = self.engine.machine.clock.now()
+            with self.engine.lock:
+                self._events(t, continuous)
+                self.keep(t, payload)
+                self.time = t
+
+    def _events(self, t: int, continuous: int) -> None:
+        asleep, before = continuous - t, self.asleep
+        self.asleep = asleep
+        if self.time is None:
+            self.drop(t, REASON_FIRST)
+        elif t < self.time:
+            self.drop(t, REASON_RESET)
+        elif asleep - before > _SLEPT:
+            self.drop(t, REASON_SLEPT)
+        elif t - self.time > max(_LONGEST, 2 * self.window):
+            self.drop(t, REASON_FIRST)
+
+    def drop(self, t: int, reason: str) -> None:
+        self.series.drop(t, reason)
+
+    def keep(self, t: int, payload: Any) -> None:
+        self.series.add(t, payload, self.window)
+
+    def read(self) -> Any:
+        raise NotImplementedError
+
+    def interval(self, window: int) -> tuple[Any, Any, int]:
+        """(old, new, span) of the window; NotReady without a baseline."""
+        got = self.series.interval(window, self.shortest)
+        if got is None:
+            raise self.missing(self.series.reason)
+        return got
+
+    def missing(self, reason: str, what: str = "") -> AppleGPUError:
+        """NotReady for this feed."""
+        return _not_ready(reason, self.source, (what + ": " if what else "") + _ADVICE[reason], self.series.began,
+                          self.series.lapse)
+
+
+class _ReportFeed(_Feed):
+    """One IOReport subscription, made at the first need: energy channels each on its own clock, the rest as whole rows."""
+
+    def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]],
+                 want: Callable[[str, str, str, str], bool]) -> None:
+        _Feed.__init__(self, engine, "ioreport:" + "+".join(dict.fromkeys(g for g, _ in groups)))
+        self.groups = groups
+        self.want = want
+        self.subscription: Any = None
+        self.channels: tuple[Any, ...] = ()
+        self.starts: tuple[int, ...] = ()           # where each channel's values begin in a row
+        self.energies: dict[int, _Energy] = {}
+        self.error: AppleGPUError | None = None
+        self.tried = 0
+        self.opening = allocate_lock()
+
+    def open(self) -> None:
+        """Subscribe, once for the life of the process; a failure that may pass is tried again after 5 s."""
+        if self.subscription is not None:
+            return
+        with self.opening:
+            now = self.engine.machine.clock.now()[0]
+            lasting = self.error is not None and self.error.reason != REASON_SOURCE_FAILED
+            if self.error is not None and (lasting or now - self.tried < _RETRY):
+                raise self.error.with_traceback(None)
+            if self.subscription is None:
+                self._subscribe(now)
+
+    def _subscribe(self, now: int) -> None:
+        self.tried = now
+        try:
+            subscription = self.engine.machine.ioreport.subscribe(self.groups, self.want)
+        except AppleGPUError as error:
+            self.error = error
+            raise
+        if subscription is None:
+            self.error = self.engine.lacking(self.source, "no such channels")
+            raise self.error
+        self.channels = tuple(subscription.channels)
+        self._lay_out()
+        self.subscription, self.error = subscription, None
+
+    def _lay_out(self) -> None:
+        starts, at = [], 0
+        for i, channel in enumerate(self.channels):
+            starts.append(at)
+            at += max(1, len(channel.states))
+            if channel.unit in _ENERGY_UNITS and channel.format == 1:
+                self.energies[i] = _Energy(_ENERGY_UNITS[channel.unit], channel.unit != "nJ")
+        self.starts = tuple(starts) + (at,)
+
+    def refresh(self, window: int | None = None) -> None:
+        self.open()
+        _Feed.refresh(self, window)
+
+    def read(self) -> Any:
+        return self.subscription.sample()
+
+    def drop(self, t: int, reason: str) -> None:
+        self.series.drop(t, reason)
+        for energy in self.energies.values():
+            energy.drop(t, reason)
+
+    def keep(self, t: int, payload: Any) -> None:
+        row = array("q", bytes(8 * self.starts[-1]))
+        hz = self.engine.machine.clock.ticks_per_second()
+        for i, got in enumerate(payload):
+            start, end = self.starts[i], self.starts[i + 1]
+            values = tuple(got[1]) if got is not None else ()
+            if len(values) != end - start:
+                values = (INT64_MIN,) * (end - start)
+            row[start:end] = array("q", values)
+            if i in self.energies:
+                stamp = got[0] * _NS // hz if got is not None and got[0] is not None else None
+                self.energies[i].look(t, stamp, values[0], self.window)
+        _Feed.keep(self, t, row)
+
+    def lane(self, row: array[int], i: int) -> array[int]:
+        """The values of channel i in a row."""
+        return row[self.starts[i]:self.starts[i + 1]]
+
+    def find(self, test: Callable[[Any], bool]) -> list[int]:
+        """Indices of the channels that pass."""
+        return [i for i, channel in enumerate(self.channels) if test(channel)]
+
+    def ratios(self, i: int, window: int) -> tuple[list[float], int]:
+        """(share of each state, span) of a state or histogram channel."""
+        old, new, span = self.interval(window)
+        tick = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}.get(self.channels[i].unit, 0)
+        try:
+            return _ratios(self.lane(old, i), self.lane(new, i), span, tick), span
+        except ValueError as error:
+            raise self.missing(str(error), self.channels[i].name) from None
+
+    def counted(self, i: int, window: int) -> tuple[int, int]:
+        """(change, span) of a plain counter."""
+        old, new, span = self.interval(window)
+        before, after = self.lane(old, i)[0], self.lane(new, i)[0]
+        if after == INT64_MIN:
+            raise self.missing(REASON_ABSENT, self.channels[i].name)
+        if before == INT64_MIN or after < before:
+            raise self.missing(REASON_RESET, self.channels[i].name)
+        return after - before, span
+
+
+class _TicksFeed(_Feed):
+    """Scheduler ticks of every CPU."""
+
+    shortest = _TICKS_SHORTEST
+
+    def read(self) -> Any:
+        return self.engine.machine.mach.cpu_ticks()
+
+
+class _ClientsFeed(_Feed):
+    """GPU time of every user client of the accelerator, by registry entry id (never reused, so a reused pid does no harm)."""
+
+    def read(self) -> Any:
+        registry = self.engine.machine.registry
+        clients = {}
+        for entry in registry.children(self.engine.accelerator()):
+            who = _client_pid(registry.get(entry, "IOUserClientCreator"))
+            if who is not None:
+                clients[registry.identity(entry)] = (who[0], who[1], _client_gpu_ns(registry.get(entry, "AppUsage")))
+        return clients
+
+
+_MAIN_GROUPS = (("Energy Model", None), ("GPU Stats", None), ("CPU Stats", "CPU Complex Performance States"))
+_PMP_GROUPS = tuple((group, sub) for group in ("PMP", "PMP0", "PMP1") for sub in (
+    "Energy Counters", "SOC Floor", "DCS BW", "AF BW", "DRAM BW", "DRAM Bandwidth")) + (("Energy Counters", None),)
+
+
+def _want_main(group: str, subgroup: str, name: str, unit: str) -> bool:
+    if group == "Energy Model":
+        return unit in _ENERGY_UNITS and (_rail_of(group, subgroup, name) is not None or _cluster_energy(name) is not None)
+    if group == "GPU Stats":
+        return name in ("GPUPH", "GPU_CLTM", "GPU_PPM")
+    return _cluster_state(name) is not None
+
+
+def _want_amc(group: str, subgroup: str, name: str, unit: str) -> bool:
+    return unit in _BYTE_UNITS and _traffic(name) is not None
+
+
+def _want_pmp(group: str, subgroup: str, name: str, unit: str) -> bool:
+    if subgroup == "Energy Counters" or group == "Energy Counters":
+        return unit in _ENERGY_UNITS and _rail_of(group, subgroup, name) is not None
+    if subgroup == "SOC Floor":
+        return name == "ANE-AF-BW"
+    return _traffic(name) is not None
+
+
+def _want_ane(group: str, subgroup: str, name: str, unit: str) -> bool:
+    return group == "ANE" and subgroup == "IOP State" and name == "status"
+
+
+# ---- sensors
+
+class _Sensors:
+    """SMC keys found per prefix by binary search in the sorted key table; values read at most every 2 s."""
+
+    def __init__(self, machine: Any) -> None:
+        self.machine = machine
+        self.count: int | None = None
+        self.names: dict[int, str] = {}             # index -> key, as far as looked up
+        self.walked: list[str] | None = None        # every key, after a full walk
+        self.spans: dict[str, list[str]] = {}
+        self.values: dict[str, tuple[int, float | None]] = {}   # key -> (when, value)
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that start with prefix."""
+        if prefix not in self.spans:
+            found = None if self.walked is not None else self._search(prefix)
+            if found is None:
+                found = [key for key in self._walk() if key.startswith(prefix)]
+            self.spans[prefix] = found
+        return self.spans[prefix]
+
+    def _key(self, index: int) -> str:
+        if index not in self.names:
+            self.names[index] = self.machine.smc.key_at(index) or ""
+        return self.names[index]
+
+    def _walk(self) -> list[str]:
+        if self.walked is None:
+            self.walked = [self._key(i) for i in range(self._total())]
+        return self.walked
+
+    def _total(self) -> int:
+        if self.count is None:
+            self.count = self.machine.smc.count()
+        return self.count
+
+    def _search(self, prefix: str) -> list[str] | None:
+        """Binary search and a short scan; None when the table turns out not to be sorted (no Apple document promises it)."""
+        low, high = 0, self._total()
+        if not high or self._key(0) > self._key(high - 1):
+            return None if high else []
+        floor, ceiling = self._key(0), self._key(high - 1)
+        while low < high:
+            middle = (low + high) // 2
+            key = self._key(middle)
+            if not floor <= key <= ceiling:
+                return None
+            if key < prefix:
+                low, floor = middle + 1, key
+            else:
+                high, ceiling = middle, key
+        return self._scan(low, prefix, floor)
+
+    def _scan(self, index: int, prefix: str, before: str) -> list[str] | None:
+        found = []
+        while index < self._total():
+            key = self._key(index)
+            if key < before:
+                return None
+            if not key.startswith(prefix):
+                break
+            found.append(key)
+            before, index = key, index + 1
+        return found
+
+    def number(self, key: str, now: int) -> float | None:
+        """A value by name, None when the Mac has no such key or it holds no number; at most 2 s old."""
+        when, value = self.values.get(key, (None, None))
+        if when is None or not 0 <= now - when < _SENSOR_AGE:
+            value, when = self._read(key), now
+            self.values[key] = (when, value)
+        return value
+
+    def _read(self, key: str) -> float | None:
+        info = self.machine.smc.info(key)
+        data = self.machine.smc.read(key) if info is not None else None
+        return _smc_number(key, info[1], data) if data is not None else None
+
+    def temperatures(self, prefixes: Sequence[str], now: int) -> tuple[list[TemperatureSensor], int]:
+        """(plausible sensors of type flt, how many keys there are) under the prefixes."""
+        keys = [key for prefix in prefixes for key in self.keys(prefix)]
+        flt = [key for key in keys if (self.machine.smc.info(key) or (0, ""))[1] == "flt "]
+        read = [(key, self.number(key, now)) for key in flt]
+        return [TemperatureSensor(key, value) for key, value in read if value is not None and _plausible_celsius(value)], len(flt)
+
+
+class _Cluster(NamedTuple):
+    """One CPU cluster: where its figures come from."""
+    name: str
+    letter: str
+    core_type: str
+    lane: int                       # of its residencies in the main feed
+    clocks: tuple[int, ...]
+    energies: tuple[int, ...]       # lanes of its energy
+    cores: int | None
+    cpus: tuple[int, ...]           # indices in host_processor_info; () when they cannot be told
+
+
+_CORE_TYPES = {"E": "Efficiency", "P": "Performance", "M": "Performance", "S": "Super"}
+_SPEED = "SPME"     # fastest letter first; on M5 Pro and Max P is Super and M Performance
+
+
+# ---- the engine
+
+class _Engine:
+    """Everything known of one GPU of one machine: sources, histories, and one method per figure.
+
+    Figure methods take the window in nanoseconds first, never wait, and return a _Figure or raise AppleGPUError.
+    """
+
+    def __init__(self, machine: Any, window: float = 1.0, timeout: float = 2.5, index: int = 0) -> None:
+        self.machine = machine
+        self.index = index
+        self.set_times(window, timeout)
+        self._begin()
+
+    def set_times(self, window: float, timeout: float) -> None:
+        self.window = _window_ns(window)
+        self.timeout = _timeout_ns(timeout)
+
+    def _begin(self) -> None:
+        self.lock = allocate_lock()             # histories
+        self.facts: dict[str, Any] = {}         # what does not change, or the NotSupported it gave
+        self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
+        self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),), _want_amc)
+        self.pmp = _ReportFeed(self, _PMP_GROUPS, _want_pmp)
+        self.ane = _ReportFeed(self, (("ANE", "IOP State"),), _want_ane)
+        self.ticks = _TicksFeed(self, "mach")
+        self.clients = _ClientsFeed(self, "registry")
+        self.sensors = _Sensors(self.machine)
+        self.recoveries: int | None = None
+
+    def forked(self) -> None:
+        """In a forked child: forget, without releasing, what the parent opened."""
+        self.machine.forked()
+        self._begin()
+
+    def feeds(self) -> tuple[_ReportFeed, ...]:
+        return self.main, self.amc, self.pmp, self.ane
+
+    def settle(self, figure: Callable[[int], _Figure], window: int, timeout: int) -> _Figure:
+        """The figure; waits for it as long as a baseline younger than the timeout gives hope."""
+        clock = self.machine.clock
+        entered: int | None = None
+        while True:
+            try:
+                return figure(window)
+            except NVMLError_NotReady as error:
+                now = clock.now()[0]
+                entered = now if entered is None else entered
+                until = getattr(error, "_began", now - timeout) + timeout
+                if error.reason == REASON_STALE and getattr(error, "_lapse", 0) > _HOLD:
+                    until = max(until, entered + _STEP)
+                if timeout <= 0 or now >= until or error.reason in (REASON_FROZEN, REASON_ABSENT):
+                    raise
+            clock.sleep(_STEP / _NS)
+
+    def once(self, name: str, work: Callable[[], Any]) -> Any:
+        """A fact that does not change; NotSupported is remembered too, a failure that may pass is not."""
+        if name not in self.facts:
+            try:
+                self.facts[name] = work()
+            except NVMLError_NotSupported as error:
+                self.facts[name] = error
+        got = self.facts[name]
+        if isinstance(got, AppleGPUError):
+            raise got.with_traceback(None)
+        return got
+
+    def lacking(self, source: str, detail: str, reason: str = REASON_CHIP) -> AppleGPUError:
+        """NotSupported for something that this Mac lacks; in a guest that is the reason."""
+        if self.is_virtual():
+            return _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, source, "a virtual machine does not see it (%s)" % detail)
+        return _fail(ERROR_NOT_SUPPORTED, reason, source, detail)
+
+    # ---- who this is
+
+    def is_virtual(self) -> bool:
+        def work() -> bool:
+            sysctl = self.machine.sysctl
+            return sysctl.number("kern.hv_vmm_present") == 1 or (sysctl.text("hw.model") or "").startswith("VirtualMac")
+        return bool(self.once("virtual", work))
+
+    def accelerators(self) -> list[Any]:
+        """The GPUs among the IOAccelerator services: AGX, or the paravirtual one of a guest."""
+        def is_gpu(entry: Any) -> bool:
+            # An M1 also has an IOServiceCompatibility node of that name, with PerformanceStatistics {vramFreeBytes}.
+            registry = self.machine.registry
+            name = registry.class_name(entry)
+            if name.startswith(("AGXAccelerator", "AppleParavirtGPU")):
+                return True
+            statistics = registry.get(entry, "PerformanceStatistics")
+            return isinstance(statistics, dict) and "Device Utilization %" in statistics
+        if "accelerators" not in self.facts:
+            found = [e for e in self.machine.registry.services("IOAccelerator") if is_gpu(e)]
+            if found:
+                self.facts["accelerators"] = found
+            return found
+        return list(self.facts["accelerators"])
+
+    def accelerator(self) -> Any:
+        found = self.accelerators()
+        if self.index >= len(found):
+            raise _fail(ERROR_GPU_IS_LOST, REASON_SOURCE_FAILED, "registry", "the accelerator service does not answer")
+        return found[self.index]
+
+    def gpu_property(self, key: str) -> Any:
+        """A property of the accelerator; a service that went away with a GPU restart is matched again, once."""
+        registry = self.machine.registry
+        value = registry.get(self.accelerator(), key)
+        if value is None and not registry.alive(self.accelerator()):
+            self.facts.pop("accelerators", None)
+            self._gpu_restarted()
+            value = registry.get(self.accelerator(), key)
+        return value
+
+    def _gpu_restarted(self) -> None:
+        now = self.machine.clock.now()[0]
+        with self.lock:
+            for feed in (self.main, self.clients):
+                feed.drop(now, REASON_RESET)
+
+    def statistics(self) -> dict[str, Any]:
+        """PerformanceStatistics of the accelerator; a changed recoveryCount starts the GPU's histories anew."""
+        got = self.gpu_property("PerformanceStatistics")
+        if not isinstance(got, dict):
+            raise self.lacking("registry", "the accelerator has no PerformanceStatistics")
+        count = got.get("recoveryCount")
+        if isinstance(count, int):
+            before, self.recoveries = self.recoveries, count
+            if before is not None and before != count:
+                self._gpu_restarted()
+        return got
+
+    def _statistic(self, key: str) -> int:
+        value = self.statistics().get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise self.lacking("registry", "PerformanceStatistics has no %s" % key)
+        return value
+
+    def brand(self) -> str:
+        """Apple M1 Max: the CPU brand string, which a VM marks with (Virtual)."""
+        text = self.once("brand", lambda: self.machine.sysctl.text("machdep.cpu.brand_string"))
+        if not text:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "machdep.cpu.brand_string is not there")
+        return str(text)
+
+    def text_fact(self, window: int, name: str) -> _Figure:
+        text = self.once(name, lambda: self.machine.sysctl.text(name))
+        if not text:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "sysctl %s is not there" % name)
+        return _Figure(text, source="sysctl")
+
+    def chip(self, window: int) -> _Figure:
+        return _Figure(self.brand(), source="sysctl")
+
+    def name(self, window: int) -> _Figure:
+        """The accelerator's own model; in a guest Metal's name for it."""
+        model = self.once("model", lambda: self.gpu_property("model"))
+        if isinstance(model, bytes):
+            model = model.split(b"\0", 1)[0].decode("utf-8", "replace")
+        if model:
+            return _Figure(str(model), source="registry")
+        return _Figure(self.metal()["name"] if self.is_virtual() else self.brand(), source="metal" if self.is_virtual() else "sysctl")
+
+    def uuid(self, window: int = 0) -> _Figure:
+        def work() -> str:
+            for entry in self.machine.registry.services("IOPlatformExpertDevice"):
+                value = self.machine.registry.get(entry, "IOPlatformUUID")
+                if isinstance(value, str) and value:
+                    return _uuid_of(value if not self.index else "%s %d" % (value, self.index))
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "registry", "IOPlatformUUID cannot be read")
+        return _Figure(self.once("uuid", work), source="registry")
+
+    def architecture(self, window: int) -> _Figure:
+        name = _architecture(self.machine.registry.class_name(self.accelerator()))
+        if name is None:
+            raise self.lacking("registry", "the accelerator is not an AGX one")
+        return _Figure(name, source="registry")
+
+    def registry_id(self, window: int) -> _Figure:
+        return _Figure(self.machine.registry.identity(self.accelerator()), source="registry")
+
+    def driver_version(self, window: int) -> _Figure:
+        version = self.gpu_property("IOSourceVersion")
+        if not isinstance(version, str) or not version:
+            raise self.lacking("registry", "the accelerator has no IOSourceVersion")
+        return _Figure(version, source="registry")
+
+    def gpu_cores(self, window: int = 0) -> _Figure:
+        """gpu-core-count; GPUConfigurationVariable counts the 80 cores of an M3 Ultra's design where 60 are enabled."""
+        cores = self.once("cores", lambda: self.gpu_property("gpu-core-count"))
+        if isinstance(cores, bytes):
+            cores = _little(cores[:8])
+        if not isinstance(cores, int) or cores <= 0:
+            raise self.lacking("registry", "the accelerator has no gpu-core-count")
+        return _Figure(cores, source="registry")
+
+    def dies(self, window: int = 0) -> _Figure:
+        """1, or 2 on an Ultra, by the die prefixes of the energy channels, else by the chip's name."""
+        try:
+            self.main.open()
+        except (NVMLError_NotSupported, NVMLError_NoPermission):
+            return _Figure(2 if _chip_name(self.brand()).endswith("Ultra") else 1, source="sysctl")
+        found = {_strip_die(c.name)[0] for c in self.main.channels if _strip_die(c.name)[1] == "CPU Energy"} - {"", "PRIM "}
+        return _Figure(max(1, len(found)), source=self.main.source)
+
+    def metal(self) -> dict[str, Any]:
+        """What Metal says of the device: made and released once per process, the numbers kept."""
+        def work() -> Any:
+            return self.machine.metal.device(self.machine.registry.identity(self.accelerator()))
+        return dict(self.once("metal", work))
+
+    def metal_family(self, window: int) -> _Figure:
+        """The highest Apple GPU family, "Apple7" on M1; in a guest the highest common one."""
+        families = self.metal()["families"]
+        apple = [f - 1000 for f in families if 1000 < f < 2000]
+        common = [f - 3000 for f in families if 3000 < f < 4000]
+        if not apple and not common:
+            raise self.lacking("metal", "Metal names no GPU family")
+        return _Figure("Apple%d" % max(apple) if apple else "Common%d" % max(common), source="metal")
+
+    # ---- GPU use and clocks
+
+    def gpu_engines(self, window: int) -> _Figure:
+        got = self.statistics()
+        names = ("Device Utilization %", "Renderer Utilization %", "Tiler Utilization %")
+        values = [got.get(name) for name in names]
+        if not all(isinstance(v, int) for v in values):
+            raise self.lacking("registry", "PerformanceStatistics has no utilisation")
+        return _Figure(EngineUtilization(*values), source="registry")
+
+    def gpu_states(self) -> tuple[int, tuple[str, ...]]:
+        """(lane, state names) of GPUPH."""
+        self.main.open()
+        lanes = self.main.find(lambda c: c.group == "GPU Stats" and c.name == "GPUPH" and c.format == 2)
+        if not lanes:
+            raise self.lacking(self.main.source, "GPU Stats has no GPUPH channel")
+        return lanes[0], self.main.channels[lanes[0]].states
+
+    def gpu_ratios(self, window: int) -> tuple[tuple[str, ...], list[float], _Figure]:
+        """(state names, share of each, a figure that carries span and age)."""
+        lane, states = self.gpu_states()
+        self.main.refresh(window)
+        with self.lock:
+            ratios, span = self.main.ratios(lane, window)
+        return states, ratios, _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
+
+    def gpu_active(self, window: int) -> _Figure:
+        states, ratios, figure = self.gpu_ratios(window)
+        return figure._replace(value=_active(states, ratios))
+
+    def gpu_utilization(self, window: int) -> _Figure:
+        """GPUPH active residency, as powermetrics; the driver's own figure where that cannot be had."""
+        try:
+            active = self.gpu_active(window)
+        except (NVMLError_NotSupported, NVMLError_NoPermission):
+            engines = self.gpu_engines(window)
+            return engines._replace(value=engines.value.device_percent)
+        return active._replace(value=int(active.value * 100 + 0.5))
+
+    def gpu_scaled(self, window: int) -> _Figure:
+        states, ratios, figure = self.gpu_ratios(window)
+        value = _scaled(states, ratios, self.gpu_clocks())
+        return figure._replace(value=value)
+
+    def gpu_residency(self, window: int) -> _Figure:
+        states, ratios, figure = self.gpu_ratios(window)
+        clocks = self.gpu_clocks(quiet=True)
+        rows = tuple(StateResidency(s, _state_clock(s, clocks), r) for s, r in zip(states, ratios))
+        return figure._replace(value=rows)
+
+    def device_tree(self, name: str) -> Any:
+        """A device-tree node, kept."""
+        found = self.once("node " + name, lambda: (self.machine.registry.named(name) or [None])[0])
+        if found is None:
+            raise self.lacking("registry", "there is no %s node" % name)
+        return found
+
+    def _bytes(self, node: str, key: str) -> bytes:
+        try:
+            value = self.machine.registry.get(self.device_tree(node), key)
+        except NVMLError_NotSupported:
+            value = None
+        return value if isinstance(value, bytes) else b""
+
+    def gpu_clocks(self, quiet: bool = False) -> tuple[int, ...]:
+        """MHz per P-state. pmgr voltage-states9, else the sgx table, else voltage-states14 (M2 Max on macOS 13.6)."""
+        def work() -> tuple[int, ...]:
+            for table in (self._bytes("pmgr", "voltage-states9"), None, self._bytes("pmgr", "voltage-states14")):
+                clocks = self._sgx_table() if table is None else _gpu_clocks(table)
+                if max(clocks, default=0) > 0:
+                    return clocks
+            raise self.lacking("registry", "no GPU clock table in pmgr or sgx")
+        try:
+            return tuple(self.once("gpu clocks", work))
+        except NVMLError_NotSupported:
+            if quiet:
+                return ()
+            raise
+
+    def _sgx_table(self) -> tuple[int, ...]:
+        count, tables = _little(self._bytes("sgx", "perf-state-count")), _little(self._bytes("sgx", "perf-state-table-count"))
+        return _sgx_clocks(self._bytes("sgx", "perf-states"), count, tables or 1)
+
+    def gpu_clock(self, window: int) -> _Figure:
+        """Mean requested clock while active; the hardware may run lower when it is throttled (macmon 78)."""
+        clocks = self.gpu_clocks()
+        states, ratios, figure = self.gpu_ratios(window)
+        mean = _mean_clock(states, ratios, clocks)
+        if mean is None:
+            raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP, figure.source)
+        return figure._replace(value=int(mean + 0.5))
+
+    def gpu_max_clock(self, window: int) -> _Figure:
+        return _Figure(max(self.gpu_clocks()), source="registry")
+
+    def gpu_supported_clocks(self, window: int) -> _Figure:
+        return _Figure(tuple(sorted({mhz for mhz in self.gpu_clocks() if mhz})), source="registry")
+
+    def gpu_flops(self, window: int) -> _Figure:
+        return _Figure(_peak_flops(self.gpu_cores().value, max(self.gpu_clocks())), source="registry")
+
+    def gpu_recoveries(self, window: int) -> _Figure:
+        return _Figure(self._statistic("recoveryCount"), source="registry")
+
+    def throttle(self, window: int) -> _Figure:
+        """CLTM, PPM and thermal pressure; at least one of them is known."""
+        cltm, ppm, figure = None, None, _Figure(None)
+        try:
+            cltm, figure = self._limited("GPU_CLTM", window)
+            ppm, _ = self._limited("GPU_PPM", window)
+        except (NVMLError_NotSupported, NVMLError_NoPermission):
+            pass
+        try:
+            pressure = self.thermal_pressure(window).value
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
+            pressure = None
+        if cltm is None and ppm is None and pressure is None:
+            raise self.lacking("ioreport:GPU Stats", "neither CLTM, PPM nor thermal pressure can be read")
+        return figure._replace(value=ThrottleState(cltm, ppm, pressure))
+
+    def _limited(self, name: str, window: int) -> tuple[float | None, _Figure]:
+        """(figure of GPU_CLTM or GPU_PPM or None, its span): share not in NO_CLTM, or the mean of percent states."""
+        self.main.open()
+        lanes = self.main.find(lambda c: c.group == "GPU Stats" and c.name == name and c.format == 2)
+        if not lanes:
+            return None, _Figure(None)
+        states = self.main.channels[lanes[0]].states
+        self.main.refresh(window)
+        with self.lock:
+            ratios, span = self.main.ratios(lanes[0], window)
+        return _limit_figure(name, states, ratios), _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
+
+    # ---- energy and power
+
+    def rail(self, rail: str) -> tuple[_ReportFeed, list[int]]:
+        """(feed, lanes) of a rail: the preferred channels, one per die, decided once."""
+        def work() -> tuple[_ReportFeed, list[int]]:
+            for feed in (self.main, self.pmp):
+                lanes = self._rail_lanes(feed, rail)
+                if lanes:
+                    return feed, lanes
+            raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % rail)
+        feed, lanes = self.once("rail " + rail, work)
+        return feed, lanes
+
+    def _rail_lanes(self, feed: _ReportFeed, rail: str) -> list[int]:
+        try:
+            feed.open()
+        except NVMLError_NotSupported:
+            if feed is self.main:
+                raise
+            return []
+        ranked = [(_rail_of(c.group, c.subgroup, c.name), i) for i, c in enumerate(feed.channels) if i in feed.energies]
+        fitting = [(got[1], i) for got, i in ranked if got is not None and got[0] == rail]
+        best = min((rank for rank, _ in fitting), default=None)
+        return [i for rank, i in fitting if rank == best]
+
+    def rail_power(self, window: int, rail: str) -> _Figure:
+        """Mean power of a rail in mW: the sum of its dies, each over its own publications."""
+        feed, lanes = self.rail(rail)
+        feed.refresh(window)
+        busy = self._gpu_busy(window) if rail == "gpu" else False
+        with self.lock:
+            alive = self._group_alive(feed, window)
+            return self._sum_power(feed, lanes, window, rail, lambda e: self._zero_is_doubtful(rail, e, alive, busy))
+
+    def _gpu_busy(self, window: int) -> bool:
+        try:
+            return bool(self.gpu_active(window).value >= _BUSY)
+        except AppleGPUError:
+            return False
+
+    def _group_alive(self, feed: _ReportFeed, window: int) -> bool:
+        """True when the rail of this feed that is never zero (CPU, or DRAM in PMP) shows energy."""
+        never_zero = "cpu" if feed is self.main else "dram"
+        lanes = [i for i, c in enumerate(feed.channels)
+                 if i in feed.energies and (_rail_of(c.group, c.subgroup, c.name) or ("",))[0] == never_zero]
+        changes = [feed.energies[i].change(window) for i in lanes]
+        return bool(changes) and all(not isinstance(c, str) and c[0] > 0 for c in changes)
+
+    @staticmethod
+    def _zero_is_doubtful(rail: str, energy: _Energy, alive: bool, busy: bool) -> bool:
+        return rail in ("cpu", "dram") or (energy.batched and not alive) or (rail == "gpu" and busy)
+
+    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str,
+                   doubtful: Callable[[_Energy], bool]) -> _Figure:
+        energies = [feed.energies[i] for i in lanes]
+        changes = [self._lane_change(e, window, doubtful(e)) for e in energies]
+        reasons = [c for c in changes if isinstance(c, str)]
+        if reasons:
+            raise self._no_power(feed, energies, _worst(reasons), what)
+        mw = sum(c[0] * e.scale[0] / e.scale[1] / c[1] for e, c in zip(energies, changes) if not isinstance(c, str)) * _NS
+        return _Figure(int(mw + 0.5), max(e.age() for e in energies) / _NS,
+                       max(c[1] for c in changes if not isinstance(c, str)) / _NS, feed.source,
+                       any(e.batched and not e.usable for e in energies))
+
+    @staticmethod
+    def _lane_change(energy: _Energy, window: int, doubtful: bool) -> tuple[int, int] | str:
+        change = energy.change(window)
+        if doubtful and energy.value == 0 and energy.batched:
+            return REASON_FROZEN            # nothing since boot, on a rail that cannot be without
+        if isinstance(change, str) or change[0] > 0 or not doubtful:
+            return change
+        return REASON_FIRST if change[1] < _SURE else REASON_FROZEN
+
+    def _no_power(self, feed: _ReportFeed, energies: Sequence[_Energy], reason: str, what: str) -> AppleGPUError:
+        age = max(e.age() for e in energies) / _NS
+        gap = max(e.gap for e in energies) / _NS
+        detail = "%s: %s; its last publication is %.1f s old" % (what, _ADVICE[reason], age)
+        if gap:
+            detail += ", the one before came %.1f s earlier" % gap
+        return _not_ready(reason, feed.source, detail, max(e.began for e in energies), max(e.lapse for e in energies))
+
+    def rail_energy(self, window: int, rail: str) -> _Figure:
+        """The published count of a rail in mJ; never extrapolated, never falling."""
+        feed, lanes = self.rail(rail)
+        feed.refresh()
+        with self.lock:
+            energies = [feed.energies[i] for i in lanes]
+            totals = [e.total() for e in energies]
+            dead = rail != "gpu" and any(e.value == 0 for e in energies) and (
+                rail in ("cpu", "dram") or not self._ever_alive(feed))
+            reasons = [t for t in totals if isinstance(t, str)] + ([REASON_FROZEN] if dead else [])
+            if reasons:
+                raise self._no_power(feed, energies, _worst(reasons), rail)
+            millijoules = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
+            return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, feed.source)
+
+    def _ever_alive(self, feed: _ReportFeed) -> bool:
+        never_zero = "cpu" if feed is self.main else "dram"
+        lanes = [i for i, c in enumerate(feed.channels)
+                 if i in feed.energies and (_rail_of(c.group, c.subgroup, c.name) or ("",))[0] == never_zero]
+        return any(feed.energies[i].value for i in lanes)
+
+    def rail_points(self, rail: str) -> list[tuple[int, float]]:
+        """(clock, mJ) of the newest publication of each channel, for SnapshotDelta."""
+        feed, lanes = self.rail(rail)
+        with self.lock:
+            totals = [(feed.energies[i].total(), feed.energies[i].scale) for i in lanes]
+        return [(t[1], t[0] * s[0] / s[1]) for t, s in totals if not isinstance(t, str)]
+
+    def gpu_power(self, window: int) -> _Figure:
+        """GPU Energy over the window; FilteredGPUPower, the driver's own average, when that counter is missing or dead."""
+        try:
+            return self.rail_power(window, "gpu")
+        except AppleGPUError as error:
+            if error.reason in (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_SLOW):
+                raise
+            value = self.gpu_property("FilteredGPUPower")
+            if not isinstance(value, int) or value < 0:
+                raise
+            return _Figure(value, 0.0, None, "registry:FilteredGPUPower")
+
+    def gpu_power_limit(self, window: int) -> _Figure:
+        value = self.gpu_property("MaxGPUAbsolutePower")
+        if not isinstance(value, int):
+            raise self.lacking("registry", "the accelerator has no MaxGPUAbsolutePower")
+        if value < 0:
+            raise _fail(ERROR_NO_DATA, REASON_NO_LIMIT, "registry", "no GPU power cap is set")
+        return _Figure(value, source="registry")
+
+    def ane_power(self, window: int) -> _Figure:
+        """ANE rail; 0 beside visible activity is a dead counter (M5 and macOS 27 betas, mactop)."""
+        figure = self.rail_power(window, "ane")
+        if figure.value == 0 and self._ane_seen(window):
+            raise _not_ready(REASON_FROZEN, figure.source or "", "ane: active, but its energy counter does not move",
+                             self.machine.clock.now()[0])
+        return figure
+
+    def _ane_seen(self, window: int) -> bool:
+        """Activity by a way other than power, without opening a subscription for it."""
+        ways = [w for w, feed in ((self._ane_floor, self.pmp), (self._ane_iop, self.ane)) if feed.subscription is not None]
+        for way in ways:
+            try:
+                return bool(way(window).value.percent > 0)
+            except AppleGPUError:
+                continue
+        try:
+            return bool(self.ane_state(window).value.power_state > 0)
+        except AppleGPUError:
+            return False
+
+    def package_power(self, window: int) -> _Figure:
+        """CPU + GPU + ANE, all three or none: the sum of means over different spans."""
+        parts = [self.rail_power(window, "cpu"), self.gpu_power(window), self.ane_power(window)]
+        return _Figure(sum(p.value for p in parts), max(p.age_s or 0.0 for p in parts),
+                       max(p.interval_s or 0.0 for p in parts), "ioreport:Energy Model", any(p.estimated for p in parts))
+
+    def system_power(self, window: int) -> _Figure:
+        """Whole machine: SMC PSTR as it is."""
+        return self._smc_figure("PSTR", "whole-machine power", 1000.0)
+
+    def _smc_figure(self, key: str, what: str, scale: float) -> _Figure:
+        now = self.machine.clock.now()[0]
+        value = self.sensors.number(key, now)
+        if value is None or value != value:
+            raise self.lacking("smc", "there is no SMC key %s for %s" % (key, what))
+        return _Figure(int(value * scale + 0.5), (now - self.sensors.values[key][0]) / _NS, None, "smc")
+
+    # ---- heat
+
+    def _die_sensors(self, prefixes: Sequence[str], hid_names: Sequence[str], what: str) -> _Figure:
+        """Plausible sensors: SMC by prefix, else HID services by name."""
+        now = self.machine.clock.now()[0]
+        keys, source = 0, "smc"
+        try:
+            sensors, keys = self.sensors.temperatures(prefixes, now)
+        except (NVMLError_NotSupported, NVMLError_NoPermission):
+            sensors = []
+        if not sensors:
+            sensors, source = self._hid_sensors(hid_names), "hid"
+        if not sensors:
+            if keys:
+                raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
+                            "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
+            raise self.lacking("smc", "no %s temperature sensor is known here" % what)
+        ages = [now - self.sensors.values[s.key][0] for s in sensors if s.key in self.sensors.values]
+        return _Figure(tuple(sensors), max(ages, default=0) / _NS, None, source)
+
+    def _hid_sensors(self, names: Sequence[str]) -> list[TemperatureSensor]:
+        try:
+            got = self.machine.hid.temperatures()
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
+            return []
+        return [TemperatureSensor(product, celsius) for product, _, celsius in got
+                if product and product.startswith(tuple(names)) and _plausible_celsius(celsius)]
+
+    def gpu_sensors(self, window: int) -> _Figure:
+        return self._die_sensors(("Tg",), ("GPU MTR Temp Sensor",), "GPU")
+
+    def cpu_sensors(self, window: int) -> _Figure:
+        # Ts is the Super cores on M5; on M1 to M4 it is the SSD and the palm rest (metrics.md 3.8).
+        prefixes = ("Tp", "Te", "Ts") if _chip_name(self.brand()).startswith("M5") else ("Tp", "Te")
+        return self._die_sensors(prefixes, ("pACC MTR Temp Sensor", "eACC MTR Temp Sensor"), "CPU")
+
+    def gpu_temperature(self, window: int) -> _Figure:
+        return _mean_of(self.gpu_sensors(window))
+
+    def gpu_temperature_max(self, window: int) -> _Figure:
+        figure = self.gpu_sensors(window)
+        return figure._replace(value=max(s.celsius for s in figure.value))
+
+    def cpu_temperature(self, window: int) -> _Figure:
+        return _mean_of(self.cpu_sensors(window))
+
+    def thermal_pressure(self, window: int) -> _Figure:
+        return _Figure(self.machine.notify.state("com.apple.system.thermalpressurelevel"), source="notify")
+
+    def fan_count(self, window: int = 0) -> _Figure:
+        """FNum; a fanless Mac has none (A18 Pro, M4 Air: absent, not 0)."""
+        now = self.machine.clock.now()[0]
+        value = self.sensors.number("FNum", now)
+        return _Figure(int(value) if value is not None else 0, source="smc")
+
+    def fan(self, window: int, index: int) -> _Figure:
+        count = self.fan_count().value
+        if index >= count:
+            raise _fail(ERROR_NOT_SUPPORTED if not count else ERROR_INVALID_ARGUMENT, REASON_NO_SUCH_PART, "smc",
+                        "this Mac has %s" % ("no fan" if not count else "%d fan(s), numbered from 0" % count))
+        now = self.machine.clock.now()[0]
+        rpm, low, high = (self.sensors.number("F%d%s" % (index, key), now) for key in ("Ac", "Mn", "Mx"))
+        if rpm is None or rpm != rpm:
+            raise self.lacking("smc", "there is no SMC key F%dAc" % index)
+        percent = int(100 * rpm / high + 0.5) if high else None
+        return _Figure(Fan(int(rpm + 0.5), _rounded(low), _rounded(high), percent), source="smc")
+
+    def fan_speed(self, window: int, index: int) -> _Figure:
+        figure = self.fan(window, index)
+        if figure.value.percent is None:
+            raise self.lacking("smc", "fan %d tells no maximum" % index)
+        return figure._replace(value=figure.value.percent)
+
+    def fans(self, window: int) -> _Figure:
+        return _Figure(tuple(self.fan(window, i).value for i in range(self.fan_count().value)), source="smc")
+
+    # ---- memory
+
+    def memory_wired(self, window: int) -> _Figure:
+        """iogpu.wired_limit_mb, or its older name, in bytes; NoData when it is 0, the default."""
+        for name in ("iogpu.wired_limit_mb", "debug.iogpu.wired_limit"):
+            value = self.machine.sysctl.number(name)
+            if value is not None:
+                if value <= 0:
+                    raise _fail(ERROR_NO_DATA, REASON_NO_LIMIT, "sysctl", "%s is 0: the driver's default holds" % name)
+                return _Figure(value << 20, source="sysctl")
+        raise self.lacking("sysctl", "iogpu.wired_limit_mb is not there", REASON_MACOS)
+
+    def memory_limit(self, window: int) -> _Figure:
+        value = self.metal()["recommendedMaxWorkingSetSize"]
+        if not value:
+            raise self.lacking("metal", "Metal names no recommendedMaxWorkingSetSize")
+        return _Figure(value, source="metal")
+
+    def memory_total(self, window: int = 0) -> _Figure:
+        """What the GPU may use: the wired limit when one is set, else Metal's; never a share of RAM."""
+        try:
+            return self.memory_wired(window)
+        except (NVMLError_NoData, NVMLError_NotSupported):
+            return self.memory_limit(window)
+
+    def memory_used(self, window: int = 0) -> _Figure:
+        return _Figure(self._statistic("In use system memory"), source="registry")
+
+    def memory_free(self, window: int) -> _Figure:
+        return _Figure(max(0, self.memory_total().value - self.memory_used().value), source="registry")
+
+    def memory_allocated(self, window: int) -> _Figure:
+        return _Figure(self._statistic("Alloc system memory"), source="registry")
+
+    def memory_utilization(self, window: int) -> _Figure:
+        total = self.memory_total().value
+        return _Figure(min(100, (100 * self.memory_used().value + total // 2) // total), source="registry")
+
+    def memory_headroom(self, window: int) -> _Figure:
+        available = self.memory_info(window).value.available_bytes
+        limit, used = self.memory_total().value, self.memory_used().value
+        return _Figure(Headroom(max(0, min(available, limit - used)), available, limit, used), source="registry")
+
+    def memory_info(self, window: int) -> _Figure:
+        """The kernel refreshes it at most a few times a second for everybody (xnu host.c)."""
+        total = self.once("memsize", lambda: self.machine.sysctl.number("hw.memsize"))
+        if not total:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "hw.memsize is not there")
+        mach = self.machine.mach
+        return _Figure(_memory_info(mach.vm_statistics(), mach.page_size(), total), source="mach")
+
+    def swap(self, window: int) -> _Figure:
+        data = self.machine.sysctl.raw("vm.swapusage")
+        if data is None or len(data) < 24:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "vm.swapusage is not there")
+        return _Figure(_swap_info(data), source="sysctl")
+
+    def memory_pressure(self, window: int) -> _Figure:
+        level = self.machine.sysctl.number("kern.memorystatus_vm_pressure_level")
+        available = self.machine.sysctl.number("kern.memorystatus_level")
+        if level not in MEMORY_PRESSURE or available is None:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "kern.memorystatus_vm_pressure_level is not there")
+        return _Figure(MemoryPressure(MEMORY_PRESSURE[level], available), source="sysctl")
+
+    def _memory_system(self) -> tuple[float, int, str]:
+        row = _memory_system(self.brand(), self.gpu_cores().value)
+        if row is None:
+            raise self.lacking("chips", "the memory system of %s is not known" % self.brand())
+        return row
+
+    def memory_max_bandwidth(self, window: int) -> _Figure:
+        return _Figure(self._memory_system()[0] * 1e9, source="chips")
+
+    def memory_bus_width(self, window: int) -> _Figure:
+        return _Figure(self._memory_system()[1], source="chips")
+
+    def memory_type(self, window: int) -> _Figure:
+        return _Figure(self._memory_system()[2], source="chips")
+
+    # ---- bandwidth
+
+    def traffic(self, window: int, direction: str, agent: str | None = None, stems: Sequence[str] = ()) -> _Figure:
+        """Bytes per second in a direction, of all or of one agent: byte counters where there are, else histograms."""
+        stems = stems or (_AGENT_STEMS[agent] if agent else ())
+        if "amc dead" not in self.facts:
+            try:
+                return self._counted_traffic(self.amc, window, direction, stems)
+            except NVMLError_NotSupported as error:
+                if self.amc.subscription is not None:
+                    raise
+                self.facts["amc dead"] = error
+            except NVMLError_NotReady as error:
+                if error.reason != REASON_ABSENT:       # M3 Max on 27 betas: every AMC value INT64_MIN
+                    raise
+                self.facts["amc dead"] = error
+        try:
+            self.pmp.open()
+        except NVMLError_NotSupported:
+            raise self.facts["amc dead"].with_traceback(None) from None
+        return self._pmp_traffic(window, direction, stems)
+
+    def _counted_traffic(self, feed: _ReportFeed, window: int, direction: str, stems: Sequence[str]) -> _Figure:
+        feed.open()
+        lanes = self._traffic_lanes(feed, direction, stems, lambda c: c.unit in _BYTE_UNITS)
+        if not lanes:
+            raise self.lacking(feed.source, "no byte counter for this")
+        feed.refresh(window)
+        with self.lock:
+            counted = [(feed.counted(i, window), _BYTE_UNITS[feed.channels[i].unit]) for i in lanes]
+            moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
+            if not moved and not stems and span >= _SURE:
+                raise feed.missing(REASON_FROZEN, "DRAM traffic")
+        return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.source)
+
+    @staticmethod
+    def _traffic_lanes(feed: _ReportFeed, direction: str, stems: Sequence[str], usable: Callable[[Any], bool]) -> list[int]:
+        """Lanes of a total (stems empty) or of an agent: on the DRAM side where they are, else on the fabric side."""
+        parsed = [(_traffic(c.name), i) for i, c in enumerate(feed.channels) if usable(c)]
+        named = [(t, i) for t, i in parsed if t is not None and t[1] == direction]
+        if not stems:
+            return [i for t, i in named if not t[0]]
+        mine = [(t, i) for t, i in named if _agent_matches(t[0], stems)]
+        dram = [i for t, i in mine if t[2]]
+        return dram or [i for t, i in mine]
+
+    def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
+        simple = [i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
+                  and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)]
+        if simple and not stems:
+            self.pmp.refresh(window)
+            with self.lock:
+                counted = [self.pmp.counted(i, window) for i in simple]
+            scale = _BYTE_UNITS[self.pmp.channels[simple[0]].unit]
+            return _Figure(Bandwidth(sum(c[0] for c in counted) * scale * _NS / counted[0][1], False, False), 0.0,
+                           counted[0][1] / _NS, self.pmp.source)
+        return self._histogram_traffic(window, direction, stems)
+
+    def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
+        """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents."""
+        for subgroup in ("DCS BW", "AF BW"):
+            parsed = [(_traffic(c.name), i) for i, c in enumerate(self.pmp.channels) if c.subgroup == subgroup and c.states]
+            named = [(t[0], i) for t, i in parsed if t is not None and t[1] == direction]
+            whole = [i for unit, i in named if _agent_matches(unit, ("AMCC",))]
+            agents = [i for unit, i in named if i not in whole and (not stems or _agent_matches(unit, stems))]
+            if agents or (whole and not stems):
+                return self._histograms(window, whole if not stems else [], agents)
+        raise self.lacking(self.pmp.source, "no bandwidth histogram for this")
+
+    def _histograms(self, window: int, whole: Sequence[int], agents: Sequence[int]) -> _Figure:
+        self.pmp.refresh(window)
+        with self.lock:
+            got = {i: self.pmp.ratios(i, window) for i in list(whole) + list(agents)}
+        read = {i: _histogram(self.pmp.channels[i].states, ratios) for i, (ratios, _) in got.items()}
+        lanes = whole if whole and (not agents or any(read[i][2] for i in whole)) else agents
+        span = max(span for _, span in got.values())
+        value = Bandwidth(sum(read[i][0] for i in lanes), True, any(read[i][1] for i in lanes))
+        return _Figure(value, 0.0, span / _NS, self.pmp.source, True)
+
+    def ane_bandwidth(self, window: int) -> _Figure:
+        return self._both_ways(window, _AGENT_STEMS["ane"])
+
+    def _both_ways(self, window: int, stems: Sequence[str]) -> _Figure:
+        read, write = self.traffic(window, "RD", None, stems), self.traffic(window, "WR", None, stems)
+        a, b = read.value, write.value
+        return read._replace(value=Bandwidth(a.bytes_per_s + b.bytes_per_s, a.estimated or b.estimated, a.saturated or b.saturated))
+
+    # ---- Neural Engine and video engines
+
+    def ane_utilization(self, window: int) -> _Figure:
+        """The first way that this Mac offers: fabric floor, controller state, power state, power of an assumed 8 W."""
+        for way in (self._ane_floor, self._ane_iop, self._ane_on, self._ane_watts):
+            try:
+                return way(window)
+            except (NVMLError_NotSupported, NVMLError_NoPermission):
+                continue
+        raise self.lacking("ioreport", "nothing tells of the ANE's activity")
+
+    def _ane_share(self, feed: _ReportFeed, channel: str, idle: Callable[[str], bool], method: str, window: int) -> _Figure:
+        feed.open()
+        lanes = feed.find(lambda c: c.name == channel and c.format == 2)
+        if not lanes:
+            raise self.lacking(feed.source, "no %s channel" % channel)
+        feed.refresh(window)
+        with self.lock:
+            ratios, span = feed.ratios(lanes[0], window)
+        active = sum(r for s, r in zip(feed.channels[lanes[0]].states, ratios) if not idle(s))
+        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, span / _NS, feed.source, True)
+
+    def _ane_floor(self, window: int) -> _Figure:
+        return self._ane_share(self.pmp, "ANE-AF-BW", lambda s: s.strip() == "VMIN", ANE_METHOD_FLOOR, window)
+
+    def _ane_iop(self, window: int) -> _Figure:
+        return self._ane_share(self.ane, "status", lambda s: s.strip() != "Running", ANE_METHOD_IOP, window)
+
+    def _ane_on(self, window: int) -> _Figure:
+        on = self.ane_state(window).value.power_state > 0
+        return _Figure(AneUtilization(100 if on else 0, ANE_METHOD_POWER_STATE), source="registry", estimated=True)
+
+    def _ane_watts(self, window: int) -> _Figure:
+        power = self.rail_power(window, "ane")
+        percent = int(power.value / 10 / (_ANE_WATTS * self.dies().value) + 0.5)
+        return power._replace(value=AneUtilization(min(100, percent), ANE_METHOD_POWER), estimated=True)
+
+    def ane_state(self, window: int) -> _Figure:
+        """IOPowerManagement of the H11ANE drivers (two on an Ultra)."""
+        def work() -> list[Any]:
+            found = [e for name in ("H11ANEIn", "H11ANE") for e in self.machine.registry.services(name)]
+            if not found:
+                raise self.lacking("registry", "there is no H11ANE driver")
+            return found
+        states = [self.machine.registry.get(e, "IOPowerManagement") for e in self.once("ane drivers", work)]
+        known = [s for s in states if isinstance(s, dict) and isinstance(s.get("CurrentPowerState"), int)]
+        if not known:
+            raise self.lacking("registry", "the ANE driver tells no power state")
+        top = max(known, key=lambda s: s["CurrentPowerState"])
+        return _Figure(AneState(top["CurrentPowerState"], top.get("MaxPowerState", 1), len(known)), source="registry")
+
+    def ane_cores(self, window: int) -> _Figure:
+        cores = _ane_cores(self.brand())
+        if cores is None:
+            raise self.lacking("chips", "the ANE of %s is not known" % self.brand())
+        return _Figure(cores, source="chips")
+
+    def engine_power(self, window: int, engine: str) -> _Figure:
+        if engine == "prores":
+            raise self.lacking("ioreport:Energy Model", "no chip publishes an energy channel of its own for ProRes")
+        return self.rail_power(window, engine)
+
+    def engine_bandwidth(self, window: int, engine: str) -> _Figure:
+        return self._both_ways(window, _ENGINE_STEMS[engine])
+
+    def engine_utilization(self, window: int, engine: str) -> _Figure:
+        """Traffic of an assumed full 7 GB/s (NeoAsitop's scale): tells idle from busy, no more."""
+        figure = self.engine_bandwidth(window, engine)
+        percent = min(100, int(figure.value.bytes_per_s / _VPU_FULL * 100 + 0.5))
+        return figure._replace(value=VpuUtilization(percent, "bandwidth"), estimated=True)
+
+    # ---- CPU
+
+    def clusters(self) -> tuple[_Cluster, ...]:
+        """The CPU clusters in the order of CPU Complex Performance States."""
+        return tuple(self.once("clusters", self._find_clusters))
+
+    def _find_clusters(self) -> tuple[_Cluster, ...]:
+        self.main.open()
+        named = [(_cluster_state(c.name), i) for i, c in enumerate(self.main.channels) if c.group == "CPU Stats"]
+        found = [(who, i) for who, i in named if who is not None]
+        if not found:
+            raise self.lacking("ioreport:CPU Stats", "no cluster channels")
+        letters = [who[1] for who, _ in found]
+        types, cpus = self._core_types(letters), self._cpus_by_cluster([who for who, _ in found])
+        tables = self._cpu_tables([who for who, _ in found])
+        energies = self._cluster_energies()
+        return tuple(
+            _Cluster(self.main.channels[i].name, who[1], types[who[1]], i, tables[n], energies.get(_numbered(who), ()),
+                     self._cluster_cores(letters, who[1], len(cpus[n])), cpus[n])
+            for n, (who, i) in enumerate(found))
+
+    def _levels(self) -> list[tuple[str, int]]:
+        """(name, physical CPUs) per performance level, fastest first; [] before macOS 12."""
+        number, text = self.machine.sysctl.number, self.machine.sysctl.text
+        levels = [(text("hw.perflevel%d.name" % n) or "", number("hw.perflevel%d.physicalcpu" % n) or 0)
+                  for n in range(number("hw.nperflevels") or 0)]
+        return levels if all(count for _, count in levels) else []
+
+    def _core_types(self, letters: Sequence[str]) -> dict[str, str]:
+        fastest = sorted(set(letters), key=_SPEED.index)
+        levels = self._levels()
+        if len(levels) == len(fastest) and all(name for name, _ in levels):
+            return {letter: levels[n][0] for n, letter in enumerate(fastest)}
+        return {letter: _CORE_TYPES[letter] for letter in fastest}
+
+    def _cluster_cores(self, letters: Sequence[str], letter: str, counted: int) -> int | None:
+        """Cores of a cluster: the device tree's CPUs, else its level's CPUs shared evenly."""
+        if counted:
+            return counted
+        fastest, levels = sorted(set(letters), key=_SPEED.index), self._levels()
+        if len(levels) != len(fastest):
+            return None
+        total, sharers = levels[fastest.index(letter)][1], letters.count(letter)
+        return total // sharers if total % sharers == 0 else None
+
+    def _cpus_by_cluster(self, who: Sequence[tuple[str, str, str]]) -> list[tuple[int, ...]]:
+        """CPU indices per cluster from the cpuN nodes: logical-cpu-id, cluster-type and logical-cluster-id.
+
+        Clusters of one letter are matched in the order of their ids. Empty tuples when the nodes do not fit the channels.
+        """
+        nodes = self._cpu_nodes()
+        groups: dict[tuple[str, int], list[int]] = {}
+        for cpu, letter, cluster in nodes:
+            groups.setdefault((letter, cluster), []).append(cpu)
+        by_letter: dict[str, list[tuple[int, ...]]] = {}
+        for (letter, _), cpus in sorted(groups.items()):
+            by_letter.setdefault(letter, []).append(tuple(sorted(cpus)))
+        fits = all(len(by_letter.get(letter, ())) == sum(w[1] == letter for w in who) for letter in {w[1] for w in who})
+        if not nodes or not fits:
+            return [()] * len(who)
+        return [by_letter[letter].pop(0) for _, letter, _ in who]
+
+    def _cpu_nodes(self) -> list[tuple[int, str, int]]:
+        """(logical-cpu-id, cluster-type letter, logical-cluster-id) per cpuN node of the device tree."""
+        registry, nodes = self.machine.registry, []
+        for n in range(len(self.machine.mach.cpu_ticks()) // 16):
+            for entry in registry.named("cpu%d" % n)[:1]:
+                number, kind = registry.get(entry, "logical-cpu-id"), registry.get(entry, "cluster-type")
+                cluster = registry.get(entry, "logical-cluster-id")
+                if isinstance(number, int) and isinstance(kind, bytes) and kind[:1] and isinstance(cluster, int):
+                    nodes.append((number, kind[:1].decode("latin-1"), cluster))
+        return nodes
+
+    def _cpu_tables(self, who: Sequence[tuple[str, str, str]]) -> list[tuple[int, ...]]:
+        """Clocks per cluster: by acc-clusters where there is one (M5), else 1 for E, 5 and then 13 for P."""
+        acc = _acc_clusters(self._bytes("pmgr", "acc-clusters"))
+        numbers: list[int | None] = [None] * len(who)
+        if acc and len(who) % len(acc) == 0:
+            numbers = [acc[n % len(acc)] for n in range(len(who))]
+        else:
+            for n, (_, letter, index) in enumerate(who):
+                second = letter == "P" and index not in ("", "0") and self._bytes("pmgr", "voltage-states13-sram")
+                numbers[n] = {"E": 1, "P": 13 if second else 5}.get(letter)
+        return [self._cpu_table(number) if number is not None else () for number in numbers]
+
+    def _cpu_table(self, number: int) -> tuple[int, ...]:
+        key = "voltage-states%d" % number
+        return _cpu_clocks(self._bytes("pmgr", key + "-sram"), self._bytes("pmgr", key))
+
+    def _cluster_energies(self) -> dict[tuple[str, str, str], tuple[int, ...]]:
+        """Lanes per (die, letter, index). M1 names its cores ECPU0...: where a plain ECPU exists, numbered ones are cores."""
+        named = [(_cluster_energy(c.name), i) for i, c in enumerate(self.main.channels)
+                 if c.group == "Energy Model" and i in self.main.energies]
+        found = [(who, i) for who, i in named if who is not None]
+        plain = {(die, letter) for (die, letter, index), _ in found if not index}
+        totals: dict[tuple[str, str, str], tuple[int, ...]] = {}
+        for (die, letter, index), i in found:
+            accs = "ACC" in self.main.channels[i].name
+            if accs or not index or (die, letter) not in plain:
+                key = _numbered((die, letter, index))
+                totals[key] = totals.get(key, ()) + (i,)
+        return totals
+
+    def cluster(self, number: int) -> _Cluster:
+        found = self.clusters()
+        if not 0 <= number < len(found):
+            raise _bad("cluster %d: this Mac has %d, numbered from 0" % (number, len(found)))
+        return found[number]
+
+    def cluster_count(self, window: int) -> _Figure:
+        return _Figure(len(self.clusters()), source="ioreport:CPU Stats")
+
+    def cluster_name(self, window: int, number: int) -> _Figure:
+        return _Figure(self.cluster(number).name, source="ioreport:CPU Stats")
+
+    def cpu_cores(self, window: int, number: int | None) -> _Figure:
+        if number is None:
+            total = self.machine.sysctl.number("hw.physicalcpu")
+            if not total:
+                raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "hw.physicalcpu is not there")
+            return _Figure(total, source="sysctl")
+        cores = self.cluster(number).cores
+        if cores is None:
+            raise self.lacking("registry", "neither cpu nodes nor performance levels tell its cores")
+        return _Figure(cores, source="registry")
+
+    def cpu_max_clock(self, window: int, number: int | None) -> _Figure:
+        tables = [c.clocks for c in self.clusters()] if number is None else [self.cluster(number).clocks]
+        top = max((mhz for table in tables for mhz in table), default=0)
+        if not top:
+            raise self.lacking("registry", "no clock table for this cluster")
+        return _Figure(top, source="registry")
+
+    def cpu_ratios(self, window: int, number: int) -> tuple[_Cluster, list[float], _Figure]:
+        cluster = self.cluster(number)
+        self.main.refresh(window)
+        with self.lock:
+            ratios, span = self.main.ratios(cluster.lane, window)
+        return cluster, ratios, _Figure(None, 0.0, span / _NS, "ioreport:CPU Stats")
+
+    def cpu_clock(self, window: int, number: int | None) -> _Figure:
+        """Mean requested clock while active; without a cluster the fastest cluster that was awake."""
+        if number is None:
+            return self._fastest_clock(window)
+        cluster, ratios, figure = self.cpu_ratios(window, number)
+        if not cluster.clocks:
+            raise self.lacking("registry", "no clock table for %s" % cluster.name)
+        mean = _mean_clock(self.main.channels[cluster.lane].states, ratios, cluster.clocks)
+        if mean is None:
+            raise _fail(ERROR_NO_DATA, REASON_CPU_ASLEEP, figure.source, "%s was idle for the whole interval" % cluster.name)
+        return figure._replace(value=int(mean + 0.5))
+
+    def _fastest_clock(self, window: int) -> _Figure:
+        figures = []
+        for n in range(len(self.clusters())):
+            try:
+                figures.append(self.cpu_clock(window, n))
+            except NVMLError_NoData:
+                continue
+        if not figures:
+            raise _fail(ERROR_NO_DATA, REASON_CPU_ASLEEP, "ioreport:CPU Stats")
+        return max(figures, key=lambda f: f.value)
+
+    def cpu_active(self, window: int, number: int) -> _Figure:
+        cluster, ratios, figure = self.cpu_ratios(window, number)
+        return figure._replace(value=_active(self.main.channels[cluster.lane].states, ratios))
+
+    def cpu_utilization(self, window: int, number: int | None) -> _Figure:
+        """Scheduler ticks that were not idle, in percent of the cluster's, or of all CPUs."""
+        cpus = self.cluster(number).cpus if number is not None else None
+        if cpus == ():
+            raise self.lacking("registry", "the device tree does not tell which CPUs belong to this cluster")
+        self.ticks.refresh(window)
+        with self.lock:
+            old, new, span = self.ticks.interval(window)
+        busy = _busy_percent(old, new, cpus)
+        if busy is None:
+            raise self.ticks.missing(REASON_RESET)
+        return _Figure(busy, 0.0, span / _NS, "mach")
+
+    def cpu_power(self, window: int, number: int | None) -> _Figure:
+        if number is None:
+            return self.rail_power(window, "cpu")
+        lanes = self._cluster_lanes(number)
+        self.main.refresh(window)
+        with self.lock:
+            alive = self._group_alive(self.main, window)
+            return self._sum_power(self.main, lanes, window, self.cluster(number).name, lambda e: not alive)
+
+    def _cluster_lanes(self, number: int) -> tuple[int, ...]:
+        cluster = self.cluster(number)
+        if not cluster.energies:
+            raise self.lacking("ioreport:Energy Model", "no energy channel for %s" % cluster.name)
+        return cluster.energies
+
+    def cpu_energy(self, window: int, number: int | None) -> _Figure:
+        if number is None:
+            return self.rail_energy(window, "cpu")
+        lanes = self._cluster_lanes(number)
+        self.main.refresh()
+        with self.lock:
+            energies = [self.main.energies[i] for i in lanes]
+            totals = [e.total() for e in energies]
+            reasons = [t for t in totals if isinstance(t, str)] + ([] if self._ever_alive(self.main) else [REASON_FROZEN])
+            if reasons:
+                raise self._no_power(self.main, energies, _worst(reasons), self.cluster(number).name)
+            value = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
+            return _Figure(value, max(e.age() for e in energies) / _NS, None, self.main.source)
+
+    def cpu_clusters(self, window: int) -> _Figure:
+        """Every cluster with what is known of it."""
+        return _Figure(tuple(self._cluster_row(window, n, c) for n, c in enumerate(self.clusters())),
+                       source="ioreport:CPU Stats")
+
+    def _cluster_row(self, window: int, number: int, cluster: _Cluster) -> CpuCluster:
+        reasons: dict[str, str] = {}
+
+        def attempt(field: str, figure: Callable[..., _Figure]) -> Any:
+            try:
+                return figure(window, number).value
+            except AppleGPUError as error:
+                reasons[field] = error.reason or REASON_SOURCE_FAILED
+                return None
+        return CpuCluster(
+            cluster.name, cluster.core_type, attempt("cores", self.cpu_cores), attempt("clock_mhz", self.cpu_clock),
+            attempt("max_clock_mhz", self.cpu_max_clock), attempt("active_ratio", self.cpu_active),
+            attempt("utilization_percent", self.cpu_utilization), attempt("power_mw", self.cpu_power), reasons)
+
+    # ---- processes
+
+    def processes(self, window: int) -> _Figure:
+        """Processes with GPU clients, busiest first; percentages once there is a baseline."""
+        self.clients.refresh(window)
+        with self.lock:
+            newest = self.clients.series.points[-1][1]
+            got = self.clients.series.interval(window, _SHORTEST)
+        shares = _client_shares(*got) if got else {}
+        mine = self.machine.libproc.own_pid()
+        rows = [GpuProcess(pid, name, ns, shares.get(pid, 0.0) if got else None, self._footprint_or_none(pid), pid == mine)
+                for pid, (name, ns) in _client_totals(newest).items()]
+        rows.sort(key=lambda p: (-(p.gpu_percent or 0.0), -p.gpu_time_ns, p.pid))
+        return _Figure(tuple(rows), 0.0, got[2] / _NS if got else None, "registry")
+
+    def processes_rated(self, window: int) -> _Figure:
+        """The same, or NotReady while there is no baseline for the percentages."""
+        figure = self.processes(window)
+        if figure.interval_s is None:
+            raise self.clients.missing(self.clients.series.reason)
+        return figure
+
+    def _footprint_or_none(self, pid: int) -> int | None:
+        try:
+            return _footprint(self.machine.libproc.rusage(pid)).now_bytes
+        except (NVMLError_NoPermission, NVMLError_NotFound, NVMLError_NotSupported):
+            return None
+
+    def process_gpu_time(self, window: int, pid: int) -> _Figure:
+        self.clients.refresh()
+        with self.lock:
+            totals = _client_totals(self.clients.series.points[-1][1])
+        if pid not in totals:
+            self._process_exists(pid)
+            raise _fail(ERROR_NO_DATA, REASON_ABSENT, "registry", "process %d does not use the GPU" % pid)
+        return _Figure(totals[pid][1], source="registry")
+
+    def process_utilization(self, window: int, pid: int) -> _Figure:
+        self.process_gpu_time(window, pid)
+        self.clients.refresh(window)
+        with self.lock:
+            old, new, span = self.clients.interval(window)
+        return _Figure(_client_shares(old, new, span).get(pid, 0.0), 0.0, span / _NS, "registry")
+
+    def _process_exists(self, pid: int) -> bytes:
+        short = self.machine.libproc.short_info(pid)
+        if short is None:
+            raise _fail(ERROR_NOT_FOUND, REASON_ABSENT, "libproc", "there is no process %d" % pid)
+        return bytes(short)
+
+    def process_cpu_time(self, window: int, pid: int) -> _Figure:
+        """User + system seconds from proc_taskinfo, whose times are mach ticks."""
+        task = self.machine.libproc.task_info(pid)
+        numer, denom = self.machine.mach.timebase()
+        user, system = struct.unpack_from("<2Q", task, 16)
+        return _Figure((user + system) * numer / denom / 1e9, source="libproc")
+
+    def process_energy(self, window: int, pid: int) -> _Figure:
+        rusage = self.machine.libproc.rusage(pid)
+        if len(rusage) < _RUSAGE_V6:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "libproc", "rusage_info_v6 comes with macOS 13")
+        return _Figure(struct.unpack_from("<Q", rusage, 336)[0] // 1000000, source="libproc")
+
+    def process_footprint(self, window: int, pid: int) -> _Figure:
+        return _Figure(_footprint(self.machine.libproc.rusage(pid)), source="libproc")
+
+    def process_info(self, window: int, pid: int) -> _Figure:
+        return _Figure(_process_info(pid, self._process_exists(pid), self.machine.libproc.path(pid)), source="libproc")
+
+    # ---- system
+
+    def power_source(self, window: int) -> _Figure:
+        source = self.machine.power.providing()
+        if source is None:
+            raise self.lacking("power", "IOPowerSources names no source")
+        batteries = self.machine.registry.services("AppleSmartBattery")
+        if not batteries:
+            return _Figure(PowerSource(source, None, None, None, None, None), source="power")
+        get = self.machine.registry.get
+        return _Figure(_power_source(source, {key: get(batteries[0], key) for key in _BATTERY_KEYS}), source="registry")
+
+
+def _numbered(who: tuple[str, str, str]) -> tuple[str, str, str]:
+    """PCPU and PACC0_CPU are the same cluster: no number is 0."""
+    return who[0], who[1], who[2] or "0"
+
+
+def _window_ns(window: float | None) -> int:
+    """A window in ns; 0.05 to 3600 s are allowed."""
+    if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0.05 <= window <= 3600:
+        raise _bad("window must be 0.05 to 3600 seconds, not %r" % (window,))
+    return int(window * _NS)
+
+
+def _timeout_ns(timeout: float | None) -> int:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= 86400:
+        raise _bad("timeout must be 0 to 86400 seconds, not %r" % (timeout,))
+    return int(timeout * _NS)
+
+
+def _rounded(value: float | None) -> int | None:
+    return int(value + 0.5) if value is not None and value == value else None
+
+
+def _mean_of(figure: _Figure) -> _Figure:
+    return figure._replace(value=sum(s.celsius for s in figure.value) / len(figure.value))
+
 
 # ======================================================================================================================
 # API
 # ======================================================================================================================
+
+# ---- the engine behind the functions
+
+class _Library:
+    """The default engine and how often it was initialised. Handles outlive LibraryShutDown: only permission ends."""
+
+    def __init__(self) -> None:
+        self.lock = allocate_lock()
+        self.count = 0
+        self.engine: _Engine | None = None
+        self.opened: tuple[Any, ...] | None = None      # what the engine was made from
+        self.engines: weakref.WeakSet[_Engine] = weakref.WeakSet()
+        self.hooked = False
+        self.last = _local()                            # .figure of this thread, for Try
+
+
+_library = _Library()
+
+
+def _after_fork() -> None:
+    _library.lock = allocate_lock()
+    for engine in list(_library.engines):
+        engine.forked()
+
+
+def _machine(recording: str | None, speed: float, loop: bool) -> Any:
+    if recording is not None:
+        return _RecordedMachine(recording, speed=speed, loop=loop)
+    if sys.platform != "darwin":
+        raise _fail(ERROR_LIBRARY_NOT_FOUND, None, None, "this is not macOS on Apple silicon; pass recording=FILE (or set "
+                    "PYAPPLEGPU_RECORDING) to replay a Mac")
+    return _LiveMachine()
+
+
+def _new_engine(recording: str | None, window: float, timeout: float, speed: float, loop: bool) -> _Engine:
+    """An engine on a machine that has a GPU of ours, else LibraryNotFound."""
+    _window_ns(window), _timeout_ns(timeout)
+    engine = _Engine(_machine(recording, speed, loop), window, timeout)
+    if not engine.accelerators():
+        raise _fail(ERROR_LIBRARY_NOT_FOUND, None, "registry", "there is no Apple GPU here (no IOAccelerator service of AGX)")
+    _library.engines.add(engine)
+    if not _library.hooked and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+        _library.hooked = True
+    return engine
+
+
+def _recording_path(recording: Any) -> str | None:
+    if recording is None:
+        recording = os.environ.get("PYAPPLEGPU_RECORDING") or None
+    if recording is None:
+        return None
+    try:
+        return str(os.fspath(recording))
+    except TypeError:
+        raise _bad("recording must be a path, not %r" % (recording,)) from None
+
+
+def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: float = 1.0, timeout: float = 2.5,
+                speed: float = 1.0, loop: bool = True) -> None:
+    """Make the functions of this module usable; call LibraryShutDown as often as this. Samples nothing.
+
+    recording: a file of `--record` to replay instead of this Mac (default: the environment's PYAPPLEGPU_RECORDING).
+    window: seconds over which rates are measured, 0.05 to 3600. timeout: seconds a rate waits for its second sample.
+    speed, loop: of the replay; speed 0 moves one recorded sample per rate call. A nested call with other arguments than
+    the first is InvalidArgument. Raises LibraryNotFound without an Apple GPU and without a recording.
+    """
+    path = _recording_path(recording)
+    opened = (path, speed, loop)
+    with _library.lock:
+        if _library.count and _library.opened != opened:
+            raise _bad("the library is initialised with %s; LibraryShutDown first, or use LibraryOpen" % (
+                _library.opened and (_library.opened[0] or "this Mac"),))
+        if _library.engine is None or _library.opened != opened:
+            _library.engine = _new_engine(path, window, timeout, speed, loop)
+            _library.opened = opened
+        _library.engine.set_times(window, timeout)
+        _library.count += 1
+
+
+def LibraryShutDown() -> None:
+    """Undo one LibraryInit. Raises Uninitialized when there was none."""
+    with _library.lock:
+        if not _library.count:
+            raise _fail(ERROR_UNINITIALIZED, detail="call LibraryInit first")
+        _library.count -= 1
+
+
+class Device:
+    """A GPU. Made by LibraryInitDeviceByIndex, LibraryInitDeviceByUuid or LibraryOpen; equal and hashable by its UUID."""
+
+    __slots__ = ("_engine", "_index", "_private", "_id", "__weakref__")
+
+    def __init__(self, engine: _Engine, index: int, private: bool) -> None:
+        self._engine: _Engine | None = engine
+        self._index = index
+        self._private = private
+        try:
+            self._id = engine.uuid().value
+        except AppleGPUError:       # unreadable (sandbox): one machine has one GPU, so its name and number will do
+            self._id = "%s %d" % (engine.machine.name, index)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and self._id == other._id
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __repr__(self) -> str:
+        return "<Device %d %s>" % (self._index, self._id)
+
+
+def _default() -> _Engine:
+    if not _library.count or _library.engine is None:
+        raise _fail(ERROR_UNINITIALIZED, detail="call LibraryInit first")
+    return _library.engine
+
+
+def _of(device: Device) -> _Engine:
+    """The engine of a device, while it may be used."""
+    if not isinstance(device, Device):
+        raise _bad("expected a Device (from LibraryInitDeviceByIndex), not %r" % (device,))
+    if device._private:
+        if device._engine is None:
+            raise _fail(ERROR_UNINITIALIZED, detail="this device was closed with LibraryClose")
+        return device._engine
+    engine = _default()
+    if engine is not device._engine and engine.uuid().value != device._id:
+        raise _fail(ERROR_NOT_FOUND, detail="this device belongs to another machine than the one initialised now")
+    return engine
+
+
+def _read(engine: _Engine, figure: Callable[..., _Figure], *args: Any, window: float | None = None,
+          timeout: float | None = 0.0) -> Any:
+    """The value of a figure, waiting for it where it is a rate (timeout=None: as given to LibraryInit)."""
+    span = engine.window if window is None else _window_ns(window)
+    wait = engine.timeout if timeout is None else _timeout_ns(timeout)
+    got = engine.settle(lambda w: figure(engine, w, *args), span, wait)
+    _library.last.figure = got
+    return got.value
+
+
+def _rate(device: Device, figure: Callable[..., _Figure], window: float | None, timeout: float | None, *args: Any) -> Any:
+    engine = _of(device)
+    engine.machine.clock.step()
+    return _read(engine, figure, *args, window=window, timeout=timeout)
+
+
+def _now(device: Device, figure: Callable[..., _Figure], *args: Any) -> Any:
+    return _read(_of(device), figure, *args)
+
+
+def _choice(value: Any, allowed: Sequence[str], what: str) -> str:
+    if value not in allowed:
+        raise _bad("%s must be one of %s, not %r" % (what, ", ".join(allowed), value))
+    return str(value)
+
+
+def _whole(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise _bad("%s must be a whole number from 0, not %r" % (what, value))
+    return value
+
+
+# ---- Library
+
+def LibraryOpen(recording: str | os.PathLike[str] | None = None, *, window: float = 1.0, timeout: float = 2.5,
+                speed: float = 1.0, loop: bool = True) -> Device:
+    """A device with an engine of its own, apart from LibraryInit: several recordings can be read side by side.
+
+    Arguments and errors as LibraryInit. Close it with LibraryClose.
+    """
+    return Device(_new_engine(_recording_path(recording), window, timeout, speed, loop), 0, True)
+
+
+def LibraryClose(device: Device) -> None:
+    """End a device of LibraryOpen: later calls with it raise Uninitialized. Raises InvalidArgument for other devices."""
+    if not isinstance(device, Device) or not device._private:
+        raise _bad("LibraryClose takes a device of LibraryOpen, not %r" % (device,))
+    device._engine = None
+
+
+def LibraryGetSource() -> str:
+    """"live", or the path of the recording that is replayed."""
+    return str(_default().machine.name)
+
+
+def LibraryGetVersion() -> str:
+    """The version of this file."""
+    return __version__
+
+
+def ErrorString(code: int) -> str:
+    """The text of an error code; never raises for an unknown one."""
+    return AppleGPUError._errcode_to_string.get(code, "NVML Error with code %s" % (code,))
+
+
+def LibraryCountDevice() -> int:
+    """Number of Apple GPUs: 1 on every Mac so far, the dies of an Ultra are one. From the IOAccelerator services."""
+    return len(_default().accelerators())
+
+
+def LibraryInitDeviceByIndex(index: int) -> Device:
+    """The device of an index from 0. Raises InvalidArgument when there is none."""
+    engine, count = _default(), LibraryCountDevice()
+    if _whole(index, "index") >= count:
+        raise _bad("index %d: there are %d device(s)" % (index, count))
+    return Device(engine, index, False)
+
+
+def LibraryInitDeviceByUuid(uuid: str | bytes) -> Device:
+    """The device of a UUID as DeviceGetUUID gives it. Raises NotFound."""
+    wanted = uuid.decode("ascii", "replace") if isinstance(uuid, bytes) else uuid
+    if not isinstance(wanted, str):
+        raise _bad("uuid must be a string, not %r" % (uuid,))
+    device = LibraryInitDeviceByIndex(0)
+    if _of(device).uuid().value.lower() != wanted.lower():
+        raise _fail(ERROR_NOT_FOUND, detail="no device has the UUID %s" % wanted)
+    return device
+
+
+def LibraryDiagnose() -> tuple[SourceReport, ...]:
+    """Each source of this machine: whether it answers, why not, and how long it took. Subscribes to every group."""
+    engine = _default()
+    return tuple(_diagnose(engine, name, work) for name, work in _diagnosed(engine))
+
+
+def _diagnosed(engine: _Engine) -> list[tuple[str, Callable[[], str]]]:
+    machine = engine.machine
+
+    def feed(one: _ReportFeed) -> Callable[[], str]:
+        def work() -> str:
+            one.open()
+            note = getattr(one.subscription, "note", "")
+            return "%d channels" % len(one.channels) + (", " + note if note else "")
+        return work
+
+    def smc() -> str:
+        keys = len(engine.sensors.keys("Tg"))
+        walked = "" if engine.sensors.walked is None else "; the key table is not sorted, all keys were walked"
+        return "%d keys, %d of the GPU's temperature%s" % (machine.smc.count(), keys, walked)
+    return [
+        ("registry", lambda: machine.registry.class_name(engine.accelerator()))] + [
+        (f.source, feed(f)) for f in engine.feeds()] + [
+        ("smc", smc),
+        ("hid", lambda: "%d services" % len(machine.hid.temperatures())),
+        ("sysctl", lambda: engine.brand()),
+        ("mach", lambda: "%d CPUs, pages of %d bytes" % (len(machine.mach.cpu_ticks()) // 16, machine.mach.page_size())),
+        ("libproc", lambda: "%d processes" % len(machine.libproc.pids())),
+        ("notify", lambda: THERMAL_PRESSURE[min(4, engine.thermal_pressure(0).value)]),
+        ("power", lambda: machine.power.providing() or "no source"),
+        ("metal", lambda: "%s, %s" % (engine.metal()["name"], engine.metal_family(0).value)),
+    ]
+
+
+def _diagnose(engine: _Engine, name: str, work: Callable[[], str]) -> SourceReport:
+    began = time.perf_counter()
+    try:
+        ok, reason, detail = True, None, work()
+    except AppleGPUError as error:
+        ok, reason, detail = False, error.reason, str(error)
+    return SourceReport(name, ok, reason, detail, time.perf_counter() - began)
+
+
+def LibraryRecord(path: str | os.PathLike[str], seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
+    """Write what this Mac answers for some seconds to a file that LibraryInit(recording=...) replays anywhere.
+
+    It holds no serial number and no UUID; names of processes that are not Apple's only with names=True. Takes `seconds`.
+    """
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 3600:
+        raise _bad("seconds must be above 0 and at most 3600, not %r" % (seconds,))
+    if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not 0.05 <= interval <= 60:
+        raise _bad("interval must be 0.05 to 60 seconds, not %r" % (interval,))
+    _record(_default().machine, os.fspath(path), float(seconds), float(interval), bool(names))
+
+
+def Try(function: Callable[..., Any], *args: Any, **named: Any) -> Reading:
+    """Call a function of this module; a missing figure becomes its reason. Wrong arguments still raise."""
+    _library.last.figure = None
+    try:
+        value = function(*args, **named)
+    except (NVMLError_InvalidArgument, NVMLError_Uninitialized):
+        raise
+    except AppleGPUError as error:
+        return Reading(None, error.reason or REASON_SOURCE_FAILED, None, None, str(error))
+    figure = _library.last.figure
+    return Reading(value, None, figure.age_s if figure else None, figure.interval_s if figure else None)
+
+
+# ---- Device
+
+def DeviceGetIndex(device: Device) -> int:
+    """Its index, from 0."""
+    _of(device)
+    return device._index
+
+
+def DeviceGetName(device: Device) -> str:
+    """"Apple M4": the accelerator's `model` property; in a guest Metal's name."""
+    return str(_now(device, _Engine.name))
+
+
+def DeviceGetUUID(device: Device) -> str:
+    """GPU-xxxxxxxx-xxxx-...: stable per Mac, a hash of IOPlatformUUID. NotSupported where that cannot be read."""
+    return str(_now(device, _Engine.uuid))
+
+
+def DeviceGetBrand(device: Device) -> str:
+    """"Apple"."""
+    _of(device)
+    return "Apple"
+
+
+def DeviceGetArchitecture(device: Device) -> str:
+    """"G16G": the design, from the accelerator's class name. NotSupported in a guest."""
+    return str(_now(device, _Engine.architecture))
+
+
+def DeviceGetMetalFamily(device: Device) -> str:
+    """"Apple9": the highest Metal GPU family (Apple7 M1, 8 M2, 9 M3 and M4, 10 M5). Asks Metal once per process."""
+    return str(_now(device, _Engine.metal_family))
+
+
+def DeviceGetRegistryId(device: Device) -> int:
+    """IORegistry entry id of the accelerator: MTLDevice.registryID."""
+    return int(_now(device, _Engine.registry_id))
+
+
+def DeviceCountGpuCores(device: Device) -> int:
+    """GPU cores that are enabled: gpu-core-count."""
+    return int(_now(device, _Engine.gpu_cores))
+
+
+def DeviceCountDie(device: Device) -> int:
+    """Dies: 2 on an Ultra, else 1."""
+    return int(_now(device, _Engine.dies))
+
+
+def DeviceGetPeakFlops(device: Device) -> float:
+    """FP32 operations per second at the top clock: cores x MHz x 256e6. Computed; FP16 is not taken to be faster."""
+    return float(_now(device, _Engine.gpu_flops))
+
+
+def DeviceGetUtilization(device: Device, window: float | None = None, timeout: float | None = None) -> int:
+    """Percent of the window the GPU was active: GPUPH residency, what powermetrics prints.
+
+    Where IOReport has no GPUPH, the driver's own instantaneous figure (Snapshot.sources names the source).
+    """
+    return int(_rate(device, _Engine.gpu_utilization, window, timeout))
+
+
+def DeviceGetEngineUtilization(device: Device) -> EngineUtilization:
+    """The driver's instantaneous percentages of device, renderer and tiler; registry only, no waiting.
+
+    May stick at 0 or 100 on M4 Pro and Max with macOS 15 (stats 2525): DeviceGetUtilization is the better figure.
+    """
+    return _now(device, _Engine.gpu_engines)  # type: ignore[no-any-return]
+
+
+def DeviceGetActiveRatio(device: Device, window: float | None = None, timeout: float | None = None) -> float:
+    """Share of the window outside idle states, 0-1 (GPUPH)."""
+    return float(_rate(device, _Engine.gpu_active, window, timeout))
+
+
+def DeviceGetScaledRatio(device: Device, window: float | None = None, timeout: float | None = None) -> float:
+    """The active share weighted by clock / top clock, 0-1: how much of the full-speed GPU was used."""
+    return float(_rate(device, _Engine.gpu_scaled, window, timeout))
+
+
+def DeviceGetStateResidency(device: Device, window: float | None = None,
+                            timeout: float | None = None) -> tuple[StateResidency, ...]:
+    """Share of the window in each DVFS state, in the driver's order (GPUPH)."""
+    return _rate(device, _Engine.gpu_residency, window, timeout)  # type: ignore[no-any-return]
+
+
+def DeviceGetClock(device: Device, window: float | None = None, timeout: float | None = None) -> int:
+    """Mean requested GPU clock in MHz while it was active. NoData gpu_asleep when it never was."""
+    return int(_rate(device, _Engine.gpu_clock, window, timeout))
+
+
+def DeviceGetMaxClock(device: Device) -> int:
+    """Top GPU clock in MHz, from the DVFS table of the device tree."""
+    return int(_now(device, _Engine.gpu_max_clock))
+
+
+def DeviceGetSupportedClocks(device: Device) -> tuple[int, ...]:
+    """GPU clocks in MHz, ascending, each once."""
+    return _now(device, _Engine.gpu_supported_clocks)  # type: ignore[no-any-return]
+
+
+def DeviceGetPowerUsage(device: Device, window: float | None = None, timeout: float | None = None) -> int:
+    """Mean GPU power in mW (Energy Model, GPU Energy); FilteredGPUPower where that counter is missing or frozen."""
+    return int(_rate(device, _Engine.gpu_power, window, timeout))
+
+
+def DeviceGetEnergy(device: Device) -> int:
+    """GPU energy in mJ since the driver's start: the hardware counter's last published count. Never falls."""
+    return int(_now(device, _Engine.rail_energy, "gpu"))
+
+
+def DeviceGetPowerLimit(device: Device) -> int:
+    """GPU power cap in mW (MaxGPUAbsolutePower). NoData no_limit when none is set, as by default."""
+    return int(_now(device, _Engine.gpu_power_limit))
+
+
+def DeviceGetTemperature(device: Device) -> float:
+    """Mean of the GPU die sensors in degrees Celsius (SMC Tg*, else HID). NoData gpu_asleep when all are gated."""
+    return float(_now(device, _Engine.gpu_temperature))
+
+
+def DeviceGetMaxTemperature(device: Device) -> float:
+    """The hottest GPU die sensor now, in degrees Celsius."""
+    return float(_now(device, _Engine.gpu_temperature_max))
+
+
+def DeviceGetTemperatureSensors(device: Device) -> tuple[TemperatureSensor, ...]:
+    """Every GPU die sensor that gives a plausible value (15 to 130 degrees)."""
+    return _now(device, _Engine.gpu_sensors)  # type: ignore[no-any-return]
+
+
+def DeviceGetThrottleState(device: Device, window: float | None = None, timeout: float | None = None) -> ThrottleState:
+    """What holds the GPU back: CLTM, power budget, thermal pressure; parts this chip does not publish are None."""
+    return _rate(device, _Engine.throttle, window, timeout)  # type: ignore[no-any-return]
+
+
+def DeviceGetRecoveryCount(device: Device) -> int:
+    """GPU restarts since boot (recoveryCount): it rises when a kernel hung or faulted."""
+    return int(_now(device, _Engine.gpu_recoveries))
+
+
+def DeviceCountFan(device: Device) -> int:
+    """Fans of the Mac; 0 on a fanless one (SMC FNum)."""
+    return int(_now(device, _Engine.fan_count))
+
+
+def DeviceGetFanRpm(device: Device, fan: int) -> int:
+    """Speed of a fan in turns per minute (SMC F0Ac). 0 is a fan that stands."""
+    return int(_now(device, _Engine.fan, _whole(fan, "fan")).rpm)
+
+
+def DeviceGetFanSpeed(device: Device, fan: int) -> int:
+    """Speed of a fan in percent of its own maximum (F0Ac / F0Mx)."""
+    return int(_now(device, _Engine.fan_speed, _whole(fan, "fan")))
+
+
+def DeviceGetProcesses(device: Device, window: float | None = None, timeout: float | None = None) -> tuple[GpuProcess, ...]:
+    """Processes with GPU clients, busiest first, of every user, without root (AGX user clients, accumulatedGPUTime).
+
+    Waits for a second sample; with timeout=0, or when none came, gpu_percent is None.
+    """
+    try:
+        return _rate(device, _Engine.processes_rated, window, timeout)  # type: ignore[no-any-return]
+    except NVMLError_NotReady:
+        return _now(device, _Engine.processes)  # type: ignore[no-any-return]
+
+
+def DeviceGetTopologyLevel(a: Device, b: Device) -> int:
+    """TOPOLOGY_INTERNAL for one device and itself, TOPOLOGY_SYSTEM for two of one machine."""
+    _of(a), _of(b)
+    return TOPOLOGY_INTERNAL if a == b else TOPOLOGY_SYSTEM
+
+
+def DeviceGetP2PStatus(a: Device, b: Device, caps: int) -> int:
+    """P2P_STATUS_OK between a device and itself, else P2P_STATUS_NOT_SUPPORTED: Macs have no links between GPUs."""
+    _of(a), _of(b), _whole(caps, "caps")
+    return P2P_STATUS_OK if a == b else P2P_STATUS_NOT_SUPPORTED
+
+
+# ---- Memory
+
+def MemoryGetTotal(device: Device) -> int:
+    """Bytes the GPU may use: the wired limit when one is set, else Metal's recommendedMaxWorkingSetSize. Never all of RAM."""
+    return int(_now(device, _Engine.memory_total))
+
+
+def MemoryGetUsed(device: Device) -> int:
+    """Bytes of system memory the GPU driver has in use for all processes ("In use system memory")."""
+    return int(_now(device, _Engine.memory_used))
+
+
+def MemoryGetFree(device: Device) -> int:
+    """max(0, total - used) in bytes. For what can really be allocated see MemoryGetHeadroom."""
+    return int(_now(device, _Engine.memory_free))
+
+
+def MemoryGetAllocated(device: Device) -> int:
+    """Bytes ever handed out and not returned ("Alloc system memory"); far above what is in use, not a usage figure."""
+    return int(_now(device, _Engine.memory_allocated))
+
+
+def MemoryGetLimit(device: Device) -> int:
+    """Metal's recommendedMaxWorkingSetSize in bytes; read once per process, the device released at once."""
+    return int(_now(device, _Engine.memory_limit))
+
+
+def MemoryGetWiredLimit(device: Device) -> int:
+    """The limit set by sysctl iogpu.wired_limit_mb, in bytes. NoData no_limit when it is 0, the driver's default."""
+    return int(_now(device, _Engine.memory_wired))
+
+
+def MemoryGetHeadroom(device: Device) -> Headroom:
+    """What the GPU may still take: max(0, min(available RAM, limit - in use)), with each term."""
+    return _now(device, _Engine.memory_headroom)  # type: ignore[no-any-return]
+
+
+def MemoryGetUtilization(device: Device) -> int:
+    """Percent of MemoryGetTotal in use. (NVML's memory utilisation is another thing: Apple has no such counter.)"""
+    return int(_now(device, _Engine.memory_utilization))
+
+
+def MemoryGetPower(device: Device, window: float | None = None, timeout: float | None = None) -> int:
+    """Mean DRAM power in mW (Energy Model DRAM; PMP on base M1)."""
+    return int(_rate(device, _Engine.rail_power, window, timeout, "dram"))
+
+
+def MemoryGetEnergy(device: Device) -> int:
+    """DRAM energy in mJ since the driver's start, as last published."""
+    return int(_now(device, _Engine.rail_energy, "dram"))
+
+
+def MemoryGetMaxBandwidth(device: Device) -> float:
+    """Bytes per second that Apple sells the chip with, from a table by chip name. NotSupported for a chip not in it."""
+    return float(_now(device, _Engine.memory_max_bandwidth))
+
+
+def MemoryGetBusWidth(device: Device) -> int:
+    """Width of the memory bus in bits, from a table by chip name."""
+    return int(_now(device, _Engine.memory_bus_width))
+
+
+def MemoryGetType(device: Device) -> str:
+    """"LPDDR5X", from a table by chip name."""
+    return str(_now(device, _Engine.memory_type))
+
+
+def _agent(agent: str | None) -> str | None:
+    return None if agent is None else _choice(agent, AGENTS, "agent")
+
+
+def MemoryGetReadBandwidth(device: Device, agent: str | None = None, window: float | None = None,
+                           timeout: float | None = None) -> Bandwidth:
+    """Bytes per second read from DRAM by everybody, or by one of AGENTS (AMC Stats; estimated from PMP where refused)."""
+    return _rate(device, _Engine.traffic, window, timeout, "RD", _agent(agent))  # type: ignore[no-any-return]
+
+
+def MemoryGetWriteBandwidth(device: Device, agent: str | None = None, window: float | None = None,
+                            timeout: float | None = None) -> Bandwidth:
+    """Bytes per second written to DRAM by everybody, or by one of AGENTS."""
+    return _rate(device, _Engine.traffic, window, timeout, "WR", _agent(agent))  # type: ignore[no-any-return]
+
+
+# ---- Neural Engine
+
+def AneGetPower(device: Device, window: float | None = None, timeout: float | None = None) -> int:
+    """Mean power of the Neural Engine in mW. NotReady frozen when it works while its counter stands."""
+    return int(_rate(device, _Engine.ane_power, window, timeout))
+
+
+def AneGetEnergy(device: Device) -> int:
+    """Energy of the Neural Engine in mJ since the driver's start, as last published."""
+    return int(_now(device, _Engine.rail_energy, "ane"))
+
+
+def AneGetUtilization(device: Device, window: float | None = None, timeout: float | None = None) -> AneUtilization:
+    """An estimate of ANE use in percent, with the method: Apple publishes no utilisation."""
+    return _rate(device, _Engine.ane_utilization, window, timeout)  # type: ignore[no-any-return]
+
+
+def AneGetState(device: Device) -> AneState:
+    """Power state of the ANE driver now (H11ANE)."""
+    return _now(device, _Engine.ane_state)  # type: ignore[no-any-return]
+
+
+def AneCountCores(device: Device) -> int:
+    """ANE cores: 16, or 32 on an Ultra, from a table by chip name."""
+    return int(_now(device, _Engine.ane_cores))
+
+
+def AneGetBandwidth(device: Device, window: float | None = None, timeout: float | None = None) -> Bandwidth:
+    """Bytes per second the ANE reads and writes."""
+    return _rate(device, _Engine.ane_bandwidth, window, timeout)  # type: ignore[no-any-return]
+
+
+# ---- CPU
+
+def _cluster_or_none(cluster: int | None) -> int | None:
+    return None if cluster is None else _whole(cluster, "cluster")
+
+
+def CpuCountClusters(device: Device) -> int:
+    """CPU clusters (CPU Complex Performance States)."""
+    return int(_now(device, _Engine.cluster_count))
+
+
+def CpuGetClusterName(device: Device, cluster: int) -> str:
+    """Apple's name: ECPU, PCPU, PCPU1, MCPU0, DIE_1_PCPU ..."""
+    return str(_now(device, _Engine.cluster_name, _whole(cluster, "cluster")))
+
+
+def CpuCountCores(device: Device, cluster: int | None = None) -> int:
+    """Cores of a cluster, or of the whole Mac."""
+    return int(_now(device, _Engine.cpu_cores, _cluster_or_none(cluster)))
+
+
+def CpuGetMaxClock(device: Device, cluster: int | None = None) -> int:
+    """Top clock in MHz of a cluster, or of the fastest one (device tree)."""
+    return int(_now(device, _Engine.cpu_max_clock, _cluster_or_none(cluster)))
+
+
+def CpuGetClock(device: Device, cluster: int | None = None, window: float | None = None,
+                timeout: float | None = None) -> int:
+    """Mean requested clock in MHz of a cluster while active; without a cluster the highest of them. NoData when idle."""
+    return int(_rate(device, _Engine.cpu_clock, window, timeout, _cluster_or_none(cluster)))
+
+
+def CpuGetUtilization(device: Device, cluster: int | None = None, window: float | None = None,
+                      timeout: float | None = None) -> int:
+    """Percent of scheduler ticks not idle, of a cluster or of all CPUs: Activity Monitor's figure / number of CPUs."""
+    return int(_rate(device, _Engine.cpu_utilization, window, timeout, _cluster_or_none(cluster)))
+
+
+def CpuGetPower(device: Device, cluster: int | None = None, window: float | None = None,
+                timeout: float | None = None) -> int:
+    """Mean power in mW of a cluster, or of all (CPU Energy, the sum of the dies)."""
+    return int(_rate(device, _Engine.cpu_power, window, timeout, _cluster_or_none(cluster)))
+
+
+def CpuGetEnergy(device: Device, cluster: int | None = None) -> int:
+    """Energy in mJ of a cluster, or of all, since the driver's start, as last published."""
+    return int(_now(device, _Engine.cpu_energy, _cluster_or_none(cluster)))
+
+
+def CpuGetTemperature(device: Device) -> float:
+    """Mean of the CPU die sensors in degrees Celsius (SMC Tp, Te; Ts on M5; else HID)."""
+    return float(_now(device, _Engine.cpu_temperature))
+
+
+# ---- video engines
+
+def VpuGetPower(device: Device, engine: str, window: float | None = None, timeout: float | None = None) -> int:
+    """Mean power in mW of a video engine, one of ENGINES (Energy Model AVE, AVD or VDEC)."""
+    return int(_rate(device, _Engine.engine_power, window, timeout, _choice(engine, ENGINES, "engine")))
+
+
+def VpuGetBandwidth(device: Device, engine: str, window: float | None = None, timeout: float | None = None) -> Bandwidth:
+    """Bytes per second a video engine reads and writes."""
+    return _rate(device, _Engine.engine_bandwidth, window, timeout, _choice(engine, ENGINES, "engine"))  # type: ignore[no-any-return]
+
+
+def VpuGetUtilization(device: Device, engine: str, window: float | None = None,
+                      timeout: float | None = None) -> VpuUtilization:
+    """An estimate in percent: its traffic of an assumed full 7 GB/s. Tells idle from busy; Apple publishes no figure."""
+    return _rate(device, _Engine.engine_utilization, window, timeout, _choice(engine, ENGINES, "engine"))  # type: ignore[no-any-return]
+
+
+# ---- processes
+
+def ProcessGetGpuTime(device: Device, pid: int) -> int:
+    """GPU nanoseconds of a process, of any user, since its clients were made. NoData when it does not use the GPU."""
+    return int(_now(device, _Engine.process_gpu_time, _whole(pid, "pid")))
+
+
+def ProcessGetUtilization(device: Device, pid: int, window: float | None = None, timeout: float | None = None) -> float:
+    """Percent of the window a process used the GPU; may exceed 100."""
+    return float(_rate(device, _Engine.process_utilization, window, timeout, _whole(pid, "pid")))
+
+
+def ProcessGetCpuTime(device: Device, pid: int) -> float:
+    """User + system seconds of a process of yours. NoPermission for another user's."""
+    return float(_now(device, _Engine.process_cpu_time, _whole(pid, "pid")))
+
+
+def ProcessGetEnergy(device: Device, pid: int) -> int:
+    """CPU energy in mJ of a process of yours (ri_energy_nj, macOS 13); no GPU energy is in it."""
+    return int(_now(device, _Engine.process_energy, _whole(pid, "pid")))
+
+
+def ProcessGetInfo(device: Device, pid: int) -> ProcessInfo:
+    """Name, path, parent and user of a process, of any user. NotFound when there is none."""
+    return _now(device, _Engine.process_info, _whole(pid, "pid"))  # type: ignore[no-any-return]
+
+
+def ProcessGetFootprint(device: Device, pid: int) -> Footprint:
+    """Memory of a process of yours as Activity Monitor counts it, GPU buffers included (ri_phys_footprint)."""
+    return _now(device, _Engine.process_footprint, _whole(pid, "pid"))  # type: ignore[no-any-return]
+
+
+# ---- System: of the machine that LibraryInit opened
+
+def _system(figure: Callable[..., _Figure], *args: Any) -> Any:
+    return _read(_default(), figure, *args)
+
+
+def SystemGetModel() -> str:
+    """"Mac16,12" (hw.model)."""
+    return str(_system(_Engine.text_fact, "hw.model"))
+
+
+def SystemGetChipName() -> str:
+    """"Apple M4" (machdep.cpu.brand_string)."""
+    return str(_system(_Engine.chip))
+
+
+def SystemGetOsVersion() -> str:
+    """"15.5" (kern.osproductversion)."""
+    return str(_system(_Engine.text_fact, "kern.osproductversion"))
+
+
+def SystemGetDriverVersion() -> str:
+    """Version of the GPU driver, "360.34.5" (IOSourceVersion of the accelerator)."""
+    return str(_system(_Engine.driver_version))
+
+
+def SystemGetThermalPressure() -> int:
+    """Thermal pressure, an index into THERMAL_PRESSURE (notify com.apple.system.thermalpressurelevel)."""
+    return int(_system(_Engine.thermal_pressure))
+
+
+def SystemGetPowerUsage() -> int:
+    """Power of the whole machine in mW, as the SMC measures it (PSTR)."""
+    return int(_system(_Engine.system_power))
+
+
+def SystemGetPackagePower() -> int:
+    """CPU + GPU + ANE in mW, all three or none; a sum of means over each rail's own span (up to a few seconds)."""
+    engine = _default()
+    engine.machine.clock.step()
+    return int(_read(engine, _Engine.package_power, timeout=None))
+
+
+def SystemGetPowerSource() -> PowerSource:
+    """Mains or battery, and the battery's state (IOPS, AppleSmartBattery)."""
+    return _system(_Engine.power_source)  # type: ignore[no-any-return]
+
+
+def SystemGetSwapInfo() -> SwapInfo:
+    """Swap in bytes (vm.swapusage)."""
+    return _system(_Engine.swap)  # type: ignore[no-any-return]
+
+
+def SystemGetMemoryPressure() -> MemoryPressure:
+    """The kernel's own judgement and the percentage it calls available."""
+    return _system(_Engine.memory_pressure)  # type: ignore[no-any-return]
+
+
+def SystemGetMemoryInfo() -> MemoryInfo:
+    """Main memory in bytes (vm_statistics64); refreshed by the kernel at most a few times a second."""
+    return _system(_Engine.memory_info)  # type: ignore[no-any-return]
+
+
+# ---- snapshots
+
+# (parts, figure, arguments, ((field, attribute of the value or None), ...)): one figure may fill several fields.
+_SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...], tuple[tuple[str, str | None], ...]], ...] = (
+    (("gpu",), _Engine.name, (), (("gpu_name", None),)),
+    (("gpu",), _Engine.gpu_cores, (), (("gpu_core_count", None),)),
+    (("gpu",), _Engine.gpu_utilization, (), (("gpu_utilization_percent", None),)),
+    (("gpu",), _Engine.gpu_engines, (), (("gpu_device_percent", "device_percent"), ("gpu_renderer_percent", "renderer_percent"),
+                                         ("gpu_tiler_percent", "tiler_percent"))),
+    (("gpu",), _Engine.gpu_active, (), (("gpu_active_ratio", None),)),
+    (("gpu", "clocks"), _Engine.gpu_scaled, (), (("gpu_scaled_ratio", None),)),
+    (("gpu",), _Engine.gpu_recoveries, (), (("gpu_recovery_count", None),)),
+    (("clocks",), _Engine.gpu_clock, (), (("gpu_clock_mhz", None),)),
+    (("clocks",), _Engine.gpu_max_clock, (), (("gpu_max_clock_mhz", None),)),
+    (("clocks",), _Engine.gpu_residency, (), (("gpu_states", None),)),
+    (("memory",), _Engine.memory_total, (), (("memory_total_bytes", None),)),
+    (("memory",), _Engine.memory_used, (), (("memory_used_bytes", None),)),
+    (("memory",), _Engine.memory_free, (), (("memory_free_bytes", None),)),
+    (("memory",), _Engine.memory_allocated, (), (("memory_allocated_bytes", None),)),
+    (("memory",), _Engine.memory_wired, (), (("memory_wired_limit_bytes", None),)),
+    (("memory",), _Engine.memory_headroom, (), (("memory_headroom_bytes", "headroom_bytes"),)),
+    (("memory",), _Engine.memory_utilization, (), (("memory_utilization_percent", None),)),
+    (("power",), _Engine.gpu_power, (), (("gpu_power_mw", None),)),
+    (("power",), _Engine.rail_energy, ("gpu",), (("gpu_energy_mj", None),)),
+    (("power",), _Engine.gpu_power_limit, (), (("gpu_power_limit_mw", None),)),
+    (("power",), _Engine.rail_power, ("gpu_sram",), (("gpu_sram_power_mw", None),)),
+    (("power",), _Engine.rail_power, ("cpu",), (("cpu_power_mw", None),)),
+    (("power",), _Engine.rail_energy, ("cpu",), (("cpu_energy_mj", None),)),
+    (("power", "ane"), _Engine.ane_power, (), (("ane_power_mw", None),)),
+    (("power", "ane"), _Engine.rail_energy, ("ane",), (("ane_energy_mj", None),)),
+    (("power",), _Engine.rail_power, ("dram",), (("memory_power_mw", None),)),
+    (("power",), _Engine.rail_energy, ("dram",), (("memory_energy_mj", None),)),
+    (("power",), _Engine.package_power, (), (("package_power_mw", None),)),
+    (("power", "system"), _Engine.system_power, (), (("system_power_mw", None),)),
+    (("temperature",), _Engine.gpu_temperature, (), (("gpu_temperature_celsius", None),)),
+    (("temperature",), _Engine.gpu_temperature_max, (), (("gpu_temperature_max_celsius", None),)),
+    (("temperature",), _Engine.cpu_temperature, (), (("cpu_temperature_celsius", None),)),
+    (("temperature",), _Engine.throttle, (), (("gpu_throttle", None),)),
+    (("temperature", "system"), _Engine.thermal_pressure, (), (("thermal_pressure_level", None),)),
+    (("temperature",), _Engine.fans, (), (("fans", None),)),
+    (("bandwidth",), _Engine.traffic, ("RD",), (("memory_read", None),)),
+    (("bandwidth",), _Engine.traffic, ("WR",), (("memory_write", None),)),
+) + tuple(
+    (("bandwidth",), _Engine.traffic, (way, agent), (("memory_%s_%s" % (agent, word), None),))
+    for agent in AGENTS for way, word in (("RD", "read"), ("WR", "write"))
+) + (
+    (("bandwidth",), _Engine.memory_max_bandwidth, (), (("memory_max_bytes_per_s", None),)),
+    (("ane",), _Engine.ane_utilization, (), (("ane_utilization_percent", "percent"), ("ane_utilization_method", "method"))),
+    (("ane",), _Engine.ane_state, (), (("ane_power_state", "power_state"),)),
+    (("cpu",), _Engine.cpu_utilization, (None,), (("cpu_utilization_percent", None),)),
+    (("cpu", "clocks"), _Engine.cpu_clusters, (), (("cpu_clusters", None),)),
+    (("media",), _Engine.engine_power, ("encode",), (("encode_power_mw", None),)),
+    (("media",), _Engine.engine_power, ("decode",), (("decode_power_mw", None),)),
+    (("media",), _Engine.engine_bandwidth, ("encode",), (("encode_bandwidth", None),)),
+    (("media",), _Engine.engine_bandwidth, ("decode",), (("decode_bandwidth", None),)),
+    (("media",), _Engine.engine_bandwidth, ("prores",), (("prores_bandwidth", None),)),
+    (("processes",), _Engine.processes, (), (("processes", None),)),
+    (("system",), _Engine.text_fact, ("hw.model",), (("system_model", None),)),
+    (("system",), _Engine.chip, (), (("system_chip_name", None),)),
+    (("system",), _Engine.text_fact, ("kern.osproductversion",), (("system_os_version", None),)),
+    (("system", "memory"), _Engine.memory_info, (), (("system_memory", None),)),
+    (("system", "memory"), _Engine.swap, (), (("system_swap", None),)),
+    (("system", "memory"), _Engine.memory_pressure, (), (("system_memory_pressure", None),)),
+    (("system",), _Engine.power_source, (), (("system_power_source", None),)),
+)
+_WAITABLE = (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_STALE, REASON_SLOW)
+
+
+class Snapshot:
+    """Everything at one moment. Each field below is a value, or None with its reason in `reasons[field]`.
+
+    `ages[field]` seconds since the newest thing measured, `intervals[field]` the span of a rate, `sources[field]` the
+    interface, `messages[field]` the error's sentence, `estimated` the fields that are estimates.
+    """
+
+    time_unix_s: float
+    time_mono_s: float              # CLOCK_UPTIME_RAW: stands while the Mac sleeps
+    interval_s: float | None        # the span of the GPU's rates
+    source: str                     # "live" or the recording's path
+    parts: tuple[str, ...]
+    reasons: dict[str, str]
+    messages: dict[str, str]
+    ages: dict[str, float]
+    intervals: dict[str, float]
+    sources: dict[str, str]
+    estimated: tuple[str, ...]
+    gpu_name: str | None
+    gpu_core_count: int | None
+    gpu_utilization_percent: int | None
+    gpu_device_percent: int | None
+    gpu_renderer_percent: int | None
+    gpu_tiler_percent: int | None
+    gpu_active_ratio: float | None
+    gpu_scaled_ratio: float | None
+    gpu_recovery_count: int | None
+    gpu_clock_mhz: int | None
+    gpu_max_clock_mhz: int | None
+    gpu_states: tuple[StateResidency, ...] | None
+    memory_total_bytes: int | None
+    memory_used_bytes: int | None
+    memory_free_bytes: int | None
+    memory_allocated_bytes: int | None
+    memory_wired_limit_bytes: int | None
+    memory_headroom_bytes: int | None
+    memory_utilization_percent: int | None
+    gpu_power_mw: int | None
+    gpu_energy_mj: int | None
+    gpu_power_limit_mw: int | None
+    gpu_sram_power_mw: int | None
+    cpu_power_mw: int | None
+    cpu_energy_mj: int | None
+    ane_power_mw: int | None
+    ane_energy_mj: int | None
+    memory_power_mw: int | None
+    memory_energy_mj: int | None
+    package_power_mw: int | None
+    system_power_mw: int | None
+    gpu_temperature_celsius: float | None
+    gpu_temperature_max_celsius: float | None
+    cpu_temperature_celsius: float | None
+    gpu_throttle: ThrottleState | None
+    thermal_pressure_level: int | None
+    fans: tuple[Fan, ...] | None
+    memory_read: Bandwidth | None
+    memory_write: Bandwidth | None
+    memory_gpu_read: Bandwidth | None
+    memory_gpu_write: Bandwidth | None
+    memory_cpu_read: Bandwidth | None
+    memory_cpu_write: Bandwidth | None
+    memory_ane_read: Bandwidth | None
+    memory_ane_write: Bandwidth | None
+    memory_media_read: Bandwidth | None
+    memory_media_write: Bandwidth | None
+    memory_display_read: Bandwidth | None
+    memory_display_write: Bandwidth | None
+    memory_io_read: Bandwidth | None
+    memory_io_write: Bandwidth | None
+    memory_max_bytes_per_s: float | None
+    ane_utilization_percent: int | None
+    ane_utilization_method: str | None
+    ane_power_state: int | None
+    cpu_utilization_percent: int | None
+    cpu_clusters: tuple[CpuCluster, ...] | None
+    encode_power_mw: int | None
+    decode_power_mw: int | None
+    encode_bandwidth: Bandwidth | None
+    decode_bandwidth: Bandwidth | None
+    prores_bandwidth: Bandwidth | None
+    processes: tuple[GpuProcess, ...] | None
+    system_model: str | None
+    system_chip_name: str | None
+    system_os_version: str | None
+    system_memory: MemoryInfo | None
+    system_swap: SwapInfo | None
+    system_memory_pressure: MemoryPressure | None
+    system_power_source: PowerSource | None
+
+    def __init__(self, engine: _Engine, parts: tuple[str, ...]) -> None:
+        now, continuous = engine.machine.clock.now()
+        self.time_unix_s = engine.machine.clock.unix()
+        self.time_mono_s = now / _NS
+        self.interval_s = None
+        self.source = engine.machine.name
+        self.parts = parts
+        self.reasons, self.messages, self.ages, self.intervals, self.sources = {}, {}, {}, {}, {}
+        self.estimated = ()
+        self._asleep_ns = continuous - now
+        self._points: dict[str, list[tuple[int, float]]] = {}       # per rail, for SnapshotDelta
+        self._active_ns: tuple[int, float] | None = None            # (time, GPU seconds active since boot)
+        self._bytes: dict[str, tuple[int, int]] = {}
+        self._clients: dict[int, tuple[int, str, int]] | None = None
+
+    def _take(self, row: tuple[Any, ...], figure: _Figure) -> None:
+        for field, attribute in row[3]:
+            setattr(self, field, figure.value if attribute is None else getattr(figure.value, attribute))
+            self.reasons.pop(field, None)
+            self.messages.pop(field, None)
+            if figure.age_s is not None:
+                self.ages[field] = figure.age_s
+            if figure.interval_s is not None:
+                self.intervals[field] = figure.interval_s
+            if figure.source:
+                self.sources[field] = figure.source
+            if figure.estimated:
+                self.estimated += (field,)
+
+    def _miss(self, row: tuple[Any, ...], reason: str, message: str) -> None:
+        for field, _ in row[3]:
+            setattr(self, field, None)
+            self.reasons[field], self.messages[field] = reason, message
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and strings; keys are stable and only ever added to."""
+        fields = {field: _plain(getattr(self, field)) for row in _SNAPSHOT for field, _ in row[3]}
+        head = {"schema": 1, "time_unix_s": self.time_unix_s, "time_mono_s": self.time_mono_s, "interval_s": self.interval_s,
+                "source": self.source, "parts": list(self.parts)}
+        tail = {"reasons": dict(self.reasons), "messages": dict(self.messages), "ages": dict(self.ages),
+                "intervals": dict(self.intervals), "sources": dict(self.sources), "estimated": sorted(set(self.estimated))}
+        return {**head, **fields, **tail}
+
+    def __repr__(self) -> str:
+        return "<Snapshot %s, %d figures, %d missing>" % (
+            self.source, sum(len(row[3]) for row in _SNAPSHOT) - len(self.reasons), len(self.reasons))
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "_asdict"):
+        return {key: _plain(v) for key, v in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(key): _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def _wanted_parts(parts: Sequence[str] | None) -> tuple[str, ...]:
+    if parts is None:
+        return PARTS
+    if isinstance(parts, str):
+        parts = (parts,)
+    for part in parts:
+        _choice(part, PARTS, "part")
+    return tuple(part for part in PARTS if part in parts)
+
+
+def DeviceGetSnapshot(device: Device, parts: Sequence[str] | None = None, timeout: float = 0.1) -> Snapshot:
+    """Every figure at once, from one sample of each source: a value or a reason for each field.
+
+    parts: any of PARTS (default: all); a part not asked for costs no native call and has the reason not_asked.
+    timeout: seconds to wait at most, all in all, for rates that lack their second sample.
+    """
+    engine, wanted, wait = _of(device), _wanted_parts(parts), _timeout_ns(timeout)
+    engine.machine.clock.step()
+    snapshot = Snapshot(engine, wanted)
+    pending = [row for row in _SNAPSHOT if set(row[0]) & set(wanted)]
+    for row in _SNAPSHOT:
+        if row not in pending:
+            snapshot._miss(row, REASON_NOT_ASKED, _ADVICE[REASON_NOT_ASKED])
+    began = engine.machine.clock.now()[0]
+    while True:
+        hopeful = [row for row in pending if _collect(engine, snapshot, row, wait)]
+        now = engine.machine.clock.now()[0]
+        if not hopeful or now - began >= wait:
+            break
+        pending = hopeful
+        engine.machine.clock.sleep(_STEP / _NS)
+    _finish_snapshot(engine, snapshot)
+    return snapshot
+
+
+def _collect(engine: _Engine, snapshot: Snapshot, row: tuple[Any, ...], wait: int) -> bool:
+    """Fill the fields of a row; True when waiting might still give what is missing."""
+    try:
+        figure = row[1](engine, engine.window, *row[2])
+    except AppleGPUError as error:
+        snapshot._miss(row, error.reason or REASON_SOURCE_FAILED, str(error))
+        now = engine.machine.clock.now()[0]
+        return bool(wait) and error.reason in _WAITABLE and getattr(error, "_began", now - wait) + wait > now
+    snapshot._take(row, figure)
+    return row[1] is _Engine.processes and figure.interval_s is None and bool(wait)
+
+
+def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
+    """What SnapshotDelta needs, from the samples that were taken anyway."""
+    snapshot.interval_s = snapshot.intervals.get("gpu_utilization_percent")
+    if "power" in snapshot.parts or "ane" in snapshot.parts or "media" in snapshot.parts:
+        for rail in RAILS:
+            if isinstance(engine.facts.get("rail " + rail), tuple):
+                snapshot._points[rail] = engine.rail_points(rail)
+    if "gpu" in snapshot.parts and engine.main.subscription is not None:
+        snapshot._active_ns = _active_counter(engine)
+    if "bandwidth" in snapshot.parts:
+        snapshot._bytes = _byte_counters(engine)
+    if snapshot.processes is not None and engine.clients.series.points:
+        snapshot._clients = engine.clients.series.points[-1][1]
+
+
+def _active_counter(engine: _Engine) -> tuple[int, float] | None:
+    """(time, seconds the GPU was active since boot) of the newest sample."""
+    try:
+        lane, states = engine.gpu_states()
+    except AppleGPUError:
+        return None
+    with engine.lock:
+        if not engine.main.series.points:
+            return None
+        t, row = engine.main.series.points[-1]
+        values = engine.main.lane(row, lane)
+    if INT64_MIN in values:
+        return None
+    return t, sum(v for s, v in zip(states, values) if not _is_idle(s)) / engine.machine.clock.ticks_per_second()
+
+
+def _byte_counters(engine: _Engine) -> dict[str, tuple[int, int]]:
+    """direction -> (time, bytes since boot), where there are byte counters."""
+    counters = {}
+    with engine.lock:
+        if engine.amc.subscription is None or not engine.amc.series.points:
+            return {}
+        t, row = engine.amc.series.points[-1]
+        for way in ("RD", "WR"):
+            lanes = engine._traffic_lanes(engine.amc, way, (), lambda c: c.unit in _BYTE_UNITS)
+            values = [engine.amc.lane(row, i)[0] * _BYTE_UNITS[engine.amc.channels[i].unit] for i in lanes]
+            if values and min(values) >= 0:
+                counters[way] = (t, sum(values))
+    return counters
+
+
+def SnapshotDelta(a: Snapshot, b: Snapshot) -> Delta:
+    """What happened between two snapshots of one device: exact counters, whoever else calls meanwhile.
+
+    joules are differences of published counts; uncertainty_joules is the energy that may belong to the time before `a` or
+    after `b` because a rail publishes only every second or two. A rail that published nothing between them is None.
+    """
+    if not isinstance(a, Snapshot) or not isinstance(b, Snapshot) or a.source != b.source:
+        raise _bad("SnapshotDelta takes two snapshots of one device")
+    seconds = b.time_mono_s - a.time_mono_s
+    if seconds <= 0:
+        raise _bad("the second snapshot must be later than the first")
+    reasons: dict[str, str] = {}
+    joules, unsure = {}, {}
+    for rail in RAILS:
+        joules[rail], unsure[rail] = _rail_delta(a, b, rail, reasons)
+    active = _counter_delta(a._active_ns, b._active_ns, "gpu_active_s", reasons)
+    moved = {way: _counter_delta(a._bytes.get(way), b._bytes.get(way), field, reasons)
+             for way, field in (("RD", "read_bytes"), ("WR", "write_bytes"))}
+    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), moved["RD"], moved["WR"], reasons)
+
+
+def _rail_delta(a: Snapshot, b: Snapshot, rail: str, reasons: dict[str, str]) -> tuple[float | None, float | None]:
+    before, after = a._points.get(rail), b._points.get(rail)
+    if not before or not after or len(before) != len(after):
+        reasons[rail] = REASON_ABSENT
+        return None, None
+    total = doubt = 0.0
+    for (t0, e0), (t1, e1) in zip(before, after):
+        if t1 <= t0:
+            reasons[rail] = REASON_STALE
+            return None, None
+        total += (e1 - e0) / 1000
+        ages = max(0.0, a.time_mono_s - t0 / _NS), max(0.0, b.time_mono_s - t1 / _NS)
+        doubt += (e1 - e0) / 1000 / ((t1 - t0) / _NS) * max(ages)
+    return total, doubt
+
+
+def _counter_delta(before: tuple[int, float] | None, after: tuple[int, float] | None, field: str,
+                   reasons: dict[str, str]) -> float | None:
+    if before is None or after is None:
+        reasons[field] = REASON_ABSENT
+    elif after[1] < before[1]:
+        reasons[field] = REASON_RESET
+    else:
+        return after[1] - before[1]
+    return None
+
+
+def _time_delta(a: Snapshot, b: Snapshot, reasons: dict[str, str]) -> dict[int, float]:
+    """GPU seconds per pid."""
+    if a._clients is None or b._clients is None:
+        reasons["gpu_time_s"] = REASON_ABSENT
+        return {}
+    span = int((b.time_mono_s - a.time_mono_s) * _NS)
+    return {pid: percent * span / 100 / _NS for pid, percent in _client_shares(a._clients, b._clients, span).items()}
 
 
 # ======================================================================================================================
