@@ -491,8 +491,8 @@ _LIBRARIES = {
 # A library marked ! is called with the GIL held. Those calls take well under a microsecond, and a sample makes hundreds
 # of them: giving the GIL away at each would make a sample of a threaded program wait for its other threads as often.
 # Letters: v nothing, p pointer (an int, or byref), s char*, B Boolean, i int32, I uint32 and ports, q int64, Q uint64,
-# d double. Who owns: a result C (CoreFoundation), O (Objective-C) or E (registry entry or iterator) is ours to release; p is
-# borrowed, or kept for the life of the process. An argument M is a CoreFoundation object of ours that the callee releases.
+# d double. Who owns: a result C (CoreFoundation), O (Objective-C) or E (registry entry or iterator) is ours to release;
+# p is borrowed, or kept for the life of the process. An argument M is a CoreFoundation object that the callee releases.
 _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "CFRelease": ("CoreFoundation", "v", "p", 10),
     "CFGetTypeID": ("CoreFoundation!", "Q", "p", 10),
@@ -592,7 +592,7 @@ _OWNED = {"C": "CFObject", "O": "ObjCObject", "E": "IOObject"}
 
 
 class _Given:
-    """Argument letter M: the pointer leaves its owner before the call; an interruption may leak it, never free it twice."""
+    """Argument letter M: the pointer leaves its owner before the call, so an interruption never frees it twice."""
 
     @staticmethod
     def from_param(owner: Any) -> ctypes.c_void_p:
@@ -614,7 +614,7 @@ def _owner(base: Any, release: Callable[[Any], object]) -> Any:
         if self and not exiting() and self.armed and getpid() == born:
             release(self)
 
-    return type("Owned", (base,), {"__slots__": (), "__del__": __del__, "armed": True})
+    return type("Owned", (base,), {"__slots__": (), "__del__": __del__, "__hash__": object.__hash__, "armed": True})
 
 
 class _Native:
@@ -835,8 +835,8 @@ def _cf_text(ref: Any) -> str | None:
 # ======================================================================================================================
 
 # Each class answers from the system itself; the player in the next section answers the same methods from a file.
-# Methods return plain data or raise an AppleGPUError; None means that the system said "there is no such thing". One lock
-# per source stands around native calls; an RLock, as a signal handler or a finaliser of the host may call in between.
+# Methods return plain data or raise an AppleGPUError; None means that the system said "there is no such thing".
+# One lock per source stands around native calls; an RLock, as a signal handler of the host may call in between.
 
 _NOT_PRIVILEGED, _NOT_PERMITTED, _UNSUPPORTED = 0xE00002C1, 0xE00002E2, 0xE00002C7      # IOReturn
 _INVALID_DEST, _NOT_OPEN = 0x10000003, 0xE00002CD                                       # the other side is gone
@@ -1024,6 +1024,11 @@ def _record_layout(format: int, count: int) -> struct.Struct:
     return struct.Struct("<QQ8xq" + value + ("32x" + value) * (count - 1))
 
 
+def _layout_of(format: int, size: int) -> struct.Struct | None:
+    """The layout of records of `size` bytes, None if they cannot be whole records."""
+    return _record_layout(format, size // _RECORD) if size and size % _RECORD == 0 else None
+
+
 def _record_identity(records: bytes) -> tuple[int, int]:
     """(driver, channel) of raw records."""
     return struct.unpack_from("<QQ", records)
@@ -1054,7 +1059,8 @@ class _Subscription:
         self.channels = channels
         self.note = ""
         self.places = [_Place((c.driver, c.channel)) for c in channels]
-        self.count = -1                     # channels in the previous sample
+        self.count: int | None = None       # channels in the previous sample; -1: search the next one
+        self.unclear = False
         self.accessors = False              # IOReport's own functions instead of the records
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
@@ -1067,25 +1073,29 @@ class _Subscription:
                 raise _broken("ioreport", "IOReportCreateSamples gave nothing")
             array = _c.CFDictionaryGetValue(taken, _cf_key("IOReportChannels"))
             count = _c.CFArrayGetCount(array) if array else 0
-            if self.count < 0:
+            if self.count is None:
                 self._first(array, count)
             rows = self._rows(array, count)
-            return self._rows(array, count, True) if rows is None else rows     # type: ignore[return-value]
+            if rows is None:
+                self._search(array, count)
+                rows = self._rows(array, count) or [None] * len(self.places)
+            if self.unclear:
+                self.count = -1     # a channel without records may be one that was not found: search again
+            return rows
 
-    def _rows(self, array: Any, count: int, search: bool = False) -> list[tuple[int, tuple[int, ...]] | None] | None:
+    def _rows(self, array: Any, count: int) -> list[tuple[int, tuple[int, ...]] | None] | None:
         """A row per channel; None when the list is not the one of the last sample, so that it must be searched."""
-        if search:
-            self._search(array, count)
-        elif count != self.count:
+        if count != self.count:
             return None
         rows: list[tuple[int, tuple[int, ...]] | None] = [None] * len(self.places)
         for i, place in enumerate(self.places):
             if place.position is None:
                 continue
             item, records = self._records(array, place.position)
+            if not records and place.identity[0]:
+                continue                    # in its place, without data
             if self._identity(item, records) != place.identity:
-                if not search:
-                    return None
+                return None
             elif self.accessors:
                 rows[i] = self._accessor_row(i, item, records)
             elif place.layout is not None and len(records) == place.layout.size:
@@ -1150,8 +1160,7 @@ class _Subscription:
         known = self.channels[i]
         self.channels[i] = known._replace(driver=place.identity[0], channel=place.identity[1],
                                           unit=known.unit or seen.unit, states=known.states or seen.states)
-        if records and len(records) % _RECORD == 0:
-            place.layout = _record_layout(known.format, len(records) // _RECORD)
+        place.layout = _layout_of(known.format, len(records))
         read = place.layout.unpack(records)[3:] if place.layout else None
         try:
             if not self.accessors and read != self._accessor_values(i, item):
@@ -1164,18 +1173,18 @@ class _Subscription:
         """Channels that moved are found by identity; channels of one identity keep their order."""
         self._check_types(array)
         positions: dict[tuple[int, int], list[int]] = {}
+        sizes = []
         for position in range(count):
-            positions.setdefault(self._identity(*self._records(array, position)), []).append(position)
-        for place in sorted(self.places, key=lambda p: (p.position is None, p.position or 0)):
+            item, records = self._records(array, position)
+            positions.setdefault(self._identity(item, records), []).append(position)
+            sizes.append(len(records))
+        for i in sorted(range(len(self.places)), key=lambda i: self.places[i].position or 0):
+            place = self.places[i]
             left = positions.get(place.identity)
             place.position = left.pop(0) if left else None
-            if place.position is not None and place.layout is None:     # was absent from the samples before
-                self._late(place, self._records(array, place.position)[1])
-        self.count = count
-
-    def _late(self, place: _Place, records: bytes) -> None:
-        if records and len(records) % _RECORD == 0:
-            place.layout = _record_layout(self.channels[self.places.index(place)].format, len(records) // _RECORD)
+            if place.position is not None and place.layout is None:     # absent from the samples before
+                place.layout = _layout_of(self.channels[i].format, sizes[place.position])
+        self.count, self.unclear = count, 0 in sizes and any(place.position is None for place in self.places)
 
     # ---- accessors
 
@@ -1356,7 +1365,7 @@ def _task_self() -> int:
 
 
 class _HID:
-    """Temperature sensors of the HID event system. One client, kept: making one again and again has crashed (sysinfo)."""
+    """Temperature sensors of the HID event system. One client, kept: making it repeatedly has crashed (sysinfo 1279)."""
 
     _PAGE, _USAGE = 0xFF00, 5               # kHIDPage_AppleVendor, temperature sensor
     _EVENT, _FIELD = 15, 15 << 16
@@ -1431,6 +1440,8 @@ class _Mach:
     def _host(self) -> int:
         if not self.host:
             self.host = _c.mach_host_self()
+            if not self.host:
+                raise _broken("mach", "mach_host_self gave no port")
         return self.host
 
     def vm_statistics(self) -> bytes:
@@ -1654,7 +1665,7 @@ class _MetalDevice:
         said["hasUnifiedMemory"] = bool(_send(device, "hasUnifiedMemory", "B"))
         said["families"] = tuple(f for f in self._FAMILIES if _send(device, "supportsFamily:", "B", "q", f))
         said["architecture"] = None
-        if _send(device, "respondsToSelector:", "B", "p", _c.sel_registerName(b"architecture")):       # macOS 14
+        if _send(device, "respondsToSelector:", "B", "p", _selector("architecture")):       # macOS 14
             architecture = _send(device, "architecture", "p")
             said["architecture"] = _text(_send(architecture, "name", "p")) if architecture else None
         return said
@@ -1662,7 +1673,14 @@ class _MetalDevice:
 
 def _send(receiver: Any, selector: str, result: str, arguments: str = "", *values: Any) -> Any:
     """One Objective-C message of known signature; BOOL is read as a byte (C bool on arm64, signed char on x86_64)."""
-    return _c.send(result, arguments)(receiver, _c.sel_registerName(selector.encode()), *values)
+    return _c.send(result, arguments)(receiver, _selector(selector), *values)
+
+
+def _selector(name: str) -> int:
+    selector: int | None = _c.sel_registerName(name.encode())
+    if not selector:
+        raise _broken("objc", "no selector %s" % name)
+    return selector
 
 
 def _text(string: Any) -> str | None:
@@ -1672,7 +1690,7 @@ def _text(string: Any) -> str | None:
 
 
 class _Clock:
-    """Time. CLOCK_UPTIME_RAW is mach_absolute_time, the clock of the drivers' stamps; it stands while the Mac sleeps."""
+    """Time. CLOCK_UPTIME_RAW is mach_absolute_time, the clock of the drivers' stamps; it stands still in sleep."""
 
     def __init__(self) -> None:
         self.ticks = 0
