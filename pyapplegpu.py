@@ -482,15 +482,1274 @@ class Delta(NamedTuple):
 # prototypes
 # ======================================================================================================================
 
+# From macOS 11 on these files exist only in the dyld shared cache: dlopen finds them, os.path.exists does not.
+_LIBRARIES = {
+    "System": "/usr/lib/libSystem.B.dylib",
+    "CoreFoundation": "/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation",
+    "CoreGraphics": "/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics",
+    "IOKit": "/System/Library/Frameworks/IOKit.framework/IOKit",
+    "IOReport": "/usr/lib/libIOReport.dylib",
+    "Metal": "/System/Library/Frameworks/Metal.framework/Metal",
+    "objc": "/usr/lib/libobjc.A.dylib",
+}
+
+# Every C function in use: symbol -> (library, result, arguments, first macOS).
+# A library marked ! is called with the GIL held. Those calls take well under a microsecond, and a sample makes hundreds
+# of them: giving the GIL away at each would make a sample of a threaded program wait for its other threads as often.
+# Letters: v nothing, p pointer (an int, or byref), s char*, B Boolean, i int32, I uint32 and ports, q int64, Q uint64,
+# d double. Who owns: a result C (CoreFoundation), O (Objective-C) or E (registry entry or iterator) is ours to release;
+# p is borrowed, or kept for the life of the process. An argument M is a CoreFoundation object that the callee releases.
+_PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
+    "CFRelease": ("CoreFoundation", "v", "p", 10),
+    "CFGetTypeID": ("CoreFoundation!", "Q", "p", 10),
+    "CFStringGetTypeID": ("CoreFoundation!", "Q", "", 10),
+    "CFStringCreateWithCString": ("CoreFoundation!", "C", "psI", 10),
+    "CFStringGetLength": ("CoreFoundation!", "q", "p", 10),
+    "CFStringGetMaximumSizeForEncoding": ("CoreFoundation!", "q", "qI", 10),
+    "CFStringGetCString": ("CoreFoundation!", "B", "ppqI", 10),
+    "CFNumberGetTypeID": ("CoreFoundation!", "Q", "", 10),
+    "CFNumberCreate": ("CoreFoundation!", "C", "pqp", 10),
+    "CFNumberIsFloatType": ("CoreFoundation!", "B", "p", 10),
+    "CFNumberGetValue": ("CoreFoundation!", "B", "pqp", 10),
+    "CFBooleanGetTypeID": ("CoreFoundation!", "Q", "", 10),
+    "CFBooleanGetValue": ("CoreFoundation!", "B", "p", 10),
+    "CFDataGetTypeID": ("CoreFoundation!", "Q", "", 10),
+    "CFDataGetLength": ("CoreFoundation!", "q", "p", 10),
+    "CFDataGetBytePtr": ("CoreFoundation!", "p", "p", 10),
+    "CFArrayGetTypeID": ("CoreFoundation!", "Q", "", 10),
+    "CFArrayGetCount": ("CoreFoundation!", "q", "p", 10),
+    "CFArrayGetValueAtIndex": ("CoreFoundation!", "p", "pq", 10),
+    "CFArrayCreateMutable": ("CoreFoundation!", "C", "pqp", 10),
+    "CFArrayAppendValue": ("CoreFoundation!", "v", "pp", 10),
+    "CFDictionaryGetTypeID": ("CoreFoundation!", "Q", "", 10),
+    "CFDictionaryGetCount": ("CoreFoundation!", "q", "p", 10),
+    "CFDictionaryGetValue": ("CoreFoundation!", "p", "pp", 10),
+    "CFDictionaryGetKeysAndValues": ("CoreFoundation!", "v", "ppp", 10),
+    "CFDictionaryCreateMutable": ("CoreFoundation!", "C", "pqpp", 10),
+    "CFDictionarySetValue": ("CoreFoundation!", "v", "ppp", 10),
+
+    "IOObjectRelease": ("IOKit", "i", "I", 10),
+    "IOObjectGetClass": ("IOKit", "i", "Ip", 10),
+    "IOServiceMatching": ("IOKit", "C", "s", 10),
+    "IOServiceNameMatching": ("IOKit", "C", "s", 10),
+    "IOServiceGetMatchingServices": ("IOKit", "i", "IMp", 10),
+    "IOIteratorNext": ("IOKit", "E", "I", 10),
+    "IOIteratorIsValid": ("IOKit", "i", "I", 10),
+    "IOIteratorReset": ("IOKit", "v", "I", 10),
+    "IORegistryEntryGetRegistryEntryID": ("IOKit", "i", "Ip", 10),
+    "IORegistryEntryCreateCFProperty": ("IOKit", "C", "IppI", 10),
+    "IORegistryEntryGetChildIterator": ("IOKit", "i", "Isp", 10),
+    "IOServiceOpen": ("IOKit", "i", "IIIp", 10),
+    "IOConnectCallStructMethod": ("IOKit", "i", "IIpQpp", 10),
+    "IOHIDEventSystemClientCreate": ("IOKit", "p", "p", 10),            # kept
+    "IOHIDEventSystemClientSetMatching": ("IOKit", "v", "pp", 10),
+    "IOHIDEventSystemClientCopyServices": ("IOKit", "C", "p", 10),
+    "IOHIDServiceClientCopyProperty": ("IOKit", "C", "pp", 10),
+    "IOHIDServiceClientCopyEvent": ("IOKit", "C", "pqiq", 10),
+    "IOHIDEventGetFloatValue": ("IOKit", "d", "pi", 10),
+    "IOPSCopyPowerSourcesInfo": ("IOKit", "C", "", 10),
+    "IOPSGetProvidingPowerSourceType": ("IOKit", "p", "p", 10),
+
+    "IOReportCopyChannelsInGroup": ("IOReport", "C", "ppQQQ", 11),
+    "IOReportCreateSubscription": ("IOReport", "p", "pppQp", 11),       # kept; releasing one has crashed
+    "IOReportCreateSamples": ("IOReport", "C", "ppp", 11),
+    "IOReportChannelGetGroup": ("IOReport!", "p", "p", 11),
+    "IOReportChannelGetSubGroup": ("IOReport!", "p", "p", 11),
+    "IOReportChannelGetChannelName": ("IOReport!", "p", "p", 11),
+    "IOReportChannelGetUnitLabel": ("IOReport!", "p", "p", 11),
+    "IOReportChannelGetFormat": ("IOReport!", "B", "p", 11),
+    "IOReportChannelGetChannelID": ("IOReport!", "Q", "p", 11),
+    "IOReportSimpleGetIntegerValue": ("IOReport!", "q", "pp", 11),
+    "IOReportStateGetCount": ("IOReport!", "i", "p", 11),
+    "IOReportStateGetNameForIndex": ("IOReport!", "p", "pi", 11),
+    "IOReportStateGetResidency": ("IOReport!", "q", "pi", 11),
+    "IOReportHistogramGetBucketCount": ("IOReport!", "i", "p", 11),
+    "IOReportHistogramGetBucketHits": ("IOReport!", "q", "pi", 11),
+
+    "mach_host_self": ("System", "I", "", 10),
+    "mach_timebase_info": ("System", "i", "p", 10),
+    "host_page_size": ("System", "i", "Ip", 10),
+    "host_statistics64": ("System", "i", "Iipp", 10),
+    "host_processor_info": ("System", "i", "Iippp", 10),
+    "vm_deallocate": ("System", "i", "IQQ", 10),
+    "sysctlbyname": ("System", "i", "spppQ", 10),
+    "proc_listallpids": ("System", "i", "pi", 10),
+    "proc_pidinfo": ("System", "i", "iiQpi", 10),
+    "proc_pidpath": ("System", "i", "ipI", 10),
+    "proc_pid_rusage": ("System", "i", "iip", 10),
+    "notify_register_check": ("System", "I", "sp", 10),
+    "notify_get_state": ("System", "I", "ip", 10),
+
+    "MTLCreateSystemDefaultDevice": ("Metal", "O", "", 10),
+    "MTLCopyAllDevices": ("Metal", "O", "", 10),
+    "objc_release": ("objc", "v", "p", 10),
+    "objc_autoreleasePoolPush": ("objc", "p", "", 10),
+    "objc_autoreleasePoolPop": ("objc", "v", "p", 10),
+    "sel_registerName": ("objc", "p", "s", 10),
+}
+
+# What owns an owned result: class name -> (ctypes type, the function that releases it), and its result letter.
+_OWNERS = {
+    "CFObject": (ctypes.c_void_p, "CFRelease"),
+    "ObjCObject": (ctypes.c_void_p, "objc_release"),
+    "IOObject": (ctypes.c_uint32, "IOObjectRelease"),
+}
+_OWNED = {"C": "CFObject", "O": "ObjCObject", "E": "IOObject"}
+
+
+class _Given:
+    """Argument letter M: the pointer leaves its owner before the call, so an interruption never frees it twice."""
+
+    @staticmethod
+    def from_param(owner: Any) -> ctypes.c_void_p:
+        pointer = ctypes.c_void_p(owner.value)
+        owner.value = None
+        return pointer
+
+
+_LETTERS: dict[str, Any] = {
+    "v": None, "p": ctypes.c_void_p, "s": ctypes.c_char_p, "B": ctypes.c_uint8, "i": ctypes.c_int32,
+    "I": ctypes.c_uint32, "q": ctypes.c_int64, "Q": ctypes.c_uint64, "d": ctypes.c_double, "M": _Given,
+}
+
+
+def _owner(base: Any, release: Callable[[Any], object]) -> Any:
+    """A subclass of `base` that releases what it holds when it goes; not at interpreter exit, nor in a forked child."""
+    def __del__(self: Any, exiting: Callable[[], bool] = sys.is_finalizing, getpid: Callable[[], int] = os.getpid,
+                born: int = os.getpid()) -> None:
+        if self and not exiting() and self.armed and getpid() == born:
+            release(self)
+
+    return type("Owned", (base,), {"__slots__": (), "__del__": __del__, "__hash__": object.__hash__, "armed": True})
+
+
+class _Native:
+    """The C functions of _PROTOTYPES as attributes, each bound at its first use, and the owner classes of _OWNERS.
+
+    A missing library or symbol raises NotSupported at that use only. `forked` starts anew and disarms every owner.
+    """
+
+    CFObject: Any
+    ObjCObject: Any
+    IOObject: Any
+
+    def __init__(self) -> None:
+        self.libraries: dict[str, Any] = {}
+        self.sends: dict[str, Any] = {}         # objc_msgSend, one function object per signature
+        self.strings: dict[str, Any] = {}       # CFStrings of keys: few, and needed again and again
+        self.converters: dict[int, Any] = {}    # CFTypeID -> function
+        self.owners: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWNERS:
+            base, release = _OWNERS[name]
+            return self.__dict__.setdefault(name, self.owned(base, getattr(self, release)))
+        if name in _PROTOTYPES:
+            library, result, arguments, since = _PROTOTYPES[name]
+            return self.__dict__.setdefault(name, self._typed(self.symbol(library, name, since), result, arguments))
+        raise AttributeError(name)
+
+    def owned(self, base: Any, release: Callable[[Any], object]) -> Any:
+        cls = _owner(base, release)
+        self.owners.append(cls)
+        return cls
+
+    def library(self, name: str) -> Any:
+        found = self.libraries.get(name)
+        if found is None:
+            opener = ctypes.PyDLL if name.endswith("!") else ctypes.CDLL
+            path = _LIBRARIES[name.rstrip("!")]
+            try:
+                found = self.libraries[name] = opener(path, use_errno=True)
+            except OSError as error:
+                raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, name.rstrip("!"), str(error)) from None
+        return found
+
+    def symbol(self, library: str, name: str, since: int = 10) -> Any:
+        """A function object of our own: `lib["f"]` makes one, where `lib.f` is shared with everybody in the process."""
+        opened = self.library(library)
+        try:
+            return opened[name]
+        except AttributeError:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, library.rstrip("!"),
+                        "%s is missing (it came with macOS %d)" % (name, since)) from None
+
+    def address(self, library: str, name: str) -> int:
+        """Where a data symbol stands."""
+        return ctypes.cast(self.symbol(library, name), ctypes.c_void_p).value or 0
+
+    def send(self, result: str, arguments: str = "") -> Any:
+        """objc_msgSend for one signature: complete, never variadic (arm64 passes variadic arguments on the stack)."""
+        key = result + arguments
+        found = self.sends.get(key)
+        if found is None:
+            found = self.sends[key] = self._typed(self.symbol("objc", "objc_msgSend"), result, "pp" + arguments)
+        return found
+
+    def _typed(self, function: Any, result: str, arguments: str) -> Any:
+        function.restype = getattr(self, _OWNED[result]) if result in _OWNED else _LETTERS[result]
+        function.argtypes = tuple(_LETTERS[letter] for letter in arguments)
+        return function
+
+    def forked(self) -> None:
+        for cls in self.owners:
+            cls.armed = False
+        self.__dict__.clear()
+        self.__init__()     # type: ignore[misc]
+
+
+_c = _Native()
+
 
 # ======================================================================================================================
 # bridge
 # ======================================================================================================================
 
+def _broken(source: str, detail: str) -> AppleGPUError:
+    """The error for a system call that failed, ready to raise."""
+    return _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, source, detail)
+
+
+_UTF8 = 0x08000100          # kCFStringEncodingUTF8
+_SINT64, _FLOAT64 = 4, 6    # CFNumberType
+
+
+def _cf_string(text: str) -> Any:
+    """An owned CFString."""
+    made = _c.CFStringCreateWithCString(None, text.encode(), _UTF8)
+    if not made:
+        raise _broken("CoreFoundation", "no CFString for %r" % text)
+    return made
+
+
+def _cf_key(text: str) -> Any:
+    """A CFString made once per process; for names that come from this file, not from outside."""
+    made = _c.strings.get(text)
+    if made is None:
+        made = _c.strings.setdefault(text, _cf_string(text))
+    return made
+
+
+def _cf_number(value: int) -> Any:
+    """An owned CFNumber."""
+    made = _c.CFNumberCreate(None, _SINT64, ctypes.byref(ctypes.c_int64(value)))
+    if not made:
+        raise _broken("CoreFoundation", "no CFNumber for %d" % value)
+    return made
+
+
+def _cf_dictionary(values: Mapping[str, Any]) -> Any:
+    """An owned mutable CFDictionary of str, int or already made CF objects; it retains what it holds."""
+    made = _c.CFDictionaryCreateMutable(None, 0, _c.address("CoreFoundation", "kCFTypeDictionaryKeyCallBacks"),
+                                        _c.address("CoreFoundation", "kCFTypeDictionaryValueCallBacks"))
+    if not made:
+        raise _broken("CoreFoundation", "no CFDictionary")
+    for key, value in values.items():
+        if isinstance(value, int):
+            value = _cf_number(value)
+        elif isinstance(value, str):
+            value = _cf_string(value)
+        _c.CFDictionarySetValue(made, _cf_string(key), value)
+    return made
+
+
+def _cf_array() -> Any:
+    """An owned, empty, mutable CFArray that retains what it holds."""
+    made = _c.CFArrayCreateMutable(None, 0, _c.address("CoreFoundation", "kCFTypeArrayCallBacks"))
+    if not made:
+        raise _broken("CoreFoundation", "no CFArray")
+    return made
+
+
+def _cf_is(kind: str, ref: Any) -> bool:
+    """Whether `ref` is a CF<kind>; type numbers differ between releases, so the functions are asked."""
+    return bool(ref) and _c.CFGetTypeID(ref) == getattr(_c, "CF%sGetTypeID" % kind)()
+
+
+def _cf_get(dictionary: Any, key: str, kind: str) -> int | None:
+    """The value of `key` if it is a CF<kind>; borrowed, so the dictionary must outlive it."""
+    if not _cf_is("Dictionary", dictionary):
+        return None
+    value: int | None = _c.CFDictionaryGetValue(dictionary, _cf_key(key))
+    return value if _cf_is(kind, value) else None
+
+
+def _cf_items(array: Any) -> list[int]:
+    """The elements of a CFArray, borrowed; of anything else none."""
+    if not _cf_is("Array", array):
+        return []
+    return [_c.CFArrayGetValueAtIndex(array, i) for i in range(_c.CFArrayGetCount(array))]
+
+
+def _cf_to_str(ref: Any) -> str | None:
+    """None where the text has no UTF-8 form (a lone surrogate)."""
+    size = _c.CFStringGetMaximumSizeForEncoding(_c.CFStringGetLength(ref), _UTF8) + 1
+    if not 0 < size <= 1 << 24:
+        return None
+    text = ctypes.create_string_buffer(size)
+    if not _c.CFStringGetCString(ref, text, size, _UTF8):
+        return None
+    return text.value.decode("utf-8", "replace")
+
+
+def _cf_to_number(ref: Any) -> int | float | None:
+    number: Any = ctypes.c_double() if _c.CFNumberIsFloatType(ref) else ctypes.c_int64()
+    kind = _FLOAT64 if isinstance(number, ctypes.c_double) else _SINT64
+    return number.value if _c.CFNumberGetValue(ref, kind, ctypes.byref(number)) else None
+
+
+def _cf_to_bool(ref: Any) -> bool:
+    return bool(_c.CFBooleanGetValue(ref))
+
+
+def _cf_to_bytes(ref: Any) -> bytes:
+    length = _c.CFDataGetLength(ref)
+    start = _c.CFDataGetBytePtr(ref) if length > 0 else None
+    return ctypes.string_at(start, length) if start else b""
+
+
+def _cf_to_list(ref: Any) -> list[Any]:
+    return [_cf_value(item) for item in _cf_items(ref)]
+
+
+def _cf_to_dict(ref: Any) -> dict[Any, Any]:
+    count = _c.CFDictionaryGetCount(ref)
+    keys, values = (ctypes.c_void_p * count)(), (ctypes.c_void_p * count)()
+    _c.CFDictionaryGetKeysAndValues(ref, keys, values)
+    return {_cf_text(key): _cf_value(value) for key, value in zip(keys, values)}
+
+
+def _cf_value(ref: Any) -> Any:
+    """str, int, float, bool, bytes, list or dict of a CF object; None of NULL and of any other type (a date, a set)."""
+    if not ref:
+        return None
+    if not _c.converters:
+        _c.converters = {_c.CFStringGetTypeID(): _cf_to_str, _c.CFNumberGetTypeID(): _cf_to_number,
+                         _c.CFBooleanGetTypeID(): _cf_to_bool, _c.CFDataGetTypeID(): _cf_to_bytes,
+                         _c.CFArrayGetTypeID(): _cf_to_list, _c.CFDictionaryGetTypeID(): _cf_to_dict}
+    convert = _c.converters.get(_c.CFGetTypeID(ref))
+    return convert(ref) if convert else None
+
+
+def _cf_text(ref: Any) -> str | None:
+    """The text of a CFString, None of anything else."""
+    return _cf_to_str(ref) if _cf_is("String", ref) else None
+
 
 # ======================================================================================================================
 # sources
 # ======================================================================================================================
+
+# Each class answers from the system itself; the player in the next section answers the same methods from a file.
+# Methods return plain data or raise an AppleGPUError; None means that the system said "there is no such thing".
+# One lock per source stands around native calls; an RLock, as a signal handler of the host may call in between.
+
+_NOT_PRIVILEGED, _NOT_PERMITTED, _UNSUPPORTED = 0xE00002C1, 0xE00002E2, 0xE00002C7      # IOReturn
+_INVALID_DEST, _NOT_OPEN = 0x10000003, 0xE00002CD                                       # the other side is gone
+_EPERM, _ENOENT, _ESRCH, _ENOMEM, _EINVAL = 1, 2, 3, 12, 22
+
+
+def _io_error(source: str, call: str, code: int) -> AppleGPUError:
+    """The error for a kern_return_t or IOReturn that is not 0."""
+    code &= 0xFFFFFFFF
+    detail = "%s gave 0x%08X" % (call, code)
+    if code == _NOT_PRIVILEGED:
+        return _fail(ERROR_NO_PERMISSION, REASON_PERMISSION, source, detail)
+    if code == _NOT_PERMITTED:
+        return _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, source, detail)
+    if code == _UNSUPPORTED:
+        return _fail(ERROR_NOT_SUPPORTED, _host_reason(), source, detail)
+    return _broken(source, detail)
+
+
+def _io_check(source: str, call: str, code: int) -> None:
+    if code:
+        raise _io_error(source, call, code)
+
+
+def _host_reason() -> str:
+    """Why a service that every Mac has is missing here: a guest has none of them."""
+    return REASON_VIRTUAL_MACHINE if _Sysctl().number("kern.hv_vmm_present") else REASON_MACOS
+
+
+class _Sysctl:
+    """sysctlbyname."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+
+    forked = __init__
+
+    def raw(self, name: str) -> bytes | None:
+        """The bytes of a name, None where this macOS does not know it."""
+        with self.lock:
+            for _ in range(4):      # a value may grow between the two calls
+                size = ctypes.c_uint64(0)
+                if self._failed(name, _c.sysctlbyname(name.encode(), None, ctypes.byref(size), None, 0)):
+                    return None
+                room = size.value + 64
+                data, size = ctypes.create_string_buffer(room), ctypes.c_uint64(room)
+                if not self._failed(name, _c.sysctlbyname(name.encode(), data, ctypes.byref(size), None, 0)):
+                    return data.raw[:min(size.value, room)]
+        return None
+
+    @staticmethod
+    def _failed(name: str, result: int) -> bool:
+        """True: not there, or (ENOMEM) to be asked again; another failure raises."""
+        code = ctypes.get_errno() if result else 0
+        if code == _EPERM:
+            raise _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, "sysctl", "%s is not readable" % name)
+        if result and code not in (_ENOENT, _ENOMEM):
+            raise _broken("sysctl", "%s: errno %d" % (name, code))
+        return bool(result)
+
+    def text(self, name: str) -> str | None:
+        data = self.raw(name)
+        return None if data is None else data.split(b"\0")[0].decode("utf-8", "replace")
+
+    def number(self, name: str) -> int | None:
+        data = self.raw(name)
+        if data is None:
+            return None
+        if len(data) not in (4, 8):
+            raise _broken("sysctl", "%s has %d bytes" % (name, len(data)))
+        return int.from_bytes(data, "little")
+
+
+class _Registry:
+    """The IO registry. An entry is an owned port: keep it as long as it is needed, drop it to release it."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+
+    forked = __init__
+
+    def services(self, class_name: str) -> list[Any]:
+        """Registered services of a class and of those that conform to it."""
+        with self.lock:
+            return self._matching(_c.IOServiceMatching(class_name.encode()))
+
+    def named(self, name: str) -> list[Any]:
+        """Services of a device tree name: pmgr, sgx, cpu0."""
+        with self.lock:
+            return self._matching(_c.IOServiceNameMatching(name.encode()))
+
+    def children(self, entry: Any) -> list[Any]:
+        """Children in the service plane; user clients are found only so, matching does not list them."""
+        with self.lock:
+            found = _c.IOObject()
+            self._check("IORegistryEntryGetChildIterator",
+                        _c.IORegistryEntryGetChildIterator(self._port(entry), b"IOService", ctypes.byref(found)))
+            return self._walk(found)
+
+    def _matching(self, matching: Any) -> list[Any]:
+        if not matching:
+            raise _broken("registry", "no matching dictionary")
+        found = _c.IOObject()
+        self._check("IOServiceGetMatchingServices",
+                    _c.IOServiceGetMatchingServices(0, matching, ctypes.byref(found)))
+        return self._walk(found)
+
+    def _walk(self, iterator: Any) -> list[Any]:
+        """Every entry; once more when the registry changed meanwhile, which ends an iterator early."""
+        for _ in range(4):
+            entries = []
+            while iterator:
+                entry = _c.IOIteratorNext(iterator)
+                if not entry:
+                    break
+                entries.append(entry)
+            if not iterator or _c.IOIteratorIsValid(iterator):
+                return entries
+            _c.IOIteratorReset(iterator)
+        return entries
+
+    def identity(self, entry: Any) -> int:
+        """The registry entry id, never reused while the Mac runs."""
+        number = ctypes.c_uint64()
+        with self.lock:
+            self._check("IORegistryEntryGetRegistryEntryID",
+                        _c.IORegistryEntryGetRegistryEntryID(self._port(entry), ctypes.byref(number)))
+        return number.value
+
+    def class_name(self, entry: Any) -> str:
+        name = ctypes.create_string_buffer(128)
+        with self.lock:
+            self._check("IOObjectGetClass", _c.IOObjectGetClass(self._port(entry), name))
+        return name.value.decode("utf-8", "replace")
+
+    def get(self, entry: Any, key: str) -> Any:
+        """One property as Python data, None where the entry has none: 0.02 ms, against 2 ms for the whole AGX node."""
+        with self.lock:
+            return _cf_value(_c.IORegistryEntryCreateCFProperty(self._port(entry), _cf_key(key), None, 0))
+
+    def alive(self, entry: Any) -> bool:
+        number = ctypes.c_uint64()
+        with self.lock:
+            return entry.armed and not _c.IORegistryEntryGetRegistryEntryID(entry, ctypes.byref(number))
+
+    @staticmethod
+    def _port(entry: Any) -> Any:
+        if not entry.armed:     # a parent's port: its number may name something else here
+            raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "registry", "this entry belongs to the parent process")
+        return entry
+
+    @staticmethod
+    def _check(call: str, code: int) -> None:
+        _io_check("registry", call, code)
+
+
+class _Channel(NamedTuple):
+    """One IOReport channel, known by driver and channel id: names may repeat (an M1 Ultra lists 130 of them twice)."""
+    driver: int
+    channel: int
+    group: str
+    subgroup: str
+    name: str
+    format: int                     # 1 simple, 2 state, 3 histogram
+    unit: str                       # mJ, nJ, 24Mticks, B, events, or nothing
+    states: tuple[str, ...]
+
+
+_SIMPLE, _STATE, _HISTOGRAM = 1, 2, 3
+_RECORD = 64        # IOReportElement (xnu IOReportTypes.h): provider @0, channel @8, type @16, stamp @24, 4 values @32
+
+
+def _channel_name(channel: int) -> str:
+    """The name of a channel that has none: the characters of its id (GPUPH and ECPU0 on M1, macOS 11)."""
+    return channel.to_bytes(8, "big").replace(b"\0", b"").decode("ascii", "replace")
+
+
+def _record_layout(format: int, count: int) -> struct.Struct:
+    """Reads a channel's records into (driver, channel, stamp, one value per record).
+
+    The value comes first in a simple record and in a histogram's (hits); in a state's it is the third (residency).
+    """
+    before = 16 if format == _STATE else 0
+    value = "%dxq%dx" % (before, 24 - before)
+    return struct.Struct("<QQ8xq" + value + ("32x" + value) * (count - 1))
+
+
+def _layout_of(format: int, size: int) -> struct.Struct | None:
+    """The layout of records of `size` bytes, None if they cannot be whole records."""
+    return _record_layout(format, size // _RECORD) if size and size % _RECORD == 0 else None
+
+
+def _record_identity(records: bytes) -> tuple[int, int]:
+    """(driver, channel) of raw records."""
+    return struct.unpack_from("<QQ", records)
+
+
+class _Place:
+    """Where one wanted channel stands in a sample, and how its records are read."""
+
+    __slots__ = ("identity", "position", "layout")
+
+    def __init__(self, identity: tuple[int, int]) -> None:
+        self.identity = identity
+        self.position: int | None = None
+        self.layout: struct.Struct | None = None
+
+
+class _Subscription:
+    """Chosen channels of IOReport. `channels` is final once subscribe() returned it, `sample()` aligned with it.
+
+    A sample costs 3 native calls and 4 for each channel, and no string: records carry who they are, so a channel that
+    moved in the list is noticed and looked for again. Channels of a group that is refused are None in every sample.
+    """
+
+    def __init__(self, lock: Any, handle: int, listed: Any, channels: list[_Channel]) -> None:
+        self.lock = lock
+        self.handle = handle
+        self.listed = listed                # the dictionary that IOReportCreateSamples wants
+        self.channels = channels
+        self.note = ""
+        self.places = [_Place((c.driver, c.channel)) for c in channels]
+        self.count: int | None = None       # channels in the previous sample; -1: search the next one
+        self.unclear = False
+        self.accessors = False              # IOReport's own functions instead of the records
+
+    def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
+        """(stamp in ticks, values) for each channel, None for one that this sample does not hold."""
+        with self.lock:
+            if not self.listed.armed:
+                raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "ioreport", "subscribed by the parent process")
+            taken = _c.IOReportCreateSamples(self.handle, self.listed, None)
+            if not taken:
+                raise _broken("ioreport", "IOReportCreateSamples gave nothing")
+            array = _c.CFDictionaryGetValue(taken, _cf_key("IOReportChannels"))
+            count = _c.CFArrayGetCount(array) if array else 0
+            if self.count is None:
+                self._first(array, count)
+            rows = self._rows(array, count)
+            if rows is None:
+                self._search(array, count)
+                rows = self._rows(array, count) or [None] * len(self.places)
+            if self.unclear:
+                self.count = -1     # a channel without records may be one that was not found: search again
+            return rows
+
+    def _rows(self, array: Any, count: int) -> list[tuple[int, tuple[int, ...]] | None] | None:
+        """A row per channel; None when the list is not the one of the last sample, so that it must be searched."""
+        if count != self.count:
+            return None
+        rows: list[tuple[int, tuple[int, ...]] | None] = [None] * len(self.places)
+        for i, place in enumerate(self.places):
+            if place.position is None:
+                continue
+            item, records = self._records(array, place.position)
+            if not records and place.identity[0]:
+                continue                    # in its place, without data
+            if self._identity(item, records) != place.identity:
+                return None
+            elif self.accessors:
+                rows[i] = self._accessor_row(i, item, records)
+            elif place.layout is not None and len(records) == place.layout.size:
+                read = place.layout.unpack(records)
+                rows[i] = read[2], read[3:]
+        return rows
+
+    @staticmethod
+    def _records(array: Any, position: int) -> tuple[Any, bytes]:
+        """A channel of a sample (borrowed) and its raw records."""
+        item = _c.CFArrayGetValueAtIndex(array, position)
+        data = _c.CFDictionaryGetValue(item, _cf_key("RawElements")) if item else None
+        length = _c.CFDataGetLength(data) if data else 0
+        start = _c.CFDataGetBytePtr(data) if length >= _RECORD else None
+        return item, ctypes.string_at(start, length) if start else b""
+
+    @staticmethod
+    def _identity(item: Any, records: bytes) -> tuple[int, int]:
+        return _record_identity(records) if records else (0, _c.IOReportChannelGetChannelID(item) if item else 0)
+
+    # ---- the first sample, and one whose list changed
+
+    def _first(self, array: Any, count: int) -> None:
+        """Types are checked, channels found (also by name), records compared with the accessors."""
+        self._check_types(array)
+        found = []
+        for position in range(count):
+            item, records = self._records(array, position)
+            found.append((self._identity(item, records), _describe(item)))
+        self._find(found)
+        for i, place in enumerate(self.places):
+            if place.position is not None:
+                self._learn(i, place, found[place.position], *self._records(array, place.position))
+        self.count = count
+
+    def _check_types(self, array: Any) -> None:
+        """Once per list: the later calls trust that a list and its records keep their types."""
+        if array and not _cf_is("Array", array):
+            raise _broken("ioreport", "IOReportChannels is not an array")
+        for item in _cf_items(array):
+            data = _c.CFDictionaryGetValue(item, _cf_key("RawElements")) if _cf_is("Dictionary", item) else None
+            if not _cf_is("Dictionary", item) or data and not _cf_is("Data", data):
+                raise _broken("ioreport", "a channel is not what it was")
+
+    def _find(self, found: list[tuple[tuple[int, int], _Channel]]) -> None:
+        """Positions by identity and name, then identity alone, then names alone: the listing may lack the driver's id,
+        and one driver may use an id for two channels (CPU DVD of an M1)."""
+        wanted = [(p.identity, (c.group, c.subgroup, c.name)) for p, c in zip(self.places, self.channels)]
+        listed = [(identity, (c.group, c.subgroup, c.name)) for identity, c in found]
+        free = set(range(len(listed)))
+        for part in (slice(2), 0, 1):
+            positions: dict[Any, list[int]] = {}
+            for i in sorted(free, reverse=True):
+                positions.setdefault(listed[i][part], []).append(i)
+            for place, pair in zip(self.places, wanted):
+                if place.position is None and positions.get(pair[part]):
+                    place.position = positions[pair[part]].pop()
+                    free.discard(place.position)
+
+    def _learn(self, i: int, place: _Place, found: tuple[tuple[int, int], _Channel], item: Any, records: bytes) -> None:
+        place.identity, seen = found
+        known = self.channels[i]
+        self.channels[i] = known._replace(driver=place.identity[0], channel=place.identity[1],
+                                          unit=known.unit or seen.unit, states=known.states or seen.states)
+        place.layout = _layout_of(known.format, len(records))
+        read = place.layout.unpack(records)[3:] if place.layout else None
+        try:
+            if not self.accessors and read != self._accessor_values(i, item):
+                self.accessors = True
+                self.note = "IOReport accessors are used: raw records of %s differ from them" % known.name
+        except NVMLError_NotSupported as error:
+            self.note = "raw records are used unchecked: %s" % error.detail
+
+    def _search(self, array: Any, count: int) -> None:
+        """Channels that moved are found by identity; channels of one identity keep their order."""
+        self._check_types(array)
+        positions: dict[tuple[int, int], list[int]] = {}
+        sizes = []
+        for position in range(count):
+            item, records = self._records(array, position)
+            positions.setdefault(self._identity(item, records), []).append(position)
+            sizes.append(len(records))
+        for i in sorted(range(len(self.places)), key=lambda i: self.places[i].position or 0):
+            place = self.places[i]
+            left = positions.get(place.identity)
+            place.position = left.pop(0) if left else None
+            if place.position is not None and place.layout is None:     # absent from the samples before
+                place.layout = _layout_of(self.channels[i].format, sizes[place.position])
+        self.count, self.unclear = count, 0 in sizes and any(place.position is None for place in self.places)
+
+    # ---- accessors
+
+    def _accessor_row(self, i: int, item: Any, records: bytes) -> tuple[int, tuple[int, ...]] | None:
+        """The stamp still comes from the record, whose head proved right (it is judged again by its movement)."""
+        values = self._accessor_values(i, item)
+        stamp = struct.unpack_from("<q", records, 24)[0] if records else 0
+        return None if values is None else (stamp, values)
+
+    def _accessor_values(self, i: int, item: Any) -> tuple[int, ...] | None:
+        format = self.channels[i].format
+        if format == _SIMPLE:
+            return (_c.IOReportSimpleGetIntegerValue(item, None),)
+        if format == _STATE:
+            count, value = _c.IOReportStateGetCount(item), _c.IOReportStateGetResidency
+        else:
+            count, value = _c.IOReportHistogramGetBucketCount(item), _c.IOReportHistogramGetBucketHits
+        return tuple(value(item, k) for k in range(count)) if 0 < count <= 4096 else None
+
+
+def _describe(item: Any) -> _Channel:
+    """A channel dictionary, of a listing or of a sample."""
+    number = _c.IOReportChannelGetChannelID(item)
+    format = _c.IOReportChannelGetFormat(item)
+    driver = _cf_value(_cf_get(item, "DriverID", "Number"))
+    count = _c.IOReportStateGetCount(item) if format == _STATE else 0
+    states = [_cf_text(_c.IOReportStateGetNameForIndex(item, k)) for k in range(min(count, 4096))]
+    return _Channel(
+        (driver or 0) & 0xFFFFFFFFFFFFFFFF, number, _cf_text(_c.IOReportChannelGetGroup(item)) or "",
+        _cf_text(_c.IOReportChannelGetSubGroup(item)) or "",
+        _cf_text(_c.IOReportChannelGetChannelName(item)) or _channel_name(number), format,
+        (_cf_text(_c.IOReportChannelGetUnitLabel(item)) or "").strip(),
+        tuple(state or "" for state in states) if any(state for state in states) else ())
+
+
+class _IOReport:
+    """libIOReport: counters of drivers. No block is needed: a sample is a dictionary that holds a list of channels."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+
+    forked = __init__
+
+    def subscribe(self, groups: Iterable[tuple[str, str | None]],
+                  want: Callable[[str, str, str, str], bool]) -> _Subscription | None:
+        """Subscribes to the channels that `want(group, subgroup, name, unit)` picks, None if there are none."""
+        groups = list(groups)
+        with self.lock:
+            chosen, channels = _cf_array(), []
+            for group, subgroup in groups:
+                for item, channel in self._listed(group, subgroup):
+                    if want(channel.group, channel.subgroup, channel.name, channel.unit):
+                        _c.CFArrayAppendValue(chosen, item)
+                        channels.append(channel)
+            if not channels:
+                return None
+            made = self._open(chosen, channels)
+            if any(c.format == _STATE and not c.states for c in made.channels):
+                made.sample()       # a listing without state names: the sample has them
+            return made
+
+    @staticmethod
+    def _listed(group: str, subgroup: str | None) -> Iterator[tuple[int, _Channel]]:
+        """The channels of a group, borrowed until the next; none when this Mac has no such group."""
+        listing = _c.IOReportCopyChannelsInGroup(_cf_key(group), _cf_key(subgroup) if subgroup else None, 0, 0, 0)
+        for item in _cf_items(_cf_get(listing, "IOReportChannels", "Array")):
+            if _cf_is("Dictionary", item):
+                channel = _describe(item)
+                if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
+                    yield item, channel
+
+    def _open(self, chosen: Any, channels: list[_Channel]) -> _Subscription:
+        """A dictionary of our own with the chosen channels only is a valid argument, and keeps a sample small."""
+        wanted, listed = _cf_dictionary({"IOReportChannels": chosen}), _c.CFObject()
+        handle = _c.IOReportCreateSubscription(None, wanted, ctypes.byref(listed), 0, None)
+        if not handle:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + channels[0].group, "refused")
+        return _Subscription(self.lock, handle, listed if listed else wanted, channels)
+
+
+# SMCKeyData: key @0, size @28, type @32, result @40, command @42, index @44, bytes @48.
+_SMC_CALL = struct.Struct("=I24xII4xBxBxI32s")
+_SMC_READ, _SMC_KEY_AT, _SMC_INFO = 5, 8, 9
+_SMC_NO_SUCH_KEY = 132
+
+
+def _smc_request(command: int, key: str = "", size: int = 0, index: int = 0) -> bytes:
+    """The 80 bytes of a question; a key is four characters packed big-endian into a native word."""
+    word = int.from_bytes(key.encode("latin-1"), "big") if key else 0
+    return _SMC_CALL.pack(word, size, 0, 0, command, index, b"")
+
+
+def _smc_answer(data: bytes) -> tuple[str, int, str, int, bytes]:
+    """(key, size, type, result, bytes) of an answer."""
+    key, size, kind, result, _, _, value = _SMC_CALL.unpack(data)
+    return key.to_bytes(4, "big").decode("latin-1"), size, kind.to_bytes(4, "big").decode("latin-1"), result, value
+
+
+class _SMC:
+    """The system management controller. Its connection is kept; reading needs no root."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.connection = 0
+        self.infos: dict[str, tuple[int, str] | None] = {}
+
+    forked = __init__
+
+    def count(self) -> int:
+        """How many keys there are."""
+        value = self.read("#KEY")
+        if value is None or len(value) != 4:
+            raise _broken("smc", "#KEY cannot be read")
+        return int.from_bytes(value, "big")
+
+    def key_at(self, index: int) -> str | None:
+        answer = self._ask(_smc_request(_SMC_KEY_AT, index=index), "key %d" % index)
+        return None if answer is None else answer[0]
+
+    def info(self, key: str) -> tuple[int, str] | None:
+        """(size, type) of a key, asked once."""
+        if not self._possible(key):
+            return None
+        if key not in self.infos:
+            answer = self._ask(_smc_request(_SMC_INFO, key), key)
+            self.infos[key] = None if answer is None else (answer[1], answer[2])
+        return self.infos[key]
+
+    def read(self, key: str) -> bytes | None:
+        info = self.info(key)
+        if info is None:
+            return None
+        if not 0 < info[0] <= 32:
+            raise _broken("smc", "%s has %d bytes" % (key, info[0]))
+        answer = self._ask(_smc_request(_SMC_READ, key, info[0]), key)
+        return None if answer is None else answer[4][:info[0]]
+
+    @staticmethod
+    def _possible(key: str) -> bool:
+        return len(key) == 4 and max(key) <= "\xff"
+
+    def _ask(self, request: bytes, what: str) -> tuple[str, int, str, int, bytes] | None:
+        """The answer, None for result 132 (no such key)."""
+        answer, size = ctypes.create_string_buffer(80), ctypes.c_uint64(80)
+        with self.lock:
+            code = _c.IOConnectCallStructMethod(self._connected(), 2, request, 80, answer, ctypes.byref(size))
+            if code & 0xFFFFFFFF in (_INVALID_DEST, _NOT_OPEN):
+                self.connection = 0         # gone: opened again by the next call
+        _io_check("smc", "reading %s" % what, code)
+        if size.value != 80:
+            raise _broken("smc", "%s: an answer of %d bytes" % (what, size.value))
+        read = _smc_answer(answer.raw)
+        if read[3] not in (0, _SMC_NO_SUCH_KEY):
+            raise _broken("smc", "%s: result %d" % (what, read[3]))
+        return None if read[3] else read
+
+    def _connected(self) -> int:
+        if not self.connection:
+            connection = ctypes.c_uint32()
+            _io_check("smc", "IOServiceOpen",
+                      _c.IOServiceOpen(self._service(), _task_self(), 0, ctypes.byref(connection)))
+            self.connection = connection.value
+        return self.connection
+
+    @staticmethod
+    def _service() -> Any:
+        """AppleSMCKeysEndpoint is the class that serves keys; an M1 on macOS 11 has AppleSMC only."""
+        registry = _Registry()
+        found = registry.services("AppleSMCKeysEndpoint") or registry.services("AppleSMC")
+        if not found:
+            raise _fail(ERROR_NOT_SUPPORTED, _host_reason(), "smc", "there is no SMC")
+        return found[0]
+
+
+def _task_self() -> int:
+    """mach_task_self() is a macro: it reads this variable."""
+    return ctypes.c_uint32.from_address(_c.address("System", "mach_task_self_")).value
+
+
+class _HID:
+    """Temperature sensors of the HID event system. One client, kept: making it repeatedly has crashed (sysinfo 1279)."""
+
+    _PAGE, _USAGE = 0xFF00, 5               # kHIDPage_AppleVendor, temperature sensor
+    _EVENT, _FIELD = 15, 15 << 16
+    _REFRESH = 5_000_000_000                # ns between two looks at which services there are
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.client: int | None = None
+        self.matching: Any = None           # must outlive the client, which reads it from a queue of its own
+        self.services: Any = None
+        self.known: list[tuple[int, str, int]] = []
+        self.looked = 0
+
+    forked = __init__
+
+    def temperatures(self) -> list[tuple[str, int, float | None]]:
+        """(product, location, degrees) of every sensor; names repeat, and a sensor may have no value."""
+        with self.lock:
+            return [(product, location, self._value(service)) for service, product, location in self._services()]
+
+    def _value(self, service: int) -> float | None:
+        event = _c.IOHIDServiceClientCopyEvent(service, self._EVENT, 0, 0)
+        return _c.IOHIDEventGetFloatValue(event, self._FIELD) if event else None
+
+    def _services(self) -> list[tuple[int, str, int]]:
+        now = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
+        if self.services is None or not 0 <= now - self.looked < self._REFRESH:
+            listed = _c.IOHIDEventSystemClientCopyServices(self._connected())
+            self.known = [self._known(service) for service in _cf_items(listed) if service]
+            self.services, self.looked = listed, now
+        return self.known
+
+    @staticmethod
+    def _known(service: int) -> tuple[int, str, int]:
+        """The service (borrowed from the list, which is kept), its name and place."""
+        product = _cf_value(_c.IOHIDServiceClientCopyProperty(service, _cf_key("Product")))
+        location = _cf_value(_c.IOHIDServiceClientCopyProperty(service, _cf_key("LocationID")))
+        return service, product if isinstance(product, str) else "", location if isinstance(location, int) else 0
+
+    def _connected(self) -> int:
+        if self.client is None:
+            client = _c.IOHIDEventSystemClientCreate(None)
+            if not client:
+                raise _broken("hid", "there is no HID event system client")
+            self.matching = _cf_dictionary({"PrimaryUsagePage": self._PAGE, "PrimaryUsage": self._USAGE})
+            self.client = client
+            _c.IOHIDEventSystemClientSetMatching(client, self.matching)
+        return self.client
+
+
+class _Words(ctypes.Structure):
+    """An array that the kernel maps into our process (host_processor_info)."""
+    _fields_ = [("start", ctypes.c_void_p), ("count", ctypes.c_uint32)]
+
+    def __bool__(self) -> bool:
+        return bool(self.start)
+
+
+class _Mach:
+    """Memory and CPU counters of the kernel."""
+
+    _VM_INFO64, _CPU_LOAD = 4, 2            # flavors
+    _ROOM, _LEAST = 256, 38                 # ints; macOS 27 refuses a buffer of exactly 38, the size until macOS 15
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.host = 0                       # mach_host_self adds a send right at each call
+        self.words: Any = None
+
+    forked = __init__
+
+    def _host(self) -> int:
+        if not self.host:
+            self.host = _c.mach_host_self()
+            if not self.host:
+                raise _broken("mach", "mach_host_self gave no port")
+        return self.host
+
+    def vm_statistics(self) -> bytes:
+        """vm_statistics64, 152 bytes or more. The kernel gives fresh numbers only a few times a second."""
+        data, count = (ctypes.c_int32 * self._ROOM)(), ctypes.c_uint32(self._ROOM)
+        with self.lock:
+            _io_check("mach", "host_statistics64",
+                      _c.host_statistics64(self._host(), self._VM_INFO64, data, ctypes.byref(count)))
+        if not self._LEAST <= count.value <= self._ROOM:
+            raise _broken("mach", "host_statistics64 gave %d words" % count.value)
+        return bytes(data)[:count.value * 4]
+
+    def cpu_ticks(self) -> bytes:
+        """Four u32 for each CPU: user, system, idle, nice; they wrap."""
+        cpus = ctypes.c_uint32()
+        with self.lock:
+            words = self._words()()
+            _io_check("mach", "host_processor_info",
+                      _c.host_processor_info(self._host(), self._CPU_LOAD, ctypes.byref(cpus), ctypes.byref(words),
+                                             ctypes.byref(words, _Words.count.offset)))
+            if not words or not 0 < words.count == cpus.value * 4:
+                raise _broken("mach",
+                            "host_processor_info gave %d words for %d CPUs" % (words.count, cpus.value))
+            return ctypes.string_at(words.start, words.count * 4)
+
+    def _words(self) -> Any:
+        if self.words is None:
+            task, deallocate = _task_self(), _c.vm_deallocate
+            self.words = _c.owned(_Words, lambda words: deallocate(task, words.start, words.count * 4))
+        return self.words
+
+    def page_size(self) -> int:
+        size = ctypes.c_uint64()
+        with self.lock:
+            _io_check("mach", "host_page_size", _c.host_page_size(self._host(), ctypes.byref(size)))
+        return size.value
+
+    def timebase(self) -> tuple[int, int]:
+        """Nanoseconds per mach tick as a fraction: 125/3 natively, 1/1 under Rosetta."""
+        pair = (ctypes.c_uint32 * 2)()
+        with self.lock:
+            _io_check("mach", "mach_timebase_info", _c.mach_timebase_info(pair))
+        return pair[0], pair[1]
+
+
+class _Libproc:
+    """Processes. For another user's, everything but short_info and path raises NoPermission (xnu proc_info.c)."""
+
+    _TASK_INFO, _SHORT_INFO = (4, 96), (13, 64)     # flavor and size
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.flavor = 6                             # of rusage_info; before macOS 13 it is 4
+
+    forked = __init__
+
+    def pids(self) -> list[int]:
+        """Every process id. proc_listallpids answers with a count of ids, not of bytes."""
+        with self.lock:
+            room = 0
+            for _ in range(4):      # processes may start between the two calls
+                ctypes.set_errno(0)
+                room = max(room, _c.proc_listallpids(None, 0)) + 64
+                ids = (ctypes.c_int32 * room)()
+                count = _c.proc_listallpids(ids, ctypes.sizeof(ids))
+                if count <= 0:
+                    raise self._list_error()
+                if count < room:
+                    break
+        return list(ids[:count])
+
+    @staticmethod
+    def _list_error() -> AppleGPUError:
+        code = ctypes.get_errno()
+        if code == _EPERM:
+            return _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, "libproc", "the App Sandbox hides the list of processes")
+        return _broken("libproc", "proc_listallpids: errno %d" % code)
+
+    @staticmethod
+    def _error(pid: int, call: str, code: int) -> AppleGPUError:
+        if code == _ESRCH:
+            return _fail(ERROR_NOT_FOUND, None, "libproc", "no process %d" % pid)
+        if code == _EPERM:
+            return _fail(ERROR_NO_PERMISSION, REASON_PERMISSION, "libproc", "process %d belongs to another user" % pid)
+        return _broken("libproc", "%s of %d: errno %d" % (call, pid, code))
+
+    def _info(self, pid: int, flavor: int, size: int) -> bytes:
+        data = ctypes.create_string_buffer(size)
+        with self.lock:
+            ctypes.set_errno(0)
+            got = _c.proc_pidinfo(pid, flavor, 0, data, size)
+            code = ctypes.get_errno()
+        if got != size:
+            raise self._error(pid, "proc_pidinfo (%d of %d bytes)" % (got, size), code)
+        return data.raw
+
+    def short_info(self, pid: int) -> bytes | None:
+        """proc_bsdshortinfo, readable for every process; None when there is none."""
+        try:
+            return self._info(pid, *self._SHORT_INFO)
+        except NVMLError_NotFound:
+            return None
+
+    def task_info(self, pid: int) -> bytes:
+        """proc_taskinfo: CPU time in mach ticks."""
+        return self._info(pid, *self._TASK_INFO)
+
+    def rusage(self, pid: int) -> bytes:
+        """rusage_info_v6, or v4 where the kernel does not know it."""
+        code, data = self._rusage(pid, self.flavor)
+        if code == _EINVAL and self.flavor == 6:
+            code, data = self._rusage(pid, 4)
+            if not code:
+                self.flavor = 4
+        if code:
+            raise self._error(pid, "proc_pid_rusage", code)
+        return data
+
+    def _rusage(self, pid: int, flavor: int) -> tuple[int, bytes]:
+        data = ctypes.create_string_buffer(1024)        # the buffer itself, though the header says rusage_info_t *
+        with self.lock:
+            ctypes.set_errno(0)
+            failed = _c.proc_pid_rusage(pid, flavor, data)
+            code = ctypes.get_errno() or -1
+        return (code, b"") if failed else (0, data.raw[:464 if flavor == 6 else 296])
+
+    def path(self, pid: int) -> str | None:
+        text = ctypes.create_string_buffer(4096)        # PROC_PIDPATHINFO_MAXSIZE
+        with self.lock:
+            length = _c.proc_pidpath(pid, text, 4096)
+        return text.raw[:length].decode("utf-8", "replace") if 0 < length <= 4096 else None
+
+    def own_pid(self) -> int:
+        return os.getpid()
+
+
+class _Notify:
+    """notify(3) states; no run loop needed, unlike NSProcessInfo's, which grow stale without one."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.tokens: dict[str, int] = {}
+
+    forked = __init__
+
+    def state(self, name: str) -> int:
+        value = ctypes.c_uint64()
+        with self.lock:
+            status = _c.notify_get_state(self._token(name), ctypes.byref(value))
+            if status:
+                self.tokens.pop(name, None)
+                raise _broken("notify", "%s: status %d" % (name, status))
+        return value.value
+
+    def _token(self, name: str) -> int:
+        if name not in self.tokens:
+            token = ctypes.c_int32()
+            status = _c.notify_register_check(name.encode(), ctypes.byref(token))
+            if status:
+                raise _broken("notify", "%s: status %d" % (name, status))
+            self.tokens[name] = token.value
+        return self.tokens[name]
+
+
+class _Power:
+    """What the Mac runs on."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+
+    forked = __init__
+
+    def providing(self) -> str | None:
+        """"AC Power", "Battery Power", or None where macOS names no source."""
+        with self.lock:
+            info = _c.IOPSCopyPowerSourcesInfo()
+            return _cf_text(_c.IOPSGetProvidingPowerSourceType(info)) if info else None
+
+
+class _MetalDevice:
+    """The few figures that only Metal has. A device is made, asked and released in one call; never a command queue."""
+
+    _FAMILIES = tuple(range(1001, 1016)) + (2002, 3001, 3002, 3003, 5001, 5002, 5003)
+    _WORDS = ("registryID", "recommendedMaxWorkingSetSize", "maxBufferLength", "maxThreadgroupMemoryLength")
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.child = False
+
+    def forked(self) -> None:
+        self.lock, self.child = RLock(), True
+
+    def device(self, registry_id: int | None = None) -> dict[str, Any]:
+        """What the device of this registry id says of itself; the only one there is, where none has it."""
+        if self.child:
+            raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "metal")
+        with self.lock:
+            _c.library("CoreGraphics")      # without it there is no default device (Apple's documentation)
+            pool = _c.objc_autoreleasePoolPush()
+            try:
+                return self._chosen(registry_id)
+            finally:
+                _c.objc_autoreleasePoolPop(pool)
+
+    def _chosen(self, registry_id: int | None) -> dict[str, Any]:
+        """All devices are empty in some sandboxes, the default is nil over ssh and in daemons: each is asked."""
+        devices = _c.MTLCopyAllDevices()
+        count = _send(devices, "count", "Q") if devices else 0
+        found = [_send(devices, "objectAtIndex:", "p", "Q", i) for i in range(min(count, 64))]
+        for device in found:
+            if len(found) == 1 or registry_id is None or _send(device, "registryID", "Q") == registry_id:
+                return self._described(device)
+        default = _c.MTLCreateSystemDefaultDevice()
+        if not default:
+            raise _fail(ERROR_NOT_READY, REASON_SOURCE_FAILED, "metal", "Metal gives no device to this process")
+        return self._described(default)
+
+    def _described(self, device: Any) -> dict[str, Any]:
+        said: dict[str, Any] = {name: _send(device, name, "Q") for name in self._WORDS}
+        said["name"] = _text(_send(device, "name", "p"))
+        said["hasUnifiedMemory"] = bool(_send(device, "hasUnifiedMemory", "B"))
+        said["families"] = tuple(f for f in self._FAMILIES if _send(device, "supportsFamily:", "B", "q", f))
+        said["architecture"] = None
+        if _send(device, "respondsToSelector:", "B", "p", _selector("architecture")):       # macOS 14
+            architecture = _send(device, "architecture", "p")
+            said["architecture"] = _text(_send(architecture, "name", "p")) if architecture else None
+        return said
+
+
+def _send(receiver: Any, selector: str, result: str, arguments: str = "", *values: Any) -> Any:
+    """One Objective-C message of known signature; BOOL is read as a byte (C bool on arm64, signed char on x86_64)."""
+    return _c.send(result, arguments)(receiver, _selector(selector), *values)
+
+
+def _selector(name: str) -> int:
+    selector: int | None = _c.sel_registerName(name.encode())
+    if not selector:
+        raise _broken("objc", "no selector %s" % name)
+    return selector
+
+
+def _text(string: Any) -> str | None:
+    """The text of an NSString."""
+    text = _send(string, "UTF8String", "s") if string else None
+    return None if text is None else text.decode("utf-8", "replace")
+
+
+class _Clock:
+    """Time. CLOCK_UPTIME_RAW is mach_absolute_time, the clock of the drivers' stamps; it stands still in sleep."""
+
+    def __init__(self) -> None:
+        self.ticks = 0
+
+    forked = __init__
+
+    def now(self) -> tuple[int, int]:
+        """(uptime, uptime with sleep) in ns; their difference grows by what the Mac slept."""
+        return time.clock_gettime_ns(time.CLOCK_UPTIME_RAW), time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+
+    def unix(self) -> float:
+        return time.time()
+
+    def ticks_per_second(self) -> int:
+        """Of the stamps; mach_timebase_info lies under Rosetta, this sysctl does not."""
+        if not self.ticks:
+            self.ticks = _Sysctl().number("hw.tbfrequency") or 0
+            if not self.ticks:
+                raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "hw.tbfrequency is missing")
+        return self.ticks
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def step(self) -> None:
+        """A call begins; only a recording cares."""
+
+
+class _LiveMachine:
+    """This Mac. Nothing is opened before it is asked; what is opened stays for the life of the process."""
+
+    name = "live"
+
+    def __init__(self) -> None:
+        self.calls: dict[str, int] = {}
+        self.registry = _Registry()
+        self.ioreport = _IOReport()
+        self.smc = _SMC()
+        self.hid = _HID()
+        self.sysctl = _Sysctl()
+        self.mach = _Mach()
+        self.libproc = _Libproc()
+        self.notify = _Notify()
+        self.power = _Power()
+        self.metal = _MetalDevice()
+        self.clock = _Clock()
+
+    def forked(self) -> None:
+        """In a forked child: forget, never release, and begin anew with new locks."""
+        _c.forked()
+        for source in (self.registry, self.ioreport, self.smc, self.hid, self.sysctl, self.mach, self.libproc,
+                       self.notify, self.power, self.metal, self.clock):
+            source.forked()
 
 
 # ======================================================================================================================
