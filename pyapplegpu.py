@@ -1896,7 +1896,7 @@ def _is_channel(instants: int) -> Callable[[Any], None]:
     def check(value: Any) -> None:
         fixed(value)
         kind, states = int(value["type"], 16) & 0xFF, value.get("states", ())
-        if kind not in (1, 2, 3, 4) or (kind == 2 and not states):
+        if kind not in (1, 2, 3) or (kind == 2 and not states):
             raise _Wrong("is of no known format, or a state channel without states")
         sizes = {len(row) for row in value["rows"] if row is not None}
         size = 1 if kind == 1 else len(states)
@@ -2188,6 +2188,8 @@ class _Recording:
             rows = [row for row in channel["rows"] if row is not None]
             columns = [[v for v in column if v != INT64_MIN] or [0] for column in zip(*rows)]
             gains = [max(0, column[-1] - column[0]) for column in columns] or [0]
+            if int(channel["unit"], 16) >> 56 in (2, 10):       # power, temperature: gauges
+                gains[1:] = [0] * (len(gains) - 1)
             gains[0] = self.span if gains[0] else 0
             known = self._gains[id(channel)] = tuple(gains)
         return known
@@ -2227,10 +2229,16 @@ class _Recording:
         return _grown_usage(now, series[0][1], series[-1][1], rounds) if rounds and key == "AppUsage" else now
 
     def uuid(self) -> str:
-        """Stands for IOPlatformUUID, which no recording holds: made of the file's content."""
+        """Stands for IOPlatformUUID, which no recording holds: made of what the file says of the Mac, which leaves out
+        what the file expects of this library."""
         import hashlib
         import json
-        text = hashlib.sha256(json.dumps(self.data, sort_keys=True).encode("ascii")).hexdigest()[:32].upper()
+        said = {part: self.data.get(part) for part in _RECORDING_PARTS}
+        try:
+            content = json.dumps(said, sort_keys=True).encode("ascii")
+        except RecursionError:
+            raise _bad("%s is nested too deeply" % self.path) from None
+        text = hashlib.sha256(content).hexdigest()[:32].upper()
         return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
@@ -2412,15 +2420,16 @@ class _ReplayedIOReport(_Replayed):
     def subscribe(self, groups: Iterable[tuple[str, str | None]],
                   want: Callable[[str, str, str, str], bool]) -> _ReplayedSubscription | None:
         part = self._part or {"groups": {}, "channels": []}
-        listed, raw, refused = part["channels"], [], False
+        listed, raw, refused = part["channels"], [], ""
         for group, subgroup in groups:
             state = part["groups"].get(group)       # None: the group does not exist, and is skipped
             found = [c for c in listed if c["group"] == group and subgroup in (None, c["subgroup"])] if state else []
             wanted = [c for c in found if _wants(want, c) and not any(c is r for r in raw)]
-            refused = refused or (state == "refuses" and (bool(wanted) or not found))
+            if state == "refuses" and (wanted or not found):
+                refused = refused or group
             raw += wanted
         if refused:
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport", "refused")
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
         return _ReplayedSubscription(self._recording, self._clock, raw) if raw else None
 
 
@@ -2463,7 +2472,7 @@ class _ReplayedHID(_Replayed):
 
     def temperatures(self) -> list[tuple[str, int, float | None]]:
         out = []
-        for service in self._has()["services"]:
+        for service in (self._part or {"services": ()})["services"]:
             p = {key: _plain(value) for key, value in service["properties"].items()}
             if (p.get("PrimaryUsagePage", 0xFF00), p.get("PrimaryUsage", 5)) == (0xFF00, 5):
                 value = service.get("value")
@@ -2476,19 +2485,12 @@ def _whole(value: Any) -> int:
     return value if type(value) is int else 0
 
 
-class _ReplayedSysctl(_Replayed):
+class _ReplayedSysctl(_Replayed, _Sysctl):
+    """Raw bytes from the file; text and numbers as natively."""
     source = "sysctl"
 
     def raw(self, name: str) -> bytes | None:
         return self._recording.sysctl(name, self._clock.current())
-
-    def text(self, name: str) -> str | None:
-        raw = self.raw(name)
-        return None if raw is None else raw.split(b"\0")[0].decode("utf-8", "replace")
-
-    def number(self, name: str) -> int | None:
-        raw = self.raw(name)
-        return int.from_bytes(raw, "little") if raw is not None and len(raw) in (4, 8) else None
 
 
 class _ReplayedMach(_Replayed):
@@ -2572,16 +2574,15 @@ class _ReplayedMetal(_Replayed):
     source = "metal"
 
     def device(self, registry_id: int | None = None) -> dict[str, Any]:
-        part = self._part or {"devices": []}
-        devices = part["devices"]
-        if registry_id is not None:
-            devices = [d for d in devices if d["registryID"] == registry_id]
-        elif part.get("default") is not None:
-            devices = devices[part["default"]:]
-        if not devices:
-            raise _fail(ERROR_NOT_READY, REASON_SOURCE_FAILED, "metal", "Metal gives no device")
-        out = {key: devices[0].get(key) for key in _METAL_ANSWERS}
-        out["families"] = tuple(devices[0].get("supportsFamily:", ()))
+        part = self._part or {}
+        devices = part.get("devices", ())
+        found = [d for d in devices if len(devices) == 1 or registry_id in (None, d["registryID"])]
+        if not found and devices and part.get("default") is not None:
+            found = [devices[part["default"]]]
+        if not found:
+            raise _fail(ERROR_NOT_READY, REASON_SOURCE_FAILED, "metal", "Metal gives no device to this process")
+        out = {key: found[0].get(key) for key in _METAL_ANSWERS}
+        out["families"] = tuple(found[0].get("supportsFamily:", ()))
         return out
 
 
