@@ -2610,6 +2610,411 @@ class _RecordedMachine:
         self.clock.forked()
 
 
+# ---- the recorder: from any machine to a file; a list of permitted things, never a whole node ----
+
+_RECORDING_AIM = 1 << 20
+_RECORDED_NUMBERS = (       # AppleSmartBattery
+    "Voltage", "Amperage", "InstantAmperage", "CurrentCapacity", "MaxCapacity", "DesignCapacity", "CycleCount",
+    "AppleRawCurrentCapacity", "AppleRawMaxCapacity", "NominalChargeCapacity", "Temperature", "ExternalConnected",
+    "IsCharging", "FullyCharged", "BatteryInstalled")
+_RECORDED_PROPERTIES = {    # what may be written, by class or device tree name
+    "IOAccelerator": ("model", "gpu-core-count", "PerformanceStatistics", "GPUConfigurationVariable", "IOClass",
+                      "MetalPluginName", "IONameMatched", "FilteredGPUPower", "MaxGPUAbsolutePower"),
+    "UserClient": ("IOUserClientCreator", "AppUsage", "API"),
+    "H11ANEIn": ("IOPowerManagement",),
+    "AppleSmartBattery": _RECORDED_NUMBERS,
+    "pmgr": ("acc-clusters",) + tuple("voltage-states%d%s" % (n, s) for n in range(48) for s in ("", "-sram")),
+    "sgx": ("perf-states", "perf-state-count", "perf-state-table-count", "gpu-power-zone-target-0"),
+    "cpu": ("cluster-type", "cpu-id", "logical-cpu-id", "logical-cluster-id", "cluster-id", "die-id"),
+}
+_RECORDED_GROUPS = ("Energy Model", "GPU Stats", "CPU Stats", "AMC Stats", "PMP", "PMP0", "PMP1", "H11ANE", "ANE")
+_RECORDED_SYSCTLS = (
+    "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency", "hw.cputype",
+    "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
+    "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present", "kern.boottime",
+    "kern.memorystatus_level", "kern.memorystatus_vm_pressure_level", "vm.memory_pressure", "vm.swapusage",
+    "sysctl.proc_translated", "iogpu.wired_limit_mb", "debug.iogpu.wired_limit",
+) + tuple("hw.perflevel%d.%s" % (n, s) for n in range(4) for s in (
+    "name", "physicalcpu", "physicalcpu_max", "logicalcpu", "logicalcpu_max", "cpusperl2"))
+_RECORDED_SMC_TYPES = ("flt ", "ui8 ", "ui16", "ui32", "si8 ", "si16", "si32", "ioft", "fp1f", "sp78", "fpe2", "flag")
+_RECORDED_SMC_KEYS = ("T", "F", "P", "B0")
+_THERMAL_NOTIFICATION = "com.apple.system.thermalpressurelevel"
+
+# A process is named only when everybody has it.
+_SYSTEM_FOLDERS = ("/System/", "/usr/bin/", "/usr/sbin/", "/usr/libexec/", "/usr/lib/", "/Library/Apple/")
+_SYSTEM_PROGRAMS = ("WindowServer", "kernel_task", "launchd", "Dock", "Finder", "loginwindow", "SystemUIServer",
+                    "ControlCenter", "NotificationCente", "Spotlight", "WallpaperAgent", "Safari", "Terminal")
+
+_UNIT_WORDS = {"mJ": 0x0300007C00000000, "uJ": 0x0300007900000000, "nJ": 0x0300007600000000, "B": 0x0900820000000000,
+               "24Mticks": 0x0100007980000018, "us": 0x0100007900000000, "events": 0x6400000000000000}
+
+
+def _asked(function: Callable[..., Any], *args: Any) -> Any:
+    """An answer, or None where there is none."""
+    try:
+        return function(*args)
+    except AppleGPUError:
+        return None
+
+
+def _printable(text: str) -> str:
+    """Text that a reader accepts."""
+    return "".join(c if c.isprintable() else "?" for c in text[:256])
+
+
+def _as_cf(value: Any) -> Any:
+    """Tagged form; None for what is not written. Widths are those of Python's answer: 64 bits."""
+    if isinstance(value, (list, tuple)):
+        return ["a", [item for item in map(_as_cf, value) if item is not None]]
+    if isinstance(value, dict):
+        pairs = [(_printable(str(key)), _as_cf(item)) for key, item in value.items()]
+        return ["d", {key: item for key, item in pairs if item is not None}]
+    if isinstance(value, bytes):
+        return ["x", value.hex()]
+    if isinstance(value, str):
+        return ["s", _printable(value)]
+    if isinstance(value, bool):
+        return ["b", value]
+    if isinstance(value, int):
+        return ["i64", _signed(value)]
+    return ["f64", value] if isinstance(value, float) and abs(value) <= 1e300 else None
+
+
+def _numbers(value: Any, more: tuple[type, ...] = ()) -> Any:
+    """What is a number, or in a list or dictionary of numbers; text is an opening for somebody's name."""
+    if isinstance(value, dict):
+        return {k: v for k, v in value.items() if isinstance(v, (int, float) + more)}
+    if isinstance(value, list):
+        return [v for v in value if isinstance(v, (int, float))]
+    return value if isinstance(value, (int, float)) else None
+
+
+def _configuration(value: Any) -> Any:
+    """GPUConfigurationVariable: numbers, core_mask_list, and letters like gpu_var."""
+    items = _numbers(value, (list, str)) or {}
+    return {k: _numbers(v) if isinstance(v, list) else v for k, v in items.items() if not isinstance(v, str) or len(v) < 3}
+
+
+def _usage(value: Any) -> Any:
+    keys = ("API", "lastSubmittedTime", "accumulatedGPUTime")
+    items = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [{k: v for k, v in item.items() if k in keys and isinstance(v, (int, str))} for item in items]
+
+
+def _short(value: Any) -> Any:
+    """Numbers, tables, and names of the hardware."""
+    return value if isinstance(value, (int, float, bytes)) or (isinstance(value, str) and len(value) <= 64) else None
+
+
+_RECORDED_AS: dict[str, Callable[[Any], Any]] = {
+    "PerformanceStatistics": _numbers, "IOPowerManagement": _numbers, "GPUConfigurationVariable": _configuration,
+    "AppUsage": _usage, **dict.fromkeys(_RECORDED_NUMBERS, _numbers)}
+
+
+def _creator(text: Any) -> tuple[int, str] | None:
+    """("pid 357, WindowServer") -> (357, "WindowServer")."""
+    number, comma, name = text[4:].partition(", ") if isinstance(text, str) and text[:4] == "pid " else ("", "", "")
+    return (int(number), name) if comma and number.isdigit() and len(number) < 10 else None
+
+
+def _is_system_program(name: str, path: str | None) -> bool:
+    if path is None:
+        return name in _SYSTEM_PROGRAMS or name.startswith("com.apple.")
+    return path.startswith(_SYSTEM_FOLDERS) and bool(name) and os.path.basename(path).startswith(name)
+
+
+class _Recorder:
+    """Takes frames, each everything that is permitted at one instant, under keys like ("smc", "Tg05"); then writes down
+    for each key when it changed."""
+
+    def __init__(self, machine: Any, names: bool) -> None:
+        self.machine, self.names = machine, names
+        self.frames: list[dict[Any, Any]] = []
+        self.nodes: dict[int, dict[str, Any]] = {}          # by registry id
+        self.entries: list[tuple[Any, int, tuple[str, ...]]] = []
+        self.clients: dict[int, tuple[int, str]] = {}       # by registry id
+        self.paths: dict[int, str | None] = {}              # by pid
+        self.groups: dict[str, str] = {}
+        self.subscriptions: list[Any] = []
+        self._find_entries()
+        for group in _RECORDED_GROUPS:
+            self._subscribe(group)
+        count = _asked(machine.smc.count) or 0
+        keys = [_asked(machine.smc.key_at, i) for i in range(min(count, 20000))]
+        infos = [(key, _asked(machine.smc.info, key)) for key in keys if key and len(key) == 4 and key.isprintable()]
+        self.smc_keys = [[key, info[1], info[0]] for key, info in infos
+                         if info and len(info[1]) == 4 and info[1].isprintable() and 0 <= info[0] <= 128]
+        self.smc_values = [key for key, kind, _ in self.smc_keys
+                           if key.startswith(_RECORDED_SMC_KEYS) and kind in _RECORDED_SMC_TYPES]
+
+    # -- what there is --
+
+    def _find_entries(self) -> None:
+        registry = self.machine.registry
+        for kind in ("IOAccelerator", "H11ANEIn", "AppleSmartBattery"):
+            for entry in _asked(registry.services, kind) or ():
+                self._add_entry(entry, kind, None, [kind])
+        for name in ("pmgr", "sgx") + tuple("cpu%d" % n for n in range(64)):
+            for entry in _asked(registry.named, name) or ():
+                self._add_entry(entry, "cpu" if name[:3] == "cpu" else name, name, [])
+
+    def _add_entry(self, entry: Any, kind: str, name: str | None, conforms: list[str], parent: int | None = None) -> None:
+        registry = self.machine.registry
+        number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
+        if number is None or class_name is None or number in self.nodes:
+            return
+        self.nodes[number] = {"id": number, "class": _printable(class_name), "name": name or _printable(class_name),
+                              "conforms": [c for c in conforms if c != class_name], "parent": parent}
+        self.entries.append((entry, number, _RECORDED_PROPERTIES[kind]))
+
+    def _subscribe(self, group: str) -> None:
+        try:
+            made = self.machine.ioreport.subscribe([(group, None)], lambda *channel: True)
+        except NVMLError_NotSupported:
+            self.groups[group] = "refuses"
+            return
+        except AppleGPUError:
+            return
+        if made is not None:
+            self.groups[group] = "ok"
+            self.subscriptions.append(made)
+
+    # -- one instant --
+
+    def run(self, seconds: float, interval: float) -> None:
+        """A recording that ends while it is being recorded ends this one too."""
+        clock = self.machine.clock
+        first = clock.now()[0]
+        while True:
+            try:
+                frame = self._frame()
+            except AppleGPUError as error:
+                if error.reason != REASON_RECORDING or not self.frames:
+                    raise
+                return
+            if not self.frames or frame["ticks"] > self.frames[-1]["ticks"]:
+                self.frames.append(frame)
+            if frame["up"] - first >= seconds * 1e9:
+                return
+            clock.sleep(interval)
+
+    def _frame(self) -> dict[Any, Any]:
+        frame: dict[Any, Any] = {}
+        for i, subscription in enumerate(self.subscriptions):
+            rows = _asked(subscription.sample) or [None] * len(subscription.channels)
+            frame.update((("row", i, k), row and [row[0], *row[1]]) for k, row in enumerate(rows))
+        machine, clock = self.machine, self.machine.clock
+        up, awake = clock.now()     # after the counters, whose stamps are not later
+        frame["up"], frame["unix"], frame["slept"] = up, clock.unix(), (awake - up) // 1000000 * 1000000
+        frame["ticks"] = -(-up * clock.ticks_per_second() // 1000000000)
+        self._registry(frame)
+        for key in self.smc_values:
+            frame["smc", key] = _hex(_asked(machine.smc.read, key))
+        for name in _RECORDED_SYSCTLS:
+            frame["sysctl", name] = _hex(_asked(machine.sysctl.raw, name))
+        frame["vm"], frame["cpu"] = _hex(_asked(machine.mach.vm_statistics)), _hex(_asked(machine.mach.cpu_ticks))
+        frame["thermal"] = _asked(machine.notify.state, _THERMAL_NOTIFICATION)
+        frame["power"] = _asked(machine.power.providing)
+        seen: dict[Any, int] = {}
+        for product, location, celsius in _asked(machine.hid.temperatures) or ():       # names may repeat
+            seen[product, location] = seen.get((product, location), 0) + 1
+            frame["hid", product, location, seen[product, location]] = celsius
+        return frame
+
+    def _registry(self, frame: dict[Any, Any]) -> None:
+        registry = self.machine.registry
+        for entry, number, keys in list(self.entries):
+            if keys is _RECORDED_PROPERTIES["IOAccelerator"]:
+                for child in _asked(registry.children, entry) or ():
+                    if _asked(registry.get, child, "IOUserClientCreator"):
+                        self._add_entry(child, "UserClient", None, [], number)
+        for entry, number, keys in self.entries:
+            if keys is _RECORDED_PROPERTIES["pmgr"] and self.frames:
+                continue        # a hundred tables that do not change
+            for key in keys:
+                value = _asked(registry.get, entry, key)
+                if key == "IOUserClientCreator":
+                    value = self._client(number, value)
+                value = _RECORDED_AS.get(key, _short)(value)
+                frame["registry", number, key] = None if value is None else _as_cf(value)
+        for pid in self._busy(frame):
+            self._process(frame, pid)
+
+    # -- processes: only those that use the GPU --
+
+    def _client(self, number: int, text: Any) -> str | None:
+        creator = _creator(text)
+        if creator is None:
+            return None
+        pid, name = self.clients[number] = creator
+        if pid not in self.paths:
+            self.paths[pid] = _asked(self.machine.libproc.path, pid)
+        return "pid %d, %s" % (pid, self._shown(pid, name))
+
+    def _busy(self, frame: dict[Any, Any]) -> list[int]:
+        """Everybody at first, then those whose GPU time moved: a process takes a kilobyte each time."""
+        before: dict[Any, Any] = self.frames[-1] if self.frames else {}
+        used = [(("registry", number, "AppUsage"), pid) for number, (pid, _) in self.clients.items()]
+        return list(dict.fromkeys(pid for key, pid in used if not before or frame.get(key) != before.get(key)))
+
+    def _shown(self, pid: int, name: str) -> str:
+        public = self.names or _is_system_program(name, self.paths.get(pid))
+        return _printable(name) if public else "app%d" % pid
+
+    def _process(self, frame: dict[Any, Any], pid: int) -> None:
+        libproc = self.machine.libproc
+        short = _asked(libproc.short_info, pid)
+        if short is not None and len(short) >= 32:      # proc_bsdshortinfo: name @16, 16 bytes
+            name = self._shown(pid, short[16:32].split(b"\0")[0].decode("utf-8", "replace"))
+            short = short[:16] + name.encode("utf-8", "replace")[:15].ljust(16, b"\0") + short[32:]
+        usage = _asked(libproc.rusage, pid)
+        frame["libproc", pid, "short_info"] = _hex(short)
+        frame["libproc", pid, "task_info"] = _hex(_asked(libproc.task_info, pid))
+        frame["libproc", pid, "rusage"] = None if usage is None else _hex(bytes(16) + usage[16:])   # ri_uuid @0
+
+    # -- the file --
+
+    def text(self) -> str:
+        """Every second frame goes until it is small enough."""
+        import json
+        while True:
+            text = json.dumps(self._file(), separators=(",", ":"), allow_nan=False)
+            if len(text) <= _RECORDING_AIM or len(self.frames) < 3:
+                return text
+            self.frames = self.frames[::2]
+
+    def _series(self, *key: Any) -> list[list[Any]] | None:
+        """[instant, value] where the value changed; None when there never was one. What is missing meanwhile holds."""
+        out: list[list[Any]] = []
+        for i, frame in enumerate(self.frames):
+            value = frame.get(key if len(key) > 1 else key[0])
+            if value is not None and (not out or out[-1][1] != value):
+                out.append([i if out else 0, value])
+        return out or None
+
+    def _table(self, part: str, names: Iterable[str]) -> dict[str, Any]:
+        pairs = [(name, self._series(part, name)) for name in names]
+        return {name: series for name, series in pairs if series}
+
+    def _file(self) -> dict[str, Any]:
+        machine, frames = self.machine, self.frames
+        first, slept = frames[0], [frame["slept"] for frame in frames]
+        brand, version = (_printable(_asked(machine.sysctl.text, name) or "unknown")
+                          for name in ("machdep.cpu.brand_string", "kern.osproductversion"))
+        vm, cpu, page = self._series("vm"), self._series("cpu"), _asked(machine.mach.page_size)
+        thermal, power = self._series("thermal"), self._series("power")
+        origin = {"kind": "observed" if machine.name == "live" else "composed",
+                  "from": "the recorder of pyapplegpu" + ("" if machine.name == "live" else ", replaying another recording")}
+        return {
+            "format": _RECORDING_FORMAT, "title": "%s, macOS %s" % (brand, version), "macos": version, "chip": brand,
+            "provenance": {part: origin for part in _RECORDING_PARTS},
+            "time": {"timebase": list(_asked(machine.mach.timebase) or (125, 3)), "unix": round(first["unix"], 3),
+                     "ticks": [frame["ticks"] for frame in frames],
+                     "slept": [max(slept[:i + 1]) for i in range(len(slept))]},
+            "registry": [self._node(number) for _, number, _ in self.entries],
+            "ioreport": {"groups": self.groups, "channels": self._channels()},
+            "smc": {"keys": self.smc_keys, "values": self._table("smc", self.smc_values)} if self.smc_keys else None,
+            "hid": self._sensors(),
+            "sysctl": self._table("sysctl", _RECORDED_SYSCTLS),
+            "mach": {"page_size": page, "vm_statistics64": vm, "cpu_load": cpu} if page and vm and cpu else None,
+            "libproc": {"processes": [self._listed(pid) for pid in self.paths]},
+            "notify": {_THERMAL_NOTIFICATION: thermal} if thermal else None,
+            "power": {"providing": power} if power else None,
+            "metal": self._metal(), "expected": [],
+        }
+
+    def _node(self, number: int) -> dict[str, Any]:
+        keys = [keys for _, n, keys in self.entries if n == number][0]
+        found = [(key, self._series("registry", number, key)) for key in keys]
+        return dict(self.nodes[number], properties={k: s[0][1] for k, s in found if s and len(s) == 1},
+                    series={k: s for k, s in found if s and len(s) > 1})
+
+    def _channels(self) -> list[dict[str, Any]]:
+        out = []
+        for i, subscription in enumerate(self.subscriptions):
+            for k, channel in enumerate(subscription.channels):
+                rows = [frame["row", i, k] for frame in self.frames]
+                while len(rows) > 1 and rows[-1] == rows[-2]:       # the last row goes on
+                    rows.pop()
+                out.append(_channel_entry(channel, rows))
+        return out
+
+    def _sensors(self) -> dict[str, Any] | None:
+        keys: dict[Any, None] = {}
+        for frame in self.frames:
+            keys.update((key, None) for key in frame if key[0] == "hid")
+        services = [{"properties": {"Product": ["s", _printable(key[1])], "LocationID": ["i64", _signed(key[2])],
+                                    "PrimaryUsagePage": ["i64", 0xFF00], "PrimaryUsage": ["i64", 5]},
+                     "value": self._series(*key)} for key in keys]
+        return {"services": services} if services else None
+
+    def _listed(self, pid: int) -> dict[str, Any]:
+        path, short = self.paths[pid], self._series("libproc", pid, "short_info")
+        out = {"pid": pid, "path": path if path and path.startswith(_SYSTEM_FOLDERS) else None,
+               "task_info": self._series("libproc", pid, "task_info"), "rusage": self._series("libproc", pid, "rusage")}
+        return dict(out, short_info=short) if short else out
+
+    def _metal(self) -> dict[str, Any] | None:
+        said = _asked(self.machine.metal.device)
+        if not said:
+            return None
+        device = {key: said.get(key) for key in _METAL_ANSWERS}
+        device["supportsFamily:"] = list(said.get("families", ()))
+        return {"devices": [device], "default": 0}
+
+
+def _hex(data: bytes | None) -> str | None:
+    return None if data is None else data.hex()
+
+
+def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
+    """Where a source does not tell the type and unit words they are made of what it tells."""
+    elements = max([len(row) - 1 for row in rows if row] or [1])
+    kind = getattr(channel, "type_word", 0) or (elements << 32 | 2 << 16 | channel.format)
+    unit = getattr(channel, "unit_word", 0) or _UNIT_WORDS.get(channel.unit, 0)
+    out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel, "group": _printable(channel.group),
+           "subgroup": _printable(channel.subgroup), "name": _printable(channel.name), "type": "0x%x" % kind,
+           "unit": "0x%x" % unit, "rows": rows}
+    return dict(out, states=[_printable(state) for state in channel.states]) if channel.states else out
+
+
+def _write_whole(path: str, text: str) -> None:
+    """All of it or nothing: a temporary file beside it, then its name."""
+    temporary = "%s.%d.tmp" % (path, os.getpid())
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(text.encode("ascii") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    except (OSError, ValueError) as error:      # ValueError: a NUL in the path
+        raise _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, "recording",
+                    "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
+
+
+def _record(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
+    """Writes what a machine, live or recorded, says during `seconds` to a file that can be replayed."""
+    import json
+    for name, value, low, high in (("seconds", seconds, 0, 3600), ("interval", interval, 0.01, 3600)):
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise _bad("%s must be from %s to %s, not %r" % (name, low, high, value))
+    if seconds > 2000 * interval:
+        raise _bad("a recording of more than 2000 samples is too long; pass a longer interval")
+    try:
+        where = os.fsdecode(path)
+    except TypeError:
+        raise _bad("a recording is named by its path, not by %.64r" % (path,)) from None
+    recorder = _Recorder(machine, names)
+    recorder.run(seconds, interval)
+    text = recorder.text()
+    _Recording(json.loads(text), where)     # what cannot be read back is not written
+    _write_whole(where, text)
+
+
 # ======================================================================================================================
 # decoders
 # ======================================================================================================================
