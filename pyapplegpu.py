@@ -1756,6 +1756,1288 @@ class _LiveMachine:
 # recording
 # ======================================================================================================================
 
+_RECORDING_FORMAT = 1
+_RECORDING_LARGEST = 16 << 20
+_RECORDING_PARTS = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal", "time")
+_PLATFORM_CLASS = "IOPlatformExpertDevice"
+
+# Fields that count up, and so are carried forward when a recording starts again (facts: xnu proc_info.h, resource.h).
+_TASK_COUNTERS = (16, 24)                                       # proc_taskinfo: total_user, total_system
+_RUSAGE_COUNTERS = (16, 24, 248, 256, 264, 272, 288,            # rusage_info_v4: times, instructions, cycles, energy
+                    304, 312, 320, 328, 336, 344)               # v6: P-core times, instructions, cycles, energy_nj
+_CF_WIDTHS = {"i8": 8, "i16": 16, "i32": 32, "i64": 64}
+
+
+# ---- a recording is untrusted: every shape, size and range is checked once, when it is loaded ----
+
+class _Wrong(Exception):
+    """A fault in a recording; each container on the way out adds its own place."""
+
+    def __init__(self, what: str) -> None:
+        Exception.__init__(self, what)
+        self.what = what
+        self.where: list[str] = []
+
+
+def _inside(key: Any, check: Callable[[Any], None], value: Any) -> None:
+    try:
+        check(value)
+    except _Wrong as wrong:
+        wrong.where.append(str(key)[:64])
+        raise
+
+
+def _is_number(low: float, high: float, kinds: tuple[type, ...] = (int,)) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if type(value) not in kinds or not low <= value <= high:
+            raise _Wrong("is not a %snumber from %s to %s" % ("" if float in kinds else "whole ", low, high))
+    return check
+
+
+def _is_text(most: int) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if type(value) is not str or len(value) > most:
+            raise _Wrong("is not text of at most %d characters" % most)
+        if not value.isprintable() and any(c < " " or "\x7f" <= c < "\xa0" or "\ud800" <= c < "\ue000" for c in value):
+            raise _Wrong("holds control characters")     # it will be printed on somebody's terminal
+    return check
+
+
+def _is_one_of(*allowed: Any) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        if not any(type(value) is type(a) and value == a for a in allowed):
+            raise _Wrong("is not one of " + ", ".join(repr(a) for a in allowed))
+    return check
+
+
+def _is_hex(least: int, most: int, multiple: int = 1) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        size = _hex_size(value)
+        if not least <= size <= most or size % multiple:
+            raise _Wrong("is not the hex of %d to %d bytes" % (least, most))
+    return check
+
+
+def _hex_size(value: Any) -> int:
+    try:
+        size = len(bytes.fromhex(value)) if type(value) is str else -1
+    except ValueError:
+        return -1
+    return size if 2 * size == len(value) else -1       # fromhex lets spaces pass
+
+
+def _is_word(value: Any) -> None:
+    digits = value[2:] if type(value) is str and value[:2] == "0x" else ""
+    if not 1 <= len(digits) <= 16 or digits.strip("0123456789abcdefABCDEF"):
+        raise _Wrong("is not a 64-bit number written as 0x...")
+
+
+def _is_list(check: Callable[[Any], None], least: int, most: int) -> Callable[[Any], None]:
+    def check_all(value: Any) -> None:
+        if type(value) is not list or not least <= len(value) <= most:
+            raise _Wrong("is not a list of %d to %d" % (least, most))
+        for i, item in enumerate(value):
+            _inside(i, check, item)
+    return check_all
+
+
+def _is_table(check: Callable[[Any], None], most: int = 4096) -> Callable[[Any], None]:
+    name = _is_text(256)
+
+    def check_all(value: Any) -> None:
+        if type(value) is not dict or len(value) > most:
+            raise _Wrong("is not an object of at most %d" % most)
+        for key in value:
+            name(key)
+            _inside(key, check, value[key])
+    return check_all
+
+
+def _is_object(required: dict[str, Any], optional: dict[str, Any] = {}) -> Callable[[Any], None]:
+    def check_all(value: Any) -> None:
+        if type(value) is not dict:
+            raise _Wrong("is not an object")
+        for key, check in required.items():
+            if key not in value:
+                raise _Wrong("has no %r" % key)
+            _inside(key, check, value[key])
+        for key, check in optional.items():
+            if key in value:
+                _inside(key, check, value[key])
+    return check_all
+
+
+def _or_null(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    def check_value(value: Any) -> None:
+        if value is not None:
+            check(value)
+    return check_value
+
+
+def _is_series(check: Callable[[Any], None], instants: int) -> Callable[[Any], None]:
+    def check_all(value: Any) -> None:
+        if type(value) is not list or not 1 <= len(value) <= instants:
+            raise _Wrong("is not a list of 1 to %d [instant, value] pairs" % instants)
+        before = -1
+        for i, pair in enumerate(value):
+            if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not int:
+                raise _Wrong("holds something else than [instant, value] pairs")
+            if not before < pair[0] < instants or (i == 0 and pair[0] != 0):
+                raise _Wrong("must name instants from 0 to %d in ascending order, the first 0" % (instants - 1))
+            before = pair[0]
+            _inside(before, check, pair[1])
+    return check_all
+
+
+def _is_cf(value: Any, depth: int = 0) -> None:
+    """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]], ["d", {...}] ..."""
+    if type(value) is not list or len(value) != 2 or type(value[0]) is not str or depth > 16:
+        raise _Wrong("is not a [type, value] pair")
+    kind, inner = value
+    if kind in ("a", "d"):
+        nested = (lambda v: _is_cf(v, depth + 1))
+        (_is_list(nested, 0, 65536) if kind == "a" else _is_table(nested))(inner)
+    elif kind in _CF_CHECKS:
+        _CF_CHECKS[kind](inner)
+    else:
+        raise _Wrong("has the unknown type %.16r" % kind)
+
+
+_CF_CHECKS: dict[str, Callable[[Any], None]] = {
+    "s": _is_text(4096), "b": _is_one_of(True, False), "x": _is_hex(0, 1 << 20),
+    "f32": _is_number(-3.4e38, 3.4e38, (int, float)), "f64": _is_number(-1e300, 1e300, (int, float)),
+}
+_CF_CHECKS.update((_kind, _is_number(-(1 << _bits - 1), (1 << _bits) - 1)) for _kind, _bits in _CF_WIDTHS.items())
+
+
+def _is_channel(instants: int) -> Callable[[Any], None]:
+    number, name = _is_number(INT64_MIN, -INT64_MIN - 1), _is_text(128)
+    fixed = _is_object(
+        {"driver": _is_word, "channel": _is_word, "group": name, "subgroup": name, "name": _or_null(name),
+         "type": _is_word, "unit": _is_word, "rows": _is_list(_or_null(_is_list(number, 2, 1025)), 0, instants)},
+        {"states": _is_list(name, 1, 1024)})
+
+    def check(value: Any) -> None:
+        fixed(value)
+        kind, states = int(value["type"], 16) & 0xFF, value.get("states", ())
+        if kind not in (1, 2, 3) or (kind == 2 and not states):
+            raise _Wrong("is of no known format, or a state channel without states")
+        sizes = {len(row) for row in value["rows"] if row is not None}
+        size = 1 if kind == 1 else len(states)
+        if len(sizes) > 1 or (size and sizes - {1 + size}):
+            raise _Wrong("has rows of the wrong length")
+    return check
+
+
+def _recording_schema(n: int) -> dict[str, Callable[[Any], None]]:
+    """What each part of a recording with n instants must look like."""
+    def series(check: Callable[[Any], None]) -> Callable[[Any], None]:
+        return _is_series(check, n)
+    name, size = _is_text(256), _is_number(0, (1 << 63) - 1)
+    hexes, pid = series(_is_hex(0, 4096)), _is_number(-1, (1 << 31) - 1)
+    node = _is_object(
+        {"id": _is_number(0, (1 << 64) - 1), "class": name},
+        {"name": _or_null(name), "conforms": _is_list(name, 0, 64), "parent": _or_null(_is_number(0, (1 << 64) - 1)),
+         "properties": _is_table(_is_cf), "series": _is_table(series(_is_cf))})
+    smc_key = _is_list(lambda v: (_is_text(4) if type(v) is str else _is_number(0, 128))(v), 3, 3)
+    sensor = _is_object({"properties": _is_table(_is_cf)},
+                        {"value": _or_null(series(_is_number(-1e9, 1e9, (int, float))))})
+    process = _is_object({"pid": pid}, {
+        "name": _or_null(name), "path": _or_null(_is_text(1024)), "short_info": series(_is_hex(64, 256)),
+        "task_info": _or_null(series(_is_hex(96, 256))), "rusage": _or_null(series(_is_hex(296, 1024)))})
+    device = _is_object({"name": name, "registryID": _is_number(0, (1 << 64) - 1)}, {
+        "recommendedMaxWorkingSetSize": _or_null(size), "maxBufferLength": _or_null(size),
+        "hasUnifiedMemory": _or_null(_is_one_of(True, False)), "maxThreadgroupMemoryLength": _or_null(size),
+        "architecture": _or_null(name), "supportsFamily:": _is_list(_is_number(0, 99999), 0, 256)})
+    return {
+        "registry": _is_list(node, 0, 20000),
+        "ioreport": _is_object({"groups": _is_table(_is_one_of("ok", "refuses")),
+                                "channels": _is_list(_is_channel(n), 0, 20000)}),
+        "smc": _is_object({"keys": _is_list(smc_key, 0, 20000)}, {"values": _is_table(series(_is_hex(0, 128)), 20000)}),
+        "hid": _is_object({"services": _is_list(sensor, 0, 4096)}),
+        "sysctl": _is_table(hexes),
+        "mach": _is_object({"page_size": _is_number(1, 1 << 30), "vm_statistics64": series(_is_hex(152, 4096, 4)),
+                            "cpu_load": series(_is_hex(16, 65536, 16))}),
+        "libproc": _is_object({"processes": _is_list(process, 0, 20000)}),
+        "notify": _is_table(series(_is_number(0, (1 << 64) - 1))),
+        "power": _is_object({"providing": _or_null(series(_or_null(name)))}),
+        "metal": _is_object({"devices": _is_list(device, 0, 64)}, {"default": _or_null(_is_number(0, 63))}),
+        "title": name, "macos": name, "chip": name,
+    }
+
+
+def _check_time(value: Any) -> None:
+    """Before everything else: it says how many instants there are."""
+    ticks = _is_list(_is_number(0, 1 << 56), 1, 100000)
+    _is_object({"timebase": _is_list(_is_number(1, 1 << 31), 2, 2), "ticks": ticks},
+               {"unix": _is_number(0, 1e11, (int, float)), "slept": ticks})(value)
+    if any(b <= a for a, b in zip(value["ticks"], value["ticks"][1:])):
+        raise _Wrong("must have ascending ticks")
+    slept = value.get("slept")
+    if slept is not None and (len(slept) != len(value["ticks"]) or slept != sorted(slept)):
+        raise _Wrong("must have one ascending slept for each of the ticks")
+
+
+def _check_links(data: dict[str, Any]) -> None:
+    """What one part says about another, or twice."""
+    def unique(what: str, keys: list[Any]) -> None:
+        if len(set(keys)) != len(keys):
+            raise _Wrong("has the same %s twice" % what)
+    unique("registry id", [node["id"] for node in data.get("registry") or ()])
+    unique("pid", [p["pid"] for p in (data.get("libproc") or {}).get("processes", ())])
+    ioreport, smc, metal = data.get("ioreport") or {}, data.get("smc") or {}, data.get("metal") or {}
+    for channel in ioreport.get("channels", ()):
+        if channel["group"] not in ioreport["groups"]:
+            raise _Wrong("has channels of the group %.64r that ioreport.groups does not name" % channel["group"])
+    if [k for k in smc.get("keys", ()) if [type(v) for v in k] != [str, str, int] or len(k[0]) != 4 or len(k[1]) != 4]:
+        raise _Wrong("has an SMC key that is not [four characters, four characters, size]")
+    sizes = {key: size for key, kind, size in smc.get("keys", ())}
+    for key, series in smc.get("values", {}).items():
+        if any(len(value) != 2 * sizes.get(key, -1) for _, value in series):
+            raise _Wrong("has a value of the SMC key %.16r that does not fit its entry in smc.keys" % key)
+    if (metal.get("default") or 0) >= max(1, len(metal.get("devices", ()))):
+        raise _Wrong("has a metal.default that is not in metal.devices")
+    loads = (data.get("mach") or {}).get("cpu_load", ())
+    if len({len(value) for _, value in loads}) > 1:
+        raise _Wrong("has a mach.cpu_load whose length changes")
+
+
+def _check_recording(data: Any) -> None:
+    if type(data) is not dict or type(data.get("format")) is not int:
+        raise _Wrong("is not a recording: it has no \"format\"")
+    if data["format"] != _RECORDING_FORMAT:
+        raise _Wrong("has format %d; this version reads format %d%s" % (
+            data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" if data["format"] > _RECORDING_FORMAT else ""))
+    _is_object({"time": _check_time})(data)
+    schema = _recording_schema(len(data["time"]["ticks"]))
+    _is_object({}, {key: _or_null(check) for key, check in schema.items()})(data)
+    _check_links(data)
+
+
+def _few_digits(text: str) -> int:
+    if len(text) > 21:      # int() of a million digits takes minutes
+        raise ValueError("a number of %d digits" % len(text))
+    return int(text)
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError("%s is not a number" % text)
+
+
+def _read_json(path: str) -> Any:
+    import json
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_RECORDING_LARGEST + 1)
+        if len(raw) > _RECORDING_LARGEST:
+            raise ValueError("it is larger than %d MiB" % (_RECORDING_LARGEST >> 20))
+        return json.loads(raw.decode("utf-8"), parse_int=_few_digits, parse_constant=_no_constant)
+    except OSError as error:
+        raise _bad("cannot read the recording %s: %s" % (path, error.strerror or error)) from None
+    except (ValueError, RecursionError) as error:       # also JSONDecodeError and UnicodeDecodeError
+        raise _bad("%s is not a recording: %s" % (path, error)) from None
+
+
+def _last_at(series: Sequence[Any], instant: int) -> Any:
+    """The value that holds at an instant: of the last pair not after it."""
+    low, high = 0, len(series)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if series[middle][0] <= instant else (low, middle)
+    return series[low][1]
+
+
+def _signed(value: int, bits: int = 64) -> int:
+    half = 1 << (bits - 1)
+    return (value + half) % (2 * half) - half
+
+
+def _plain(tagged: Any) -> Any:
+    """Python's form of a tagged Core Foundation value, as the native registry answers it."""
+    kind, value = tagged
+    if kind == "a":
+        return [_plain(item) for item in value]
+    if kind == "d":
+        return {key: _plain(item) for key, item in value.items()}
+    if kind == "x":
+        return bytes.fromhex(value)
+    if kind == "f32":
+        return struct.unpack("<f", struct.pack("<f", value))[0]
+    if kind == "f64":
+        return float(value)
+    return _signed(value, _CF_WIDTHS[kind]) if kind in _CF_WIDTHS else value
+
+
+def _usage_times(tagged: Any) -> list[int | None]:
+    items = tagged[1] if tagged[0] == "a" else ()
+    numbers = [item[1].get("accumulatedGPUTime") if item[0] == "d" else None for item in items]
+    return [pair[1] if pair is not None and pair[0] == "i64" else None for pair in numbers]
+
+
+def _grown_usage(now: Any, first: Any, last: Any, rounds: int) -> Any:
+    """AppUsage, its accumulatedGPUTime carried forward where an entry is there from the first instant to the last."""
+    gains = [max(0, b - a) if a is not None and b is not None else 0
+             for a, b in zip(_usage_times(first), _usage_times(last))]
+    times, out = _usage_times(now), []
+    for i, item in enumerate(now[1] if now[0] == "a" else ()):
+        if i < len(gains) and gains[i] and times[i] is not None:
+            grown = _signed(times[i] + rounds * gains[i])
+            item = ["d", dict(item[1], accumulatedGPUTime=["i64", grown])]
+        out.append(item)
+    return ["a", out] if now[0] == "a" else now
+
+
+def _grown_bytes(now: bytes, first: bytes, last: bytes, rounds: int, offsets: Iterable[int], width: int) -> bytes:
+    """A C structure whose counters at `offsets` are carried forward; 32-bit ones wrap, 64-bit ones never fall."""
+    out, top = bytearray(now), 1 << (8 * width)
+    for at in offsets:
+        if at + width > min(len(now), len(first), len(last)):
+            break
+        value, a, b = (int.from_bytes(raw[at:at + width], "little") for raw in (now, first, last))
+        gain = (b - a) % top if width == 4 else max(0, b - a)
+        out[at:at + width] = ((value + rounds * gain) % top).to_bytes(width, "little")
+    return bytes(out)
+
+
+class _Recording:
+    """A recording that has been checked, and what it says at step 0, 1, 2 ...
+
+    Step s is instant s of the file. With loop it goes on from the first instant, time and counters carried forward, so
+    that the last instant of a round is the first of the next; without, past the last instant, NoData `recording`.
+    """
+
+    def __init__(self, data: Any, path: str = "recording", loop: bool = True) -> None:
+        try:
+            _check_recording(data)
+        except _Wrong as wrong:
+            raise _bad("%s: %s %s" % (path, ".".join(reversed(wrong.where)) or "it", wrong.what)) from None
+        self.data: dict[str, Any] = data
+        self.path = path
+        self.loop = loop
+        self.instants: int = len(data["time"]["ticks"])
+        self._ticks: list[int] = data["time"]["ticks"]
+        self._slept: list[int] = data["time"].get("slept") or [0] * self.instants
+        self._gains: dict[int, tuple[int, ...]] = {}
+        self.ticks_per_second = self._tick_rate()
+        self.span = self._ticks[-1] - self._ticks[0] or self.ticks_per_second
+        self.nodes = self._all_nodes()
+
+    @classmethod
+    def load(cls, path: str, loop: bool = True) -> _Recording:
+        try:
+            name = os.fsdecode(path)
+        except TypeError:
+            raise _bad("a recording is named by its path, not by %.64r" % (path,)) from None
+        return cls(_read_json(name), name, loop)
+
+    def part(self, name: str) -> Any:
+        """One part of the file; None when this Mac has no such thing."""
+        return self.data.get(name)
+
+    def missing(self, source: str, detail: str | None = None) -> AppleGPUError:
+        """The error of a Mac without this part, ready to raise."""
+        guest = (self.sysctl("kern.hv_vmm_present", 0) or b"")[:1] == b"\x01"
+        return _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE if guest else REASON_NO_SUCH_PART, source, detail)
+
+    def not_held(self, source: str, what: str) -> AppleGPUError:
+        return _fail(ERROR_NO_DATA, REASON_RECORDING, source, "the recording does not hold %s" % what)
+
+    # -- time --
+
+    def _tick_rate(self) -> int:
+        """hw.tbfrequency; the timebase only where that is missing: it lies under Rosetta."""
+        rate = int.from_bytes((self.sysctl("hw.tbfrequency", 0) or b"")[:8], "little")
+        numer, denom = self.data["time"]["timebase"]
+        rate = rate or 1000000000 * denom // numer
+        if not 1000000 <= rate <= 1000000000:
+            raise _bad("%s: the clock makes %d ticks per second, not 1 to 1000 million" % (self.path, rate))
+        return rate
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """Instant and round of a step."""
+        if not self.loop:
+            if step >= self.instants:
+                raise _fail(ERROR_NO_DATA, REASON_RECORDING, "recording", "the recording has ended")
+            return step, 0
+        return (0, step) if self.instants == 1 else (step % (self.instants - 1), step // (self.instants - 1))
+
+    def ticks(self, step: int) -> int:
+        instant, rounds = self._place(step)
+        return self._ticks[instant] + rounds * self.span
+
+    def slept(self, step: int) -> int:
+        """Nanoseconds asleep."""
+        instant, rounds = self._place(step)
+        return self._slept[instant] + rounds * (self._slept[-1] - self._slept[0])
+
+    def steps_for(self, ticks: int) -> int:
+        """The last step that is not later than this many ticks after the start. The last instant lasts as long as the
+        one before it; without loop one step more means the end."""
+        rounds, rest = divmod(max(0, ticks), self.span)
+        if self.instants == 1:
+            return rounds
+        if rounds and not self.loop:
+            held = self._ticks[-1] - self._ticks[-2]
+            return self.instants - (ticks < self.span + held)
+        low, high = 0, self.instants
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._ticks[middle] - self._ticks[0] <= rest else (low, middle)
+        return rounds * (self.instants - 1) + low
+
+    # -- values --
+
+    def at(self, series: Sequence[Any], step: int) -> Any:
+        """A series at a step: a gauge, not carried forward."""
+        return _last_at(series, self._place(step)[0])
+
+    def carried(self, series: Sequence[Any], step: int, offsets: Iterable[int], width: int = 8) -> bytes:
+        """A C structure at a step, its counters carried forward."""
+        instant, rounds = self._place(step)
+        now = bytes.fromhex(_last_at(series, instant))
+        if not rounds or len(series) == 1:
+            return now
+        first, last = bytes.fromhex(series[0][1]), bytes.fromhex(series[-1][1])
+        return _grown_bytes(now, first, last, rounds, offsets, width)
+
+    def sysctl(self, name: str, step: int) -> bytes | None:
+        series = (self.data.get("sysctl") or {}).get(name)
+        return None if series is None else bytes.fromhex(self.at(series, step))
+
+    def _gain(self, channel: dict[str, Any]) -> tuple[int, ...]:
+        """What one round adds to a channel's row: stamp, values. A stamp that stood all the time stands, so that what
+        its driver never published does not look new; with one instant everything stands."""
+        known = self._gains.get(id(channel))
+        if known is None:
+            rows = [row for row in channel["rows"] if row is not None]
+            columns = [[v for v in column if v != INT64_MIN] or [0] for column in zip(*rows)]
+            gains = [max(0, column[-1] - column[0]) for column in columns] or [0]
+            if int(channel["unit"], 16) >> 56 in (2, 10):       # power, temperature: gauges
+                gains[1:] = [0] * (len(gains) - 1)
+            gains[0] = self.span if gains[0] else 0
+            known = self._gains[id(channel)] = tuple(gains)
+        return known
+
+    def row(self, channel: dict[str, Any], step: int) -> tuple[int, tuple[int, ...]] | None:
+        """(stamp, values) of an IOReport channel at a step; None when it is absent from that sample."""
+        instant, rounds = self._place(step)
+        rows = channel["rows"]
+        row = rows[min(instant, len(rows) - 1)] if rows else None
+        if row is None:
+            return None
+        if rounds:
+            row = [v if v == INT64_MIN else _signed(v + rounds * gain) for v, gain in zip(row, self._gain(channel))]
+        return row[0], tuple(row[1:])
+
+    # -- registry --
+
+    def _all_nodes(self) -> list[dict[str, Any]]:
+        """The registry entries, with one IOPlatformExpertDevice in any case."""
+        nodes: list[dict[str, Any]] = list(self.data.get("registry") or ())
+        if not any(node["class"] == _PLATFORM_CLASS for node in nodes):
+            taken, free = {node["id"] for node in nodes}, 1 << 32
+            while free in taken:
+                free += 1
+            nodes.append({"id": free, "class": _PLATFORM_CLASS, "name": _PLATFORM_CLASS, "parent": None})
+        return nodes
+
+    def tagged(self, node: dict[str, Any], key: str, step: int) -> Any:
+        """A property in tagged form, or None."""
+        if node["class"] == _PLATFORM_CLASS and key == "IOPlatformUUID":
+            return ["s", self.uuid()]
+        series = node.get("series", {}).get(key)
+        if series is None:
+            return node.get("properties", {}).get(key)
+        instant, rounds = self._place(step)
+        now = _last_at(series, instant)
+        return _grown_usage(now, series[0][1], series[-1][1], rounds) if rounds and key == "AppUsage" else now
+
+    def uuid(self) -> str:
+        """Stands for IOPlatformUUID, which no recording holds: made of what the file says of the Mac, which leaves out
+        what the file expects of this library."""
+        import hashlib
+        import json
+        said = {part: self.data.get(part) for part in _RECORDING_PARTS}
+        try:
+            content = json.dumps(said, sort_keys=True).encode("ascii")
+        except RecursionError:
+            raise _bad("%s is nested too deeply" % self.path) from None
+        text = hashlib.sha256(content).hexdigest()[:32].upper()
+        return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+# ---- the sources, answered from a recording ----
+
+def _unit_text(word: int) -> str:
+    """IOReport's label of a unit word: quantity, powers of ten and two, constant (facts: xnu IOReportTypes.h)."""
+    quantity, two, ten, number = word >> 56, word >> 40 & 0xFF, word >> 32 & 0xFF, word & 0x7FFFFFFF
+    if quantity == 100:
+        return "events"
+    if quantity == 9:       # counted in bits: 2^3 is a byte
+        return {130: "B", 140: "KiB", 150: "MiB", 160: "GiB"}.get(two, "")
+    if quantity == 1 and word >> 31 & 1:
+        return "%dMticks" % number if ten == 121 else ""
+    prefix = {0: "", 118: "n", 121: "u", 124: "m", 127: "", 130: "k"}.get(ten)
+    return "" if prefix is None or quantity not in (1, 2, 3) else prefix + " sWJ"[quantity]
+
+
+class _ReplayedChannel(NamedTuple):
+    """What Subscription.channels lists; the words are what a recorder needs."""
+    driver: int
+    channel: int
+    group: str
+    subgroup: str
+    name: str
+    format: int
+    unit: str
+    states: tuple[str, ...]
+    type_word: int
+    unit_word: int
+
+
+def _replayed_channel(raw: dict[str, Any]) -> _ReplayedChannel:
+    number, kind, unit = int(raw["channel"], 16), int(raw["type"], 16), int(raw["unit"], 16)
+    name = raw["name"]
+    if name is None:        # then the id spells it
+        name = number.to_bytes(8, "big").replace(b"\0", b"").decode("ascii", "replace")
+    states = tuple(raw["states"]) if kind & 0xFF == 2 else ()
+    return _ReplayedChannel(int(raw["driver"], 16), number, raw["group"], raw["subgroup"], name, kind & 0xFF,
+                            _unit_text(unit), states, kind, unit)
+
+
+class _ReplayClock:
+    """Recorded time: with speed > 0 real time moves it, with speed 0 sleep() and step() do; always at an instant."""
+
+    def __init__(self, recording: _Recording, speed: float, monotonic: Callable[[], float] | None,
+                 sleep: Callable[[float], None] | None) -> None:
+        if type(speed) not in (int, float) or not (speed == 0 or 0.001 <= speed <= 1e6):
+            raise _bad("speed must be 0, or from 0.001 to 1000000, not %r" % (speed,))
+        self._recording, self._speed = recording, speed
+        self._monotonic, self._real_sleep = monotonic, sleep
+        self._origin: float | None = None       # recorded time begins to run when it is first asked for
+        self._moved, self._begun = 0, False
+        self._lock = allocate_lock()
+
+    def forked(self) -> None:
+        self._lock = allocate_lock()
+
+    def _elapsed(self) -> float:
+        """Recorded seconds since the start."""
+        now = (self._monotonic or time.monotonic)()
+        with self._lock:
+            if self._origin is None:
+                self._origin = now
+            return max(0.0, now - self._origin) * self._speed
+
+    def current(self) -> int:
+        """The step that answers now."""
+        if not self._speed:
+            return self._moved
+        return self._recording.steps_for(int(self._elapsed() * self._recording.ticks_per_second))
+
+    def ticks_per_second(self) -> int:
+        return self._recording.ticks_per_second
+
+    def now(self) -> tuple[int, int]:
+        step = self.current()
+        up = self._recording.ticks(step) * 1000000000 // self._recording.ticks_per_second
+        return up, up + self._recording.slept(step)
+
+    def unix(self) -> float:
+        r, step = self._recording, self.current()
+        ran, slept = r.ticks(step) - r.ticks(0), r.slept(step) - r.slept(0)
+        return float(r.data["time"].get("unix", 0.0)) + ran / r.ticks_per_second + slept / 1e9
+
+    def step(self) -> None:
+        """A rate call or snapshot begins."""
+        if self._speed:
+            return
+        with self._lock:
+            self._moved += self._begun
+            self._begun = True
+
+    def sleep(self, seconds: float) -> None:
+        """Nothing is new before the next instant: then it is long enough."""
+        if not self._speed:
+            with self._lock:
+                self._moved += 1
+            return
+        elapsed, r = self._elapsed(), self._recording
+        ahead = r.steps_for(int(elapsed * r.ticks_per_second)) + 1
+        if r.loop or ahead < r.instants:
+            seconds = min(seconds, (r.ticks(ahead) - r.ticks(0) + 1) / r.ticks_per_second - elapsed)
+        (self._real_sleep or time.sleep)(max(0.0, seconds) / self._speed)
+
+
+class _Replayed:
+    """Base of the replayed sources."""
+    source = ""
+
+    def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
+        self._recording, self._clock = recording, clock
+        self._part: Any = recording.part(self.source)
+
+    def _has(self) -> Any:
+        if self._part is None:
+            raise self._recording.missing(self.source)
+        return self._part
+
+    def _at(self, series: Sequence[Any]) -> Any:
+        return self._recording.at(series, self._clock.current())
+
+
+class _ReplayedEntry:
+    """A registry entry: opaque to callers."""
+    __slots__ = ("node",)
+
+    def __init__(self, node: dict[str, Any]) -> None:
+        self.node = node
+
+
+class _ReplayedRegistry(_Replayed):
+    source = "registry"
+
+    def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
+        _Replayed.__init__(self, recording, clock)
+        self._entries = [_ReplayedEntry(node) for node in recording.nodes]
+
+    def services(self, class_name: str) -> list[_ReplayedEntry]:
+        # User clients are not registered: matching never finds them (metrics.md 3.12).
+        return [e for e in self._entries if not e.node["class"].endswith("UserClient")
+                and (e.node["class"] == class_name or class_name in e.node.get("conforms", ()))]
+
+    def named(self, name: str) -> list[_ReplayedEntry]:
+        return [e for e in self._entries if e.node.get("name") == name]
+
+    def children(self, entry: _ReplayedEntry) -> list[_ReplayedEntry]:
+        return [e for e in self._entries if e.node.get("parent") == entry.node["id"]]
+
+    def identity(self, entry: _ReplayedEntry) -> int:
+        return int(entry.node["id"])
+
+    def class_name(self, entry: _ReplayedEntry) -> str:
+        return str(entry.node["class"])
+
+    def get(self, entry: _ReplayedEntry, key: str) -> Any:
+        value = self._recording.tagged(entry.node, key, self._clock.current())
+        return None if value is None else _plain(value)
+
+    def alive(self, entry: _ReplayedEntry) -> bool:
+        return True
+
+
+class _ReplayedSubscription:
+    note = ""
+
+    def __init__(self, recording: _Recording, clock: _ReplayClock, raw: list[dict[str, Any]]) -> None:
+        self._recording, self._clock, self._raw = recording, clock, raw
+        self.channels = [_replayed_channel(channel) for channel in raw]
+
+    def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
+        step, row = self._clock.current(), self._recording.row
+        return [row(channel, step) for channel in self._raw]
+
+
+class _ReplayedIOReport(_Replayed):
+    source = "ioreport"
+
+    def subscribe(self, groups: Iterable[tuple[str, str | None]],
+                  want: Callable[[str, str, str, str], bool]) -> _ReplayedSubscription | None:
+        part = self._part or {"groups": {}, "channels": []}
+        listed, raw, refused = part["channels"], [], ""
+        for group, subgroup in groups:
+            state = part["groups"].get(group)       # None: the group does not exist, and is skipped
+            found = [c for c in listed if c["group"] == group and subgroup in (None, c["subgroup"])] if state else []
+            wanted = [c for c in found if _wants(want, c) and not any(c is r for r in raw)]
+            if state == "refuses" and (wanted or not found):
+                refused = refused or group
+            raw += wanted
+        if refused:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
+        return _ReplayedSubscription(self._recording, self._clock, raw) if raw else None
+
+
+def _wants(want: Callable[[str, str, str, str], bool], raw: dict[str, Any]) -> bool:
+    channel = _replayed_channel(raw)
+    return want(channel.group, channel.subgroup, channel.name, channel.unit)
+
+
+class _ReplayedSMC(_Replayed):
+    source = "smc"
+
+    def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
+        _Replayed.__init__(self, recording, clock)
+        self._info = {key: (size, kind) for key, kind, size in (self._part or {}).get("keys", ())}
+
+    def count(self) -> int:
+        return len(self._has()["keys"])
+
+    def key_at(self, index: int) -> str | None:
+        keys = self._has()["keys"]
+        return str(keys[index][0]) if 0 <= index < len(keys) else None
+
+    def info(self, key: str) -> tuple[int, str] | None:
+        self._has()
+        return self._info.get(key)
+
+    def read(self, key: str) -> bytes | None:
+        series = self._has().get("values", {}).get(key)
+        if series is not None:
+            return bytes.fromhex(self._at(series))
+        if key == "#KEY":
+            return self.count().to_bytes(4, "big")
+        if key in self._info:
+            raise self._recording.not_held("smc", "the value of the key " + key)
+        return None
+
+
+class _ReplayedHID(_Replayed):
+    source = "hid"
+
+    def temperatures(self) -> list[tuple[str, int, float | None]]:
+        out = []
+        for service in (self._part or {"services": ()})["services"]:
+            p = {key: _plain(value) for key, value in service["properties"].items()}
+            if (p.get("PrimaryUsagePage", 0xFF00), p.get("PrimaryUsage", 5)) == (0xFF00, 5):
+                value = service.get("value")
+                celsius = None if value is None else float(self._at(value))
+                out.append((str(p.get("Product") or ""), _whole(p.get("LocationID")), celsius))
+        return out
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int else 0
+
+
+class _ReplayedSysctl(_Replayed, _Sysctl):
+    """Raw bytes from the file; text and numbers as natively."""
+    source = "sysctl"
+
+    def raw(self, name: str) -> bytes | None:
+        return self._recording.sysctl(name, self._clock.current())
+
+
+class _ReplayedMach(_Replayed):
+    source = "mach"
+
+    def _has(self) -> Any:
+        if self._part is None:
+            raise self._recording.not_held("mach", "it")
+        return self._part
+
+    def vm_statistics(self) -> bytes:
+        return bytes.fromhex(self._at(self._has()["vm_statistics64"]))
+
+    def cpu_ticks(self) -> bytes:
+        series = self._has()["cpu_load"]
+        return self._recording.carried(series, self._clock.current(), range(0, len(series[0][1]) // 2, 4), 4)
+
+    def page_size(self) -> int:
+        return int(self._has()["page_size"])
+
+    def timebase(self) -> tuple[int, int]:
+        numer, denom = self._recording.data["time"]["timebase"]
+        return numer, denom
+
+
+class _ReplayedLibproc(_Replayed):
+    source = "libproc"
+
+    def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
+        _Replayed.__init__(self, recording, clock)
+        self._processes = {p["pid"]: p for p in (self._part or {}).get("processes", ())}
+
+    def pids(self) -> list[int]:
+        return list(self._processes)
+
+    def own_pid(self) -> int:
+        return -1       # this process is not one of the recorded ones
+
+    def path(self, pid: int) -> str | None:
+        value = self._processes.get(pid, {}).get("path")
+        return None if value is None else str(value)
+
+    def short_info(self, pid: int) -> bytes | None:
+        series = self._processes.get(pid, {}).get("short_info")
+        return None if series is None else bytes.fromhex(self._at(series))
+
+    def task_info(self, pid: int) -> bytes:
+        return self._structure(pid, "task_info", _TASK_COUNTERS)
+
+    def rusage(self, pid: int) -> bytes:
+        return self._structure(pid, "rusage", _RUSAGE_COUNTERS)
+
+    def _structure(self, pid: int, key: str, counters: tuple[int, ...]) -> bytes:
+        if pid not in self._processes:
+            raise _fail(ERROR_NOT_FOUND, None, "libproc", "no process %d" % pid)
+        series = self._processes[pid].get(key)
+        if series is None:
+            raise _fail(ERROR_NO_PERMISSION, REASON_PERMISSION, "libproc")
+        return self._recording.carried(series, self._clock.current(), counters)
+
+
+class _ReplayedNotify(_Replayed):
+    source = "notify"
+
+    def state(self, name: str) -> int:
+        series = (self._part or {}).get(name)
+        if series is None:
+            raise self._recording.not_held("notify", name)
+        return int(self._at(series))
+
+
+class _ReplayedPower(_Replayed):
+    source = "power"
+
+    def providing(self) -> str | None:
+        series = (self._part or {}).get("providing")
+        return None if series is None else self._at(series)
+
+
+class _ReplayedMetal(_Replayed):
+    source = "metal"
+
+    def device(self, registry_id: int | None = None) -> dict[str, Any]:
+        part = self._part or {}
+        devices = part.get("devices", ())
+        found = [d for d in devices if len(devices) == 1 or registry_id in (None, d["registryID"])]
+        if not found and devices and part.get("default") is not None:
+            found = [devices[part["default"]]]
+        if not found:
+            raise _fail(ERROR_NOT_READY, REASON_SOURCE_FAILED, "metal", "Metal gives no device to this process")
+        out = {key: found[0].get(key) for key in _METAL_ANSWERS}
+        out["families"] = tuple(found[0].get("supportsFamily:", ()))
+        return out
+
+
+_METAL_ANSWERS = ("name", "registryID", "recommendedMaxWorkingSetSize", "maxBufferLength", "hasUnifiedMemory",
+                  "maxThreadgroupMemoryLength", "architecture")
+
+
+class _RecordedMachine:
+    """A Mac answered from a recording: the same sources, the same plain results and errors as the live one."""
+
+    def __init__(self, path: Any, speed: float = 1.0, loop: bool = True, monotonic: Callable[[], float] | None = None,
+                 sleep: Callable[[float], None] | None = None) -> None:
+        recording = path if isinstance(path, _Recording) else _Recording.load(path, bool(loop))
+        self.recording, self.name = recording, recording.path
+        self.calls: dict[str, int] = {}
+        self.clock = clock = _ReplayClock(recording, speed, monotonic, sleep)
+        self.registry, self.ioreport = _ReplayedRegistry(recording, clock), _ReplayedIOReport(recording, clock)
+        self.smc, self.hid = _ReplayedSMC(recording, clock), _ReplayedHID(recording, clock)
+        self.sysctl, self.mach = _ReplayedSysctl(recording, clock), _ReplayedMach(recording, clock)
+        self.libproc, self.notify = _ReplayedLibproc(recording, clock), _ReplayedNotify(recording, clock)
+        self.power, self.metal = _ReplayedPower(recording, clock), _ReplayedMetal(recording, clock)
+
+    def forked(self) -> None:
+        """In a forked child: a lock that nobody holds."""
+        self.clock.forked()
+
+
+# ---- the recorder: from any machine to a file; a list of permitted things, never a whole node ----
+
+_RECORDING_AIM = 1 << 20
+_RECORDED_NUMBERS = (       # AppleSmartBattery
+    "Voltage", "Amperage", "InstantAmperage", "CurrentCapacity", "MaxCapacity", "DesignCapacity", "CycleCount",
+    "AppleRawCurrentCapacity", "AppleRawMaxCapacity", "NominalChargeCapacity", "Temperature", "ExternalConnected",
+    "IsCharging", "FullyCharged", "BatteryInstalled")
+_RECORDED_PROPERTIES = {    # what may be written, by class or device tree name
+    "IOAccelerator": ("model", "gpu-core-count", "PerformanceStatistics", "GPUConfigurationVariable", "IOClass",
+                      "MetalPluginName", "IONameMatched", "FilteredGPUPower", "MaxGPUAbsolutePower"),
+    "UserClient": ("IOUserClientCreator", "AppUsage", "API"),
+    "H11ANEIn": ("IOPowerManagement",),
+    "AppleSmartBattery": _RECORDED_NUMBERS,
+    "pmgr": ("acc-clusters",) + tuple("voltage-states%d%s" % (n, s) for n in range(48) for s in ("", "-sram")),
+    "sgx": ("perf-states", "perf-state-count", "perf-state-table-count", "gpu-power-zone-target-0"),
+    "cpu": ("cluster-type", "cpu-id", "logical-cpu-id", "logical-cluster-id", "cluster-id", "die-id"),
+}
+_RECORDED_GROUPS = ("Energy Model", "GPU Stats", "CPU Stats", "AMC Stats", "PMP", "PMP0", "PMP1", "H11ANE", "ANE")
+_RECORDED_SYSCTLS = (
+    "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency", "hw.cputype",
+    "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
+    "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present", "kern.boottime",
+    "kern.memorystatus_level", "kern.memorystatus_vm_pressure_level", "vm.memory_pressure", "vm.swapusage",
+    "sysctl.proc_translated", "iogpu.wired_limit_mb", "debug.iogpu.wired_limit",
+) + tuple("hw.perflevel%d.%s" % (n, s) for n in range(4) for s in (
+    "name", "physicalcpu", "physicalcpu_max", "logicalcpu", "logicalcpu_max", "cpusperl2"))
+_RECORDED_SMC_TYPES = ("flt ", "ui8 ", "ui16", "ui32", "si8 ", "si16", "si32", "ioft", "fp1f", "sp78", "fpe2", "flag")
+_RECORDED_SMC_KEYS = ("T", "F", "P", "B0")
+_THERMAL_NOTIFICATION = "com.apple.system.thermalpressurelevel"
+
+# A process is named only when everybody has it.
+_SYSTEM_FOLDERS = ("/System/", "/usr/bin/", "/usr/sbin/", "/usr/libexec/", "/usr/lib/", "/Library/Apple/")
+_SYSTEM_PROGRAMS = ("WindowServer", "kernel_task", "launchd", "Dock", "Finder", "loginwindow", "SystemUIServer",
+                    "ControlCenter", "NotificationCente", "Spotlight", "WallpaperAgent", "Safari", "Terminal")
+
+_UNIT_WORDS = {"mJ": 0x0300007C00000000, "uJ": 0x0300007900000000, "nJ": 0x0300007600000000, "B": 0x0900820000000000,
+               "24Mticks": 0x0100007980000018, "us": 0x0100007900000000, "events": 0x6400000000000000}
+
+
+def _asked(function: Callable[..., Any], *args: Any) -> Any:
+    """An answer, or None where there is none."""
+    try:
+        return function(*args)
+    except AppleGPUError:
+        return None
+
+
+def _printable(text: str) -> str:
+    """Text that a reader accepts."""
+    return "".join(c if c.isprintable() else "?" for c in text[:256])
+
+
+def _as_cf(value: Any) -> Any:
+    """Tagged form; None for what is not written. Widths are those of Python's answer: 64 bits."""
+    if isinstance(value, (list, tuple)):
+        return ["a", [item for item in map(_as_cf, value) if item is not None]]
+    if isinstance(value, dict):
+        pairs = [(_printable(str(key)), _as_cf(item)) for key, item in value.items()]
+        return ["d", {key: item for key, item in pairs if item is not None}]
+    if isinstance(value, bytes):
+        return ["x", value.hex()]
+    if isinstance(value, str):
+        return ["s", _printable(value)]
+    if isinstance(value, bool):
+        return ["b", value]
+    if isinstance(value, int):
+        return ["i64", _signed(value)]
+    return ["f64", value] if isinstance(value, float) and abs(value) <= 1e300 else None
+
+
+def _numbers(value: Any, more: tuple[type, ...] = ()) -> Any:
+    """What is a number, or in a list or dictionary of numbers; text is an opening for somebody's name."""
+    if isinstance(value, dict):
+        return {k: v for k, v in value.items() if isinstance(v, (int, float) + more)}
+    if isinstance(value, list):
+        return [v for v in value if isinstance(v, (int, float))]
+    return value if isinstance(value, (int, float)) else None
+
+
+def _configuration(value: Any) -> Any:
+    """GPUConfigurationVariable: numbers, core_mask_list, and letters like gpu_var."""
+    items = _numbers(value, (list, str)) or {}
+    return {k: _numbers(v) if isinstance(v, list) else v for k, v in items.items() if not isinstance(v, str) or len(v) < 3}
+
+
+def _usage(value: Any) -> Any:
+    keys = ("API", "lastSubmittedTime", "accumulatedGPUTime")
+    items = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [{k: v for k, v in item.items() if k in keys and isinstance(v, (int, str))} for item in items]
+
+
+def _short(value: Any) -> Any:
+    """Numbers, tables, and names of the hardware."""
+    return value if isinstance(value, (int, float, bytes)) or (isinstance(value, str) and len(value) <= 64) else None
+
+
+_RECORDED_AS: dict[str, Callable[[Any], Any]] = {
+    "PerformanceStatistics": _numbers, "IOPowerManagement": _numbers, "GPUConfigurationVariable": _configuration,
+    "AppUsage": _usage, **dict.fromkeys(_RECORDED_NUMBERS, _numbers)}
+
+
+def _creator(text: Any) -> tuple[int, str] | None:
+    """("pid 357, WindowServer") -> (357, "WindowServer")."""
+    number, comma, name = text[4:].partition(", ") if isinstance(text, str) and text[:4] == "pid " else ("", "", "")
+    return (int(number), name) if comma and number.isdigit() and len(number) < 10 else None
+
+
+def _is_system_program(name: str, path: str | None) -> bool:
+    if path is None:
+        return name in _SYSTEM_PROGRAMS or name.startswith("com.apple.")
+    return path.startswith(_SYSTEM_FOLDERS) and bool(name) and os.path.basename(path).startswith(name)
+
+
+class _Recorder:
+    """Takes frames, each everything that is permitted at one instant, under keys like ("smc", "Tg05"); then writes down
+    for each key when it changed."""
+
+    def __init__(self, machine: Any, names: bool) -> None:
+        self.machine, self.names = machine, names
+        self.frames: list[dict[Any, Any]] = []
+        self.nodes: dict[int, dict[str, Any]] = {}          # by registry id
+        self.entries: list[tuple[Any, int, tuple[str, ...]]] = []
+        self.clients: dict[int, tuple[int, str]] = {}       # by registry id
+        self.paths: dict[int, str | None] = {}              # by pid
+        self.groups: dict[str, str] = {}
+        self.subscriptions: list[Any] = []
+        self._find_entries()
+        for group in _RECORDED_GROUPS:
+            self._subscribe(group)
+        count = _asked(machine.smc.count) or 0
+        keys = [_asked(machine.smc.key_at, i) for i in range(min(count, 20000))]
+        infos = [(key, _asked(machine.smc.info, key)) for key in keys if key and len(key) == 4 and key.isprintable()]
+        self.smc_keys = [[key, info[1], info[0]] for key, info in infos
+                         if info and len(info[1]) == 4 and info[1].isprintable() and 0 <= info[0] <= 128]
+        self.smc_values = [key for key, kind, _ in self.smc_keys
+                           if key.startswith(_RECORDED_SMC_KEYS) and kind in _RECORDED_SMC_TYPES]
+
+    # -- what there is --
+
+    def _find_entries(self) -> None:
+        registry = self.machine.registry
+        for kind in ("IOAccelerator", "H11ANEIn", "AppleSmartBattery"):
+            for entry in _asked(registry.services, kind) or ():
+                self._add_entry(entry, kind, None, [kind])
+        for name in ("pmgr", "sgx") + tuple("cpu%d" % n for n in range(64)):
+            for entry in _asked(registry.named, name) or ():
+                self._add_entry(entry, "cpu" if name[:3] == "cpu" else name, name, [])
+
+    def _add_entry(self, entry: Any, kind: str, name: str | None, conforms: list[str], parent: int | None = None) -> None:
+        registry = self.machine.registry
+        number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
+        if number is None or class_name is None or number in self.nodes:
+            return
+        self.nodes[number] = {"id": number, "class": _printable(class_name), "name": name or _printable(class_name),
+                              "conforms": [c for c in conforms if c != class_name], "parent": parent}
+        self.entries.append((entry, number, _RECORDED_PROPERTIES[kind]))
+
+    def _subscribe(self, group: str) -> None:
+        try:
+            made = self.machine.ioreport.subscribe([(group, None)], lambda *channel: True)
+        except NVMLError_NotSupported:
+            self.groups[group] = "refuses"
+            return
+        except AppleGPUError:
+            return
+        if made is not None:
+            self.groups[group] = "ok"
+            self.subscriptions.append(made)
+
+    # -- one instant --
+
+    def run(self, seconds: float, interval: float) -> None:
+        """A recording that ends while it is being recorded ends this one too."""
+        clock = self.machine.clock
+        first = clock.now()[0]
+        while True:
+            try:
+                frame = self._frame()
+            except AppleGPUError as error:
+                if error.reason != REASON_RECORDING or not self.frames:
+                    raise
+                return
+            if not self.frames or frame["ticks"] > self.frames[-1]["ticks"]:
+                self.frames.append(frame)
+            if frame["up"] - first >= seconds * 1e9:
+                return
+            clock.sleep(interval)
+
+    def _frame(self) -> dict[Any, Any]:
+        frame: dict[Any, Any] = {}
+        for i, subscription in enumerate(self.subscriptions):
+            rows = _asked(subscription.sample) or [None] * len(subscription.channels)
+            frame.update((("row", i, k), row and [row[0], *row[1]]) for k, row in enumerate(rows))
+        machine, clock = self.machine, self.machine.clock
+        up, awake = clock.now()     # after the counters, whose stamps are not later
+        frame["up"], frame["unix"], frame["slept"] = up, clock.unix(), (awake - up) // 1000000 * 1000000
+        frame["ticks"] = -(-up * clock.ticks_per_second() // 1000000000)
+        self._registry(frame)
+        for key in self.smc_values:
+            frame["smc", key] = _hex(_asked(machine.smc.read, key))
+        for name in _RECORDED_SYSCTLS:
+            frame["sysctl", name] = _hex(_asked(machine.sysctl.raw, name))
+        frame["vm"], frame["cpu"] = _hex(_asked(machine.mach.vm_statistics)), _hex(_asked(machine.mach.cpu_ticks))
+        frame["thermal"] = _asked(machine.notify.state, _THERMAL_NOTIFICATION)
+        frame["power"] = _asked(machine.power.providing)
+        seen: dict[Any, int] = {}
+        for product, location, celsius in _asked(machine.hid.temperatures) or ():       # names may repeat
+            seen[product, location] = seen.get((product, location), 0) + 1
+            frame["hid", product, location, seen[product, location]] = celsius
+        return frame
+
+    def _registry(self, frame: dict[Any, Any]) -> None:
+        registry = self.machine.registry
+        for entry, number, keys in list(self.entries):
+            if keys is _RECORDED_PROPERTIES["IOAccelerator"]:
+                for child in _asked(registry.children, entry) or ():
+                    if _asked(registry.get, child, "IOUserClientCreator"):
+                        self._add_entry(child, "UserClient", None, [], number)
+        for entry, number, keys in self.entries:
+            if keys is _RECORDED_PROPERTIES["pmgr"] and self.frames:
+                continue        # a hundred tables that do not change
+            for key in keys:
+                value = _asked(registry.get, entry, key)
+                if key == "IOUserClientCreator":
+                    value = self._client(number, value)
+                value = _RECORDED_AS.get(key, _short)(value)
+                frame["registry", number, key] = None if value is None else _as_cf(value)
+        for pid in self._busy(frame):
+            self._process(frame, pid)
+
+    # -- processes: only those that use the GPU --
+
+    def _client(self, number: int, text: Any) -> str | None:
+        creator = _creator(text)
+        if creator is None:
+            return None
+        pid, name = self.clients[number] = creator
+        if pid not in self.paths:
+            self.paths[pid] = _asked(self.machine.libproc.path, pid)
+        return "pid %d, %s" % (pid, self._shown(pid, name))
+
+    def _busy(self, frame: dict[Any, Any]) -> list[int]:
+        """Everybody at first, then those whose GPU time moved: a process takes a kilobyte each time."""
+        before: dict[Any, Any] = self.frames[-1] if self.frames else {}
+        used = [(("registry", number, "AppUsage"), pid) for number, (pid, _) in self.clients.items()]
+        return list(dict.fromkeys(pid for key, pid in used if not before or frame.get(key) != before.get(key)))
+
+    def _shown(self, pid: int, name: str) -> str:
+        public = self.names or _is_system_program(name, self.paths.get(pid))
+        return _printable(name) if public else "app%d" % pid
+
+    def _process(self, frame: dict[Any, Any], pid: int) -> None:
+        libproc = self.machine.libproc
+        short = _asked(libproc.short_info, pid)
+        if short is not None and len(short) >= 32:      # proc_bsdshortinfo: name @16, 16 bytes
+            name = self._shown(pid, short[16:32].split(b"\0")[0].decode("utf-8", "replace"))
+            short = short[:16] + name.encode("utf-8", "replace")[:15].ljust(16, b"\0") + short[32:]
+        usage = _asked(libproc.rusage, pid)
+        frame["libproc", pid, "short_info"] = _hex(short)
+        frame["libproc", pid, "task_info"] = _hex(_asked(libproc.task_info, pid))
+        frame["libproc", pid, "rusage"] = None if usage is None else _hex(bytes(16) + usage[16:])   # ri_uuid @0
+
+    # -- the file --
+
+    def text(self) -> str:
+        """Every second frame goes until it is small enough."""
+        import json
+        while True:
+            text = json.dumps(self._file(), separators=(",", ":"), allow_nan=False)
+            if len(text) <= _RECORDING_AIM or len(self.frames) < 3:
+                return text
+            self.frames = self.frames[::2]
+
+    def _series(self, *key: Any) -> list[list[Any]] | None:
+        """[instant, value] where the value changed; None when there never was one. What is missing meanwhile holds."""
+        out: list[list[Any]] = []
+        for i, frame in enumerate(self.frames):
+            value = frame.get(key if len(key) > 1 else key[0])
+            if value is not None and (not out or out[-1][1] != value):
+                out.append([i if out else 0, value])
+        return out or None
+
+    def _table(self, part: str, names: Iterable[str]) -> dict[str, Any]:
+        pairs = [(name, self._series(part, name)) for name in names]
+        return {name: series for name, series in pairs if series}
+
+    def _file(self) -> dict[str, Any]:
+        machine, frames = self.machine, self.frames
+        first, slept = frames[0], [frame["slept"] for frame in frames]
+        brand, version = (_printable(_asked(machine.sysctl.text, name) or "unknown")
+                          for name in ("machdep.cpu.brand_string", "kern.osproductversion"))
+        vm, cpu, page = self._series("vm"), self._series("cpu"), _asked(machine.mach.page_size)
+        thermal, power = self._series("thermal"), self._series("power")
+        origin = {"kind": "observed" if machine.name == "live" else "composed",
+                  "from": "the recorder of pyapplegpu" + ("" if machine.name == "live" else ", replaying another recording")}
+        return {
+            "format": _RECORDING_FORMAT, "title": "%s, macOS %s" % (brand, version), "macos": version, "chip": brand,
+            "provenance": {part: origin for part in _RECORDING_PARTS},
+            "time": {"timebase": list(_asked(machine.mach.timebase) or (125, 3)), "unix": round(first["unix"], 3),
+                     "ticks": [frame["ticks"] for frame in frames],
+                     "slept": [max(slept[:i + 1]) for i in range(len(slept))]},
+            "registry": [self._node(number) for _, number, _ in self.entries],
+            "ioreport": {"groups": self.groups, "channels": self._channels()},
+            "smc": {"keys": self.smc_keys, "values": self._table("smc", self.smc_values)} if self.smc_keys else None,
+            "hid": self._sensors(),
+            "sysctl": self._table("sysctl", _RECORDED_SYSCTLS),
+            "mach": {"page_size": page, "vm_statistics64": vm, "cpu_load": cpu} if page and vm and cpu else None,
+            "libproc": {"processes": [self._listed(pid) for pid in self.paths]},
+            "notify": {_THERMAL_NOTIFICATION: thermal} if thermal else None,
+            "power": {"providing": power} if power else None,
+            "metal": self._metal(), "expected": [],
+        }
+
+    def _node(self, number: int) -> dict[str, Any]:
+        keys = [keys for _, n, keys in self.entries if n == number][0]
+        found = [(key, self._series("registry", number, key)) for key in keys]
+        return dict(self.nodes[number], properties={k: s[0][1] for k, s in found if s and len(s) == 1},
+                    series={k: s for k, s in found if s and len(s) > 1})
+
+    def _channels(self) -> list[dict[str, Any]]:
+        out = []
+        for i, subscription in enumerate(self.subscriptions):
+            for k, channel in enumerate(subscription.channels):
+                rows = [frame["row", i, k] for frame in self.frames]
+                while len(rows) > 1 and rows[-1] == rows[-2]:       # the last row goes on
+                    rows.pop()
+                out.append(_channel_entry(channel, rows))
+        return out
+
+    def _sensors(self) -> dict[str, Any] | None:
+        keys: dict[Any, None] = {}
+        for frame in self.frames:
+            keys.update((key, None) for key in frame if key[0] == "hid")
+        services = [{"properties": {"Product": ["s", _printable(key[1])], "LocationID": ["i64", _signed(key[2])],
+                                    "PrimaryUsagePage": ["i64", 0xFF00], "PrimaryUsage": ["i64", 5]},
+                     "value": self._series(*key)} for key in keys]
+        return {"services": services} if services else None
+
+    def _listed(self, pid: int) -> dict[str, Any]:
+        path, short = self.paths[pid], self._series("libproc", pid, "short_info")
+        out = {"pid": pid, "path": path if path and path.startswith(_SYSTEM_FOLDERS) else None,
+               "task_info": self._series("libproc", pid, "task_info"), "rusage": self._series("libproc", pid, "rusage")}
+        return dict(out, short_info=short) if short else out
+
+    def _metal(self) -> dict[str, Any] | None:
+        said = _asked(self.machine.metal.device)
+        if not said:
+            return None
+        device = {key: said.get(key) for key in _METAL_ANSWERS}
+        device["supportsFamily:"] = list(said.get("families", ()))
+        return {"devices": [device], "default": 0}
+
+
+def _hex(data: bytes | None) -> str | None:
+    return None if data is None else data.hex()
+
+
+def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
+    """Where a source does not tell the type and unit words they are made of what it tells."""
+    elements = max([len(row) - 1 for row in rows if row] or [1])
+    kind = getattr(channel, "type_word", 0) or (elements << 32 | 2 << 16 | channel.format)
+    unit = getattr(channel, "unit_word", 0) or _UNIT_WORDS.get(channel.unit, 0)
+    out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel, "group": _printable(channel.group),
+           "subgroup": _printable(channel.subgroup), "name": _printable(channel.name), "type": "0x%x" % kind,
+           "unit": "0x%x" % unit, "rows": rows}
+    return dict(out, states=[_printable(state) for state in channel.states]) if channel.states else out
+
+
+def _write_whole(path: str, text: str) -> None:
+    """All of it or nothing: a temporary file beside it, then its name."""
+    temporary = "%s.%d.tmp" % (path, os.getpid())
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(text.encode("ascii") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+    except (OSError, ValueError) as error:      # ValueError: a NUL in the path
+        raise _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, "recording",
+                    "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
+
+
+def _record(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
+    """Writes what a machine, live or recorded, says during `seconds` to a file that can be replayed."""
+    import json
+    for name, value, low, high in (("seconds", seconds, 0, 3600), ("interval", interval, 0.01, 3600)):
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise _bad("%s must be from %s to %s, not %r" % (name, low, high, value))
+    if seconds > 2000 * interval:
+        raise _bad("a recording of more than 2000 samples is too long; pass a longer interval")
+    try:
+        where = os.fsdecode(path)
+    except TypeError:
+        raise _bad("a recording is named by its path, not by %.64r" % (path,)) from None
+    recorder = _Recorder(machine, names)
+    recorder.run(seconds, interval)
+    text = recorder.text()
+    _Recording(json.loads(text), where)     # what cannot be read back is not written
+    _write_whole(where, text)
+
 
 # ======================================================================================================================
 # decoders
