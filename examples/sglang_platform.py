@@ -1,0 +1,105 @@
+"""What an inference server's platform class asks, answered for a Mac: name, uuid, total, used and available memory.
+
+The shape is sglang's (and vLLM's): class methods, init and shutdown around each query, memory in bytes but "available"
+in GiB, no torch and no MLX needed. Copy it together with pyapplegpu.py.
+
+    python sglang_platform.py [recording.json]
+"""
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from typing import Any, Callable, TypeVar
+
+try:
+    import pyapplegpu as ag
+except ImportError:     # run from a checkout
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+    import pyapplegpu as ag
+
+T = TypeVar("T")
+
+
+def with_gpu(query: Callable[..., T]) -> Callable[..., T]:
+    """Init and shutdown around one query: cheap, for handles and counters live as long as the process."""
+    @functools.wraps(query)
+    def wrapper(*args: Any, **named: Any) -> T:
+        ag.LibraryInit()
+        try:
+            return query(*args, **named)
+        finally:
+            ag.LibraryShutDown()
+    return wrapper
+
+
+def is_available() -> bool:
+    """Whether this process sees an Apple GPU; on other systems LibraryInit raises one error, LibraryNotFound."""
+    try:
+        ag.LibraryInit()
+    except ag.AppleGPUError_LibraryNotFound:
+        return False
+    try:
+        return ag.LibraryCountDevice() > 0
+    finally:
+        ag.LibraryShutDown()
+
+
+class AppleGpuPlatform:
+    """Every figure is of the whole Mac, not of this process: an MLX or torch allocator sees only its own share."""
+
+    @classmethod
+    @with_gpu
+    def get_device_name(cls, device_id: int = 0) -> str:
+        return ag.DeviceGetName(ag.LibraryInitDeviceByIndex(device_id))
+
+    @classmethod
+    @with_gpu
+    def get_device_uuid(cls, device_id: int = 0) -> str:
+        """Stable per Mac, so it can key a cache; without the GPU- prefix, as sglang keeps it."""
+        return ag.DeviceGetUUID(ag.LibraryInitDeviceByIndex(device_id))[len("GPU-"):]
+
+    @classmethod
+    @with_gpu
+    def get_device_total_memory(cls, device_id: int = 0) -> int:
+        """What the GPU may use. Not the RAM: a cache sized by RAM ends in swapping or a killed server."""
+        return ag.MemoryGetTotal(ag.LibraryInitDeviceByIndex(device_id))
+
+    @classmethod
+    @with_gpu
+    def get_current_memory_usage(cls, device_id: int = 0) -> int:
+        """In use by the GPU work of every process."""
+        return ag.MemoryGetUsed(ag.LibraryInitDeviceByIndex(device_id))
+
+    @classmethod
+    @with_gpu
+    def get_available_gpu_memory(cls, device_id: int = 0) -> float:
+        """GiB the GPU may still take: the smaller of free RAM and what is left below the limit."""
+        return ag.MemoryGetHeadroom(ag.LibraryInitDeviceByIndex(device_id)).headroom_bytes / 2 ** 30
+
+    @classmethod
+    @with_gpu
+    def is_fully_connected(cls, device_ids: list[int]) -> bool:
+        """Whether all these GPUs reach each other; the dies of an Ultra are one device."""
+        gpus = [ag.LibraryInitDeviceByIndex(i) for i in device_ids]
+        return all(ag.DeviceGetP2PStatus(a, b, ag.NVML_P2P_CAPS_INDEX_READ) == ag.P2P_STATUS_OK
+                   for a in gpus for b in gpus if a != b)
+
+
+def main(arguments: list[str]) -> int:
+    if arguments:
+        os.environ["PYAPPLEGPU_RECORDING"] = arguments[0]
+    if not is_available():
+        print("no Apple GPU here; give a recording", file=sys.stderr)
+        return 1
+    platform = AppleGpuPlatform
+    print("name       %s" % platform.get_device_name())
+    print("uuid       %s" % platform.get_device_uuid())
+    print("total      %d bytes" % platform.get_device_total_memory())
+    print("used       %d bytes" % platform.get_current_memory_usage())
+    print("available  %.2f GiB" % platform.get_available_gpu_memory())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
