@@ -35,7 +35,7 @@ import sys
 import time
 import weakref
 from _operator import itemgetter
-from _thread import RLock, _local, allocate_lock, get_ident
+from _thread import RLock, _local, allocate_lock, get_ident  # noqa: F401
 from array import array
 
 TYPE_CHECKING = False
@@ -3056,24 +3056,6 @@ _ENERGY_UNITS = {   # unit text -> (numerator, denominator) to millijoules; zeus
 _BYTE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
-def _unit_text(word: int) -> str:
-    """The text of an IOReport unit word, "" for an unknown one (xnu IOReportTypes.h; every value below seen on an M1).
-
-    Quantity in the top byte, 10^n in bits 32-39 and 2^n in bits 40-47 (each +127, 0 = none), a constant in bits 0-30.
-    """
-    quantity, ten, two, constant = word >> 56 & 0xFF, word >> 32 & 0xFF, word >> 40 & 0xFF, word & 0x7FFFFFFF
-    power = ten - 127 if ten else 0
-    if quantity == 3:
-        return {0: "J", -3: "mJ", -6: "uJ", -9: "nJ"}.get(power, "")
-    if quantity == 1 and constant:
-        return "%d%sticks" % (constant, "M" if power == -6 else "")
-    if quantity == 1:
-        return {0: "s", -3: "ms", -6: "us", -9: "ns"}.get(power, "")
-    if quantity == 9:       # 0x82 = 2^3: eight bits, so a byte
-        return {3: "B", 13: "KiB", 23: "MiB", 33: "GiB"}.get(two - 127 if two else 0, "")
-    return "events" if quantity == 100 else ""
-
-
 def _little(data: bytes) -> int:
     """An unsigned little-endian integer of any length."""
     return int.from_bytes(data, "little")
@@ -5421,7 +5403,7 @@ def _choice(value: Any, allowed: Sequence[str], what: str) -> str:
     return str(value)
 
 
-def _whole(value: Any, what: str) -> int:
+def _from_zero(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
         raise _bad("%s must be a whole number from 0, not %r" % (what, value))
     return value
@@ -5468,7 +5450,7 @@ def LibraryCountDevice() -> int:
 def LibraryInitDeviceByIndex(index: int) -> Device:
     """The device of an index from 0. Raises InvalidArgument when there is none."""
     engine, count = _default(), LibraryCountDevice()
-    if _whole(index, "index") >= count:
+    if _from_zero(index, "index") >= count:
         raise _bad("index %d: there are %d device(s)" % (index, count))
     return Device(engine, index, False)
 
@@ -5700,12 +5682,12 @@ def DeviceCountFan(device: Device) -> int:
 
 def DeviceGetFanRpm(device: Device, fan: int) -> int:
     """Speed of a fan in turns per minute (SMC F0Ac). 0 is a fan that stands."""
-    return int(_now(device, _Engine.fan, _whole(fan, "fan")).rpm)
+    return int(_now(device, _Engine.fan, _from_zero(fan, "fan")).rpm)
 
 
 def DeviceGetFanSpeed(device: Device, fan: int) -> int:
     """Speed of a fan in percent of its own maximum (F0Ac / F0Mx)."""
-    return int(_now(device, _Engine.fan_speed, _whole(fan, "fan")))
+    return int(_now(device, _Engine.fan_speed, _from_zero(fan, "fan")))
 
 
 def DeviceGetProcesses(device: Device, window: float | None = None, timeout: float | None = None) -> tuple[GpuProcess, ...]:
@@ -5727,7 +5709,7 @@ def DeviceGetTopologyLevel(a: Device, b: Device) -> int:
 
 def DeviceGetP2PStatus(a: Device, b: Device, caps: int) -> int:
     """P2P_STATUS_OK between a device and itself, else P2P_STATUS_NOT_SUPPORTED: Macs have no links between GPUs."""
-    _of(a), _of(b), _whole(caps, "caps")
+    _of(a), _of(b), _from_zero(caps, "caps")
     return P2P_STATUS_OK if a == b else P2P_STATUS_NOT_SUPPORTED
 
 
@@ -5849,7 +5831,7 @@ def AneGetBandwidth(device: Device, window: float | None = None, timeout: float 
 # ---- CPU
 
 def _cluster_or_none(cluster: int | None) -> int | None:
-    return None if cluster is None else _whole(cluster, "cluster")
+    return None if cluster is None else _from_zero(cluster, "cluster")
 
 
 def CpuCountClusters(device: Device) -> int:
@@ -5859,7 +5841,7 @@ def CpuCountClusters(device: Device) -> int:
 
 def CpuGetClusterName(device: Device, cluster: int) -> str:
     """Apple's name: ECPU, PCPU, PCPU1, MCPU0, DIE_1_PCPU ..."""
-    return str(_now(device, _Engine.cluster_name, _whole(cluster, "cluster")))
+    return str(_now(device, _Engine.cluster_name, _from_zero(cluster, "cluster")))
 
 
 def CpuCountCores(device: Device, cluster: int | None = None) -> int:
@@ -5922,32 +5904,32 @@ def VpuGetUtilization(device: Device, engine: str, window: float | None = None,
 
 def ProcessGetGpuTime(device: Device, pid: int) -> int:
     """GPU nanoseconds of a process, of any user, since its clients were made. NoData when it does not use the GPU."""
-    return int(_now(device, _Engine.process_gpu_time, _whole(pid, "pid")))
+    return int(_now(device, _Engine.process_gpu_time, _from_zero(pid, "pid")))
 
 
 def ProcessGetUtilization(device: Device, pid: int, window: float | None = None, timeout: float | None = None) -> float:
     """Percent of the window a process used the GPU; may exceed 100."""
-    return float(_rate(device, _Engine.process_utilization, window, timeout, _whole(pid, "pid")))
+    return float(_rate(device, _Engine.process_utilization, window, timeout, _from_zero(pid, "pid")))
 
 
 def ProcessGetCpuTime(device: Device, pid: int) -> float:
     """User + system seconds of a process of yours. NoPermission for another user's."""
-    return float(_now(device, _Engine.process_cpu_time, _whole(pid, "pid")))
+    return float(_now(device, _Engine.process_cpu_time, _from_zero(pid, "pid")))
 
 
 def ProcessGetEnergy(device: Device, pid: int) -> int:
     """CPU energy in mJ of a process of yours (ri_energy_nj, macOS 13); no GPU energy is in it."""
-    return int(_now(device, _Engine.process_energy, _whole(pid, "pid")))
+    return int(_now(device, _Engine.process_energy, _from_zero(pid, "pid")))
 
 
 def ProcessGetInfo(device: Device, pid: int) -> ProcessInfo:
     """Name, path, parent and user of a process, of any user. NotFound when there is none."""
-    return _now(device, _Engine.process_info, _whole(pid, "pid"))  # type: ignore[no-any-return]
+    return _now(device, _Engine.process_info, _from_zero(pid, "pid"))  # type: ignore[no-any-return]
 
 
 def ProcessGetFootprint(device: Device, pid: int) -> Footprint:
     """Memory of a process of yours as Activity Monitor counts it, GPU buffers included (ri_phys_footprint)."""
-    return _now(device, _Engine.process_footprint, _whole(pid, "pid"))  # type: ignore[no-any-return]
+    return _now(device, _Engine.process_footprint, _from_zero(pid, "pid"))  # type: ignore[no-any-return]
 
 
 # ---- System: of the machine that LibraryInit opened
@@ -6206,7 +6188,7 @@ class Snapshot:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings; keys are stable and only ever added to."""
-        fields = {field: _plain(getattr(self, field)) for row in _SNAPSHOT for field, _ in row[3]}
+        fields = {field: _as_plain(getattr(self, field)) for row in _SNAPSHOT for field, _ in row[3]}
         head = {"schema": 1, "time_unix_s": self.time_unix_s, "time_mono_s": self.time_mono_s, "interval_s": self.interval_s,
                 "source": self.source, "parts": list(self.parts)}
         tail = {"reasons": dict(self.reasons), "messages": dict(self.messages), "ages": dict(self.ages),
@@ -6218,12 +6200,12 @@ class Snapshot:
             self.source, sum(len(row[3]) for row in _SNAPSHOT) - len(self.reasons), len(self.reasons))
 
 
-def _plain(value: Any) -> Any:
+def _as_plain(value: Any) -> Any:
     if hasattr(value, "_asdict"):
-        return {key: _plain(v) for key, v in value._asdict().items()}
+        return {key: _as_plain(v) for key, v in value._asdict().items()}
     if isinstance(value, dict):
-        return {str(key): _plain(v) for key, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+        return {str(key): _as_plain(v) for key, v in value.items()}
+    return [_as_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
 def _wanted_parts(parts: Sequence[str] | None) -> tuple[str, ...]:
