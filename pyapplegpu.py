@@ -3892,6 +3892,10 @@ class _ReportFeed(_Feed):
                 self.energies[i].look(t, stamp, values[0], self.window)
         _Feed.keep(self, t, row)
 
+    def named(self, i: int) -> str:
+        """The source of channel i, for people: its group."""
+        return "ioreport:" + self.channels[i].group
+
     def lane(self, row: array[int], i: int) -> array[int]:
         """The values of channel i in a row."""
         return row[self.starts[i]:self.starts[i + 1]]
@@ -4484,10 +4488,10 @@ class _Engine:
         changes = [self._lane_change(e, window, doubtful(e)) for e in energies]
         reasons = [c for c in changes if isinstance(c, str)]
         if reasons:
-            raise self._no_power(feed, energies, _worst(reasons), what)
+            raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), what)
         mw = sum(c[0] * e.scale[0] / e.scale[1] / c[1] for e, c in zip(energies, changes) if not isinstance(c, str)) * _NS
         return _Figure(int(mw + 0.5), max(e.age() for e in energies) / _NS,
-                       max(c[1] for c in changes if not isinstance(c, str)) / _NS, feed.source,
+                       max(c[1] for c in changes if not isinstance(c, str)) / _NS, feed.named(lanes[0]),
                        any(e.batched and not e.usable for e in energies))
 
     @staticmethod
@@ -4499,13 +4503,14 @@ class _Engine:
             return change
         return REASON_FIRST if change[1] < _SURE else REASON_FROZEN
 
-    def _no_power(self, feed: _ReportFeed, energies: Sequence[_Energy], reason: str, what: str) -> AppleGPUError:
+    @staticmethod
+    def _no_power(source: str, energies: Sequence[_Energy], reason: str, what: str) -> AppleGPUError:
         age = max(e.age() for e in energies) / _NS
         gap = max(e.gap for e in energies) / _NS
         detail = "%s: %s; its last publication is %.1f s old" % (what, _ADVICE[reason], age)
         if gap:
             detail += ", the one before came %.1f s earlier" % gap
-        return _not_ready(reason, feed.source, detail, max(e.began for e in energies), max(e.lapse for e in energies))
+        return _not_ready(reason, source, detail, max(e.began for e in energies), max(e.lapse for e in energies))
 
     def rail_energy(self, window: int, rail: str) -> _Figure:
         """The published count of a rail in mJ; never extrapolated, never falling."""
@@ -4518,9 +4523,9 @@ class _Engine:
                 rail in ("cpu", "dram") or not self._ever_alive(feed))
             reasons = [t for t in totals if isinstance(t, str)] + ([REASON_FROZEN] if dead else [])
             if reasons:
-                raise self._no_power(feed, energies, _worst(reasons), rail)
+                raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), rail)
             millijoules = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
-            return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, feed.source)
+            return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, feed.named(lanes[0]))
 
     def _ever_alive(self, feed: _ReportFeed) -> bool:
         never_zero = "cpu" if feed is self.main else "dram"
@@ -4781,7 +4786,7 @@ class _Engine:
             moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
             if not moved and not stems and span >= _SURE:
                 raise feed.missing(REASON_FROZEN, "DRAM traffic")
-        return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.source)
+        return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.named(lanes[0]))
 
     @staticmethod
     def _traffic_lanes(feed: _ReportFeed, direction: str, stems: Sequence[str], usable: Callable[[Any], bool]) -> list[int]:
@@ -4803,7 +4808,7 @@ class _Engine:
                 counted = [self.pmp.counted(i, window) for i in simple]
             scale = _BYTE_UNITS[self.pmp.channels[simple[0]].unit]
             return _Figure(Bandwidth(sum(c[0] for c in counted) * scale * _NS / counted[0][1], False, False), 0.0,
-                           counted[0][1] / _NS, self.pmp.source)
+                           counted[0][1] / _NS, self.pmp.named(simple[0]))
         return self._histogram_traffic(window, direction, stems)
 
     def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
@@ -4825,7 +4830,7 @@ class _Engine:
         lanes = whole if whole and (not agents or any(read[i][2] for i in whole)) else agents
         span = max(span for _, span in got.values())
         value = Bandwidth(sum(read[i][0] for i in lanes), True, any(read[i][1] for i in lanes))
-        return _Figure(value, 0.0, span / _NS, self.pmp.source, True)
+        return _Figure(value, 0.0, span / _NS, self.pmp.named(lanes[0]), True)
 
     def ane_bandwidth(self, window: int) -> _Figure:
         return self._both_ways(window, _AGENT_STEMS["ane"])
@@ -4855,7 +4860,7 @@ class _Engine:
         with self.lock:
             ratios, span = feed.ratios(lanes[0], window)
         active = sum(r for s, r in zip(feed.channels[lanes[0]].states, ratios) if not idle(s))
-        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, span / _NS, feed.source, True)
+        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, span / _NS, feed.named(lanes[0]), True)
 
     def _ane_floor(self, window: int) -> _Figure:
         return self._ane_share(self.pmp, "ANE-AF-BW", lambda s: s.strip() == "VMIN", ANE_METHOD_FLOOR, window)
@@ -5111,9 +5116,9 @@ class _Engine:
             totals = [e.total() for e in energies]
             reasons = [t for t in totals if isinstance(t, str)] + ([] if self._ever_alive(self.main) else [REASON_FROZEN])
             if reasons:
-                raise self._no_power(self.main, energies, _worst(reasons), self.cluster(number).name)
+                raise self._no_power("ioreport:Energy Model", energies, _worst(reasons), self.cluster(number).name)
             value = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
-            return _Figure(value, max(e.age() for e in energies) / _NS, None, self.main.source)
+            return _Figure(value, max(e.age() for e in energies) / _NS, None, "ioreport:Energy Model")
 
     def cpu_clusters(self, window: int) -> _Figure:
         """Every cluster with what is known of it."""
