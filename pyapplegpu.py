@@ -3642,7 +3642,7 @@ class _Energy:
         return stamp < self.time - _LEAD and value >= self.value
 
     def _leave_stamps(self) -> None:
-        self.usable = False
+        self.usable, self.stood = False, 0
         self.points = [(self.time, self.value)] if self.points and self.value is not None else []
 
     def _take(self, t: int, clock: int, value: int, window: int) -> None:
@@ -3655,9 +3655,17 @@ class _Energy:
         else:
             self._publish(t, clock, value, self.span(window))
 
+    def _too_much(self, change: int, span: int) -> bool:
+        """True for more than any supply gives: millijoules x 10^6 against watts x nanoseconds."""
+        return change * self.scale[0] * 1000000 > span * _MAX_WATTS * self.scale[1]
+
     def span(self, window: int) -> int:
         """The window this counter can serve."""
         return max(_COARSE, window) if self.batched and not self.usable else window
+
+    def shortest(self) -> int:
+        """The shortest span that is a reading."""
+        return _COARSE_SHORTEST if self.batched and not self.usable else _SHORTEST
 
     def _first_point(self, t: int, clock: int, value: int) -> None:
         if self.barrier is not None and self.usable and clock < self.barrier:
@@ -3676,8 +3684,8 @@ class _Energy:
     def _publish(self, t: int, clock: int, value: int, window: int) -> None:
         last_clock, last_value = self.points[-1]
         distance = clock - last_clock
-        limit = max(_SHORTEST if self.usable else _COARSE, distance) * _MAX_WATTS       # nanojoules
-        if distance < 0 or (value - last_value) * self.scale[0] * 1000000 > limit * self.scale[1]:
+        floor = _COARSE if self.batched and not self.usable else _SHORTEST
+        if distance < 0 or self._too_much(value - last_value, max(floor, distance)):
             self._restart(t, clock, value, REASON_RESET)
             return
         if self.stood > max(_HOLD, window) or distance > max(_LONGEST, 2 * window):
@@ -3700,11 +3708,11 @@ class _Energy:
             return REASON_ABSENT
         if self.points and self.age() > max(_HOLD, window):
             return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE
-        shortest = _COARSE_SHORTEST if self.batched and not self.usable else _SHORTEST
-        base = _baseline([c for c, _ in self.points], window, shortest) if self.points else None
+        base = _baseline([c for c, _ in self.points], window, self.shortest()) if self.points else None
         if base is None:
             return self.reason
-        return self.points[-1][1] - self.points[base][1], self.points[-1][0] - self.points[base][0]
+        change, span = self.points[-1][1] - self.points[base][1], self.points[-1][0] - self.points[base][0]
+        return REASON_RESET if self._too_much(change, span) else (change, span)
 
     def total(self) -> tuple[int, int] | str:
         """(count, clock of its publication), or the reason why it cannot be told; the count never falls."""
