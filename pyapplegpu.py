@@ -599,12 +599,12 @@ _OWNERS = {
 _OWNED = {"C": "CFObject", "O": "ObjCObject", "E": "IOObject"}
 
 
-class _Given:
+class _Given(ctypes.c_void_p):
     """Argument letter M: the pointer leaves its owner before the call, so an interruption never frees it twice."""
 
-    @staticmethod
-    def from_param(owner: Any) -> ctypes.c_void_p:
-        pointer = ctypes.c_void_p(owner.value)
+    @classmethod
+    def from_param(cls, owner: Any) -> _Given:
+        pointer = cls(owner.value)
         owner.value = None
         return pointer
 
@@ -640,6 +640,7 @@ class _Native:
         self.sends: dict[str, Any] = {}         # objc_msgSend, one function object per signature
         self.strings: dict[str, Any] = {}       # CFStrings of keys: few, and needed again and again
         self.converters: dict[int, Any] = {}    # CFTypeID -> function
+        self.kept: dict[str, Any] = {}          # one HID client, SMC connection and host port, whoever asks
         self.owners: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -816,6 +817,8 @@ def _cf_to_list(ref: Any) -> list[Any]:
 
 def _cf_to_dict(ref: Any) -> dict[Any, Any]:
     count = _c.CFDictionaryGetCount(ref)
+    if count <= 0:
+        return {}
     keys, values = (ctypes.c_void_p * count)(), (ctypes.c_void_p * count)()
     _c.CFDictionaryGetKeysAndValues(ref, keys, values)
     return {_cf_text(key): _cf_value(value) for key, value in zip(keys, values)}
@@ -831,6 +834,11 @@ def _cf_value(ref: Any) -> Any:
                          _c.CFArrayGetTypeID(): _cf_to_list, _c.CFDictionaryGetTypeID(): _cf_to_dict}
     convert = _c.converters.get(_c.CFGetTypeID(ref))
     return convert(ref) if convert else None
+
+
+def _cf_is_other(ref: Any) -> bool:
+    """Whether `ref` is an object of a framework's own type, not plain data."""
+    return bool(ref) and _cf_value(ref) is None
 
 
 def _cf_text(ref: Any) -> str | None:
@@ -1079,7 +1087,7 @@ class _Subscription:
             taken = _c.IOReportCreateSamples(self.handle, self.listed, None)
             if not taken:
                 raise _broken("ioreport", "IOReportCreateSamples gave nothing")
-            array = _c.CFDictionaryGetValue(taken, _cf_key("IOReportChannels"))
+            array = _cf_get(taken, "IOReportChannels", "Array")
             count = _c.CFArrayGetCount(array) if array else 0
             if self.count is None:
                 self._first(array, count)
@@ -1140,9 +1148,7 @@ class _Subscription:
         self.count = count
 
     def _check_types(self, array: Any) -> None:
-        """Once per list: the later calls trust that a list and its records keep their types."""
-        if array and not _cf_is("Array", array):
-            raise _broken("ioreport", "IOReportChannels is not an array")
+        """Once per list: the later calls trust that channels and their records keep their types."""
         for item in _cf_items(array):
             data = _c.CFDictionaryGetValue(item, _cf_key("RawElements")) if _cf_is("Dictionary", item) else None
             if not _cf_is("Dictionary", item) or data and not _cf_is("Data", data):
@@ -1296,7 +1302,6 @@ class _SMC:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.connection = 0
         self.infos: dict[str, tuple[int, str] | None] = {}
 
     forked = __init__
@@ -1340,7 +1345,7 @@ class _SMC:
         with self.lock:
             code = _c.IOConnectCallStructMethod(self._connected(), 2, request, 80, answer, ctypes.byref(size))
             if code & 0xFFFFFFFF in (_INVALID_DEST, _NOT_OPEN):
-                self.connection = 0         # gone: opened again by the next call
+                _c.kept.pop("smc", None)    # gone: opened again by the next call
         _io_check("smc", "reading %s" % what, code)
         if size.value != 80:
             raise _broken("smc", "%s: an answer of %d bytes" % (what, size.value))
@@ -1350,12 +1355,14 @@ class _SMC:
         return None if read[3] else read
 
     def _connected(self) -> int:
-        if not self.connection:
+        if "smc" not in _c.kept:
             connection = ctypes.c_uint32()
             _io_check("smc", "IOServiceOpen",
                       _c.IOServiceOpen(self._service(), _task_self(), 0, ctypes.byref(connection)))
-            self.connection = connection.value
-        return self.connection
+            if not connection:
+                raise _broken("smc", "IOServiceOpen gave no connection")
+            _c.kept["smc"] = connection.value
+        return _c.kept["smc"]       # type: ignore[no-any-return]
 
     @staticmethod
     def _service() -> Any:
@@ -1381,8 +1388,6 @@ class _HID:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.client: int | None = None
-        self.matching: Any = None           # must outlive the client, which reads it from a queue of its own
         self.services: Any = None
         self.known: list[tuple[int, str, int]] = []
         self.looked = 0
@@ -1402,7 +1407,7 @@ class _HID:
         now = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
         if self.services is None or not 0 <= now - self.looked < self._REFRESH:
             listed = _c.IOHIDEventSystemClientCopyServices(self._connected())
-            self.known = [self._known(service) for service in _cf_items(listed) if service]
+            self.known = [self._known(service) for service in _cf_items(listed) if _cf_is_other(service)]
             self.services, self.looked = listed, now
         return self.known
 
@@ -1414,14 +1419,14 @@ class _HID:
         return service, product if isinstance(product, str) else "", location if isinstance(location, int) else 0
 
     def _connected(self) -> int:
-        if self.client is None:
+        if "hid" not in _c.kept:
+            matching = _cf_dictionary({"PrimaryUsagePage": self._PAGE, "PrimaryUsage": self._USAGE})
             client = _c.IOHIDEventSystemClientCreate(None)
             if not client:
                 raise _broken("hid", "there is no HID event system client")
-            self.matching = _cf_dictionary({"PrimaryUsagePage": self._PAGE, "PrimaryUsage": self._USAGE})
-            self.client = client
-            _c.IOHIDEventSystemClientSetMatching(client, self.matching)
-        return self.client
+            _c.kept["hid"] = client, matching       # the client reads the dictionary later, from a queue of its own
+            _c.IOHIDEventSystemClientSetMatching(client, matching)
+        return _c.kept["hid"][0]    # type: ignore[no-any-return]
 
 
 class _Words(ctypes.Structure):
@@ -1440,17 +1445,18 @@ class _Mach:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.host = 0                       # mach_host_self adds a send right at each call
         self.words: Any = None
 
     forked = __init__
 
-    def _host(self) -> int:
-        if not self.host:
-            self.host = _c.mach_host_self()
-            if not self.host:
-                raise _broken("mach", "mach_host_self gave no port")
-        return self.host
+    @staticmethod
+    def _host() -> int:
+        """Asked once: mach_host_self adds a send right at each call."""
+        port: int = _c.kept.get("host") or _c.mach_host_self()
+        if not port:
+            raise _broken("mach", "mach_host_self gave no port")
+        _c.kept["host"] = port
+        return port
 
     def vm_statistics(self) -> bytes:
         """vm_statistics64, 152 bytes or more. The kernel gives fresh numbers only a few times a second."""
@@ -1648,11 +1654,11 @@ class _MetalDevice:
             raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "metal")
         with self.lock:
             _c.library("CoreGraphics")      # without it there is no default device (Apple's documentation)
-            pool = _c.objc_autoreleasePoolPush()
+            pop, pool = _c.objc_autoreleasePoolPop, _c.objc_autoreleasePoolPush()
             try:
                 return self._chosen(registry_id)
             finally:
-                _c.objc_autoreleasePoolPop(pool)
+                pop(pool)
 
     def _chosen(self, registry_id: int | None) -> dict[str, Any]:
         """All devices are empty in some sandboxes, the default is nil over ssh and in daemons: each is asked."""
