@@ -541,9 +541,10 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "IORegistryEntryGetRegistryEntryID": ("IOKit", "i", "Ip", 10),
     "IORegistryEntryCreateCFProperty": ("IOKit", "C", "IppI", 10),
     "IORegistryEntryGetChildIterator": ("IOKit", "i", "Isp", 10),
+    "IOServiceClose": ("IOKit", "i", "I", 10),
     "IOServiceOpen": ("IOKit", "i", "IIIp", 10),
     "IOConnectCallStructMethod": ("IOKit", "i", "IIpQpp", 10),
-    "IOHIDEventSystemClientCreate": ("IOKit", "p", "p", 10),            # kept
+    "IOHIDEventSystemClientCreate": ("IOKit", "C", "p", 10),            # kept in _c.kept
     "IOHIDEventSystemClientSetMatching": ("IOKit", "v", "pp", 10),
     "IOHIDEventSystemClientCopyServices": ("IOKit", "C", "p", 10),
     "IOHIDServiceClientCopyProperty": ("IOKit", "C", "pp", 10),
@@ -553,7 +554,7 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "IOPSGetProvidingPowerSourceType": ("IOKit", "p", "p", 10),
 
     "IOReportCopyChannelsInGroup": ("IOReport", "C", "ppQQQ", 11),
-    "IOReportCreateSubscription": ("IOReport", "p", "pppQp", 11),       # kept; releasing one has crashed
+    "IOReportCreateSubscription": ("IOReport", "C", "pppQp", 11),       # kept in _c.kept: releasing one has crashed
     "IOReportCreateSamples": ("IOReport", "C", "ppp", 11),
     "IOReportChannelGetGroup": ("IOReport!", "p", "p", 11),
     "IOReportChannelGetSubGroup": ("IOReport!", "p", "p", 11),
@@ -595,6 +596,7 @@ _OWNERS = {
     "CFObject": (ctypes.c_void_p, "CFRelease"),
     "ObjCObject": (ctypes.c_void_p, "objc_release"),
     "IOObject": (ctypes.c_uint32, "IOObjectRelease"),
+    "IOConnection": (ctypes.c_uint32, "IOServiceClose"),
 }
 _OWNED = {"C": "CFObject", "O": "ObjCObject", "E": "IOObject"}
 
@@ -634,13 +636,15 @@ class _Native:
     CFObject: Any
     ObjCObject: Any
     IOObject: Any
+    IOConnection: Any
 
     def __init__(self) -> None:
         self.libraries: dict[str, Any] = {}
         self.sends: dict[str, Any] = {}         # objc_msgSend, one function object per signature
         self.strings: dict[str, Any] = {}       # CFStrings of keys: few, and needed again and again
         self.converters: dict[int, Any] = {}    # CFTypeID -> function
-        self.kept: dict[str, Any] = {}          # one HID client, SMC connection and host port, whoever asks
+        self.kept: dict[str, Any] = {}          # for the life of the process, one of each, whoever asks
+        self.subscriptions: list[Any] = []
         self.owners: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -1068,7 +1072,7 @@ class _Subscription:
     moved in the list is noticed and looked for again. Channels of a group that is refused are None in every sample.
     """
 
-    def __init__(self, lock: Any, handle: int, listed: Any, channels: list[_Channel]) -> None:
+    def __init__(self, lock: Any, handle: Any, listed: Any, channels: list[_Channel]) -> None:
         self.lock = lock
         self.handle = handle
         self.listed = listed                # the dictionary that IOReportCreateSamples wants
@@ -1276,6 +1280,7 @@ class _IOReport:
         handle = _c.IOReportCreateSubscription(None, wanted, ctypes.byref(listed), 0, None)
         if not handle:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + channels[0].group, "refused")
+        _c.subscriptions.append(handle)
         return _Subscription(self.lock, handle, listed if listed else wanted, channels)
 
 
@@ -1354,15 +1359,15 @@ class _SMC:
             raise _broken("smc", "%s: result %d" % (what, read[3]))
         return None if read[3] else read
 
-    def _connected(self) -> int:
+    def _connected(self) -> Any:
         if "smc" not in _c.kept:
-            connection = ctypes.c_uint32()
+            connection = _c.IOConnection()
             _io_check("smc", "IOServiceOpen",
                       _c.IOServiceOpen(self._service(), _task_self(), 0, ctypes.byref(connection)))
             if not connection:
                 raise _broken("smc", "IOServiceOpen gave no connection")
-            _c.kept["smc"] = connection.value
-        return _c.kept["smc"]       # type: ignore[no-any-return]
+            _c.kept["smc"] = connection
+        return _c.kept["smc"]
 
     @staticmethod
     def _service() -> Any:
@@ -1418,7 +1423,7 @@ class _HID:
         location = _cf_value(_c.IOHIDServiceClientCopyProperty(service, _cf_key("LocationID")))
         return service, product if isinstance(product, str) else "", location if isinstance(location, int) else 0
 
-    def _connected(self) -> int:
+    def _connected(self) -> Any:
         if "hid" not in _c.kept:
             matching = _cf_dictionary({"PrimaryUsagePage": self._PAGE, "PrimaryUsage": self._USAGE})
             client = _c.IOHIDEventSystemClientCreate(None)
@@ -1426,7 +1431,7 @@ class _HID:
                 raise _broken("hid", "there is no HID event system client")
             _c.kept["hid"] = client, matching       # the client reads the dictionary later, from a queue of its own
             _c.IOHIDEventSystemClientSetMatching(client, matching)
-        return _c.kept["hid"][0]    # type: ignore[no-any-return]
+        return _c.kept["hid"][0]
 
 
 class _Words(ctypes.Structure):
