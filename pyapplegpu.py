@@ -541,9 +541,10 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "IORegistryEntryGetRegistryEntryID": ("IOKit", "i", "Ip", 10),
     "IORegistryEntryCreateCFProperty": ("IOKit", "C", "IppI", 10),
     "IORegistryEntryGetChildIterator": ("IOKit", "i", "Isp", 10),
+    "IOServiceClose": ("IOKit", "i", "I", 10),
     "IOServiceOpen": ("IOKit", "i", "IIIp", 10),
     "IOConnectCallStructMethod": ("IOKit", "i", "IIpQpp", 10),
-    "IOHIDEventSystemClientCreate": ("IOKit", "p", "p", 10),            # kept
+    "IOHIDEventSystemClientCreate": ("IOKit", "C", "p", 10),            # kept in _c.kept
     "IOHIDEventSystemClientSetMatching": ("IOKit", "v", "pp", 10),
     "IOHIDEventSystemClientCopyServices": ("IOKit", "C", "p", 10),
     "IOHIDServiceClientCopyProperty": ("IOKit", "C", "pp", 10),
@@ -553,7 +554,7 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "IOPSGetProvidingPowerSourceType": ("IOKit", "p", "p", 10),
 
     "IOReportCopyChannelsInGroup": ("IOReport", "C", "ppQQQ", 11),
-    "IOReportCreateSubscription": ("IOReport", "p", "pppQp", 11),       # kept; releasing one has crashed
+    "IOReportCreateSubscription": ("IOReport", "C", "pppQp", 11),       # kept in _c.kept: releasing one has crashed
     "IOReportCreateSamples": ("IOReport", "C", "ppp", 11),
     "IOReportChannelGetGroup": ("IOReport!", "p", "p", 11),
     "IOReportChannelGetSubGroup": ("IOReport!", "p", "p", 11),
@@ -595,16 +596,17 @@ _OWNERS = {
     "CFObject": (ctypes.c_void_p, "CFRelease"),
     "ObjCObject": (ctypes.c_void_p, "objc_release"),
     "IOObject": (ctypes.c_uint32, "IOObjectRelease"),
+    "IOConnection": (ctypes.c_uint32, "IOServiceClose"),
 }
 _OWNED = {"C": "CFObject", "O": "ObjCObject", "E": "IOObject"}
 
 
-class _Given:
+class _Given(ctypes.c_void_p):
     """Argument letter M: the pointer leaves its owner before the call, so an interruption never frees it twice."""
 
-    @staticmethod
-    def from_param(owner: Any) -> ctypes.c_void_p:
-        pointer = ctypes.c_void_p(owner.value)
+    @classmethod
+    def from_param(cls, owner: Any) -> _Given:
+        pointer = cls(owner.value)
         owner.value = None
         return pointer
 
@@ -634,12 +636,15 @@ class _Native:
     CFObject: Any
     ObjCObject: Any
     IOObject: Any
+    IOConnection: Any
 
     def __init__(self) -> None:
         self.libraries: dict[str, Any] = {}
         self.sends: dict[str, Any] = {}         # objc_msgSend, one function object per signature
         self.strings: dict[str, Any] = {}       # CFStrings of keys: few, and needed again and again
         self.converters: dict[int, Any] = {}    # CFTypeID -> function
+        self.kept: dict[str, Any] = {}          # for the life of the process, one of each, whoever asks
+        self.subscriptions: list[Any] = []
         self.owners: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -816,6 +821,8 @@ def _cf_to_list(ref: Any) -> list[Any]:
 
 def _cf_to_dict(ref: Any) -> dict[Any, Any]:
     count = _c.CFDictionaryGetCount(ref)
+    if count <= 0:
+        return {}
     keys, values = (ctypes.c_void_p * count)(), (ctypes.c_void_p * count)()
     _c.CFDictionaryGetKeysAndValues(ref, keys, values)
     return {_cf_text(key): _cf_value(value) for key, value in zip(keys, values)}
@@ -831,6 +838,11 @@ def _cf_value(ref: Any) -> Any:
                          _c.CFArrayGetTypeID(): _cf_to_list, _c.CFDictionaryGetTypeID(): _cf_to_dict}
     convert = _c.converters.get(_c.CFGetTypeID(ref))
     return convert(ref) if convert else None
+
+
+def _cf_is_other(ref: Any) -> bool:
+    """Whether `ref` is an object of a framework's own type, not plain data."""
+    return bool(ref) and _cf_value(ref) is None
 
 
 def _cf_text(ref: Any) -> str | None:
@@ -1060,7 +1072,7 @@ class _Subscription:
     moved in the list is noticed and looked for again. Channels of a group that is refused are None in every sample.
     """
 
-    def __init__(self, lock: Any, handle: int, listed: Any, channels: list[_Channel]) -> None:
+    def __init__(self, lock: Any, handle: Any, listed: Any, channels: list[_Channel]) -> None:
         self.lock = lock
         self.handle = handle
         self.listed = listed                # the dictionary that IOReportCreateSamples wants
@@ -1079,7 +1091,7 @@ class _Subscription:
             taken = _c.IOReportCreateSamples(self.handle, self.listed, None)
             if not taken:
                 raise _broken("ioreport", "IOReportCreateSamples gave nothing")
-            array = _c.CFDictionaryGetValue(taken, _cf_key("IOReportChannels"))
+            array = _cf_get(taken, "IOReportChannels", "Array")
             count = _c.CFArrayGetCount(array) if array else 0
             if self.count is None:
                 self._first(array, count)
@@ -1140,9 +1152,7 @@ class _Subscription:
         self.count = count
 
     def _check_types(self, array: Any) -> None:
-        """Once per list: the later calls trust that a list and its records keep their types."""
-        if array and not _cf_is("Array", array):
-            raise _broken("ioreport", "IOReportChannels is not an array")
+        """Once per list: the later calls trust that channels and their records keep their types."""
         for item in _cf_items(array):
             data = _c.CFDictionaryGetValue(item, _cf_key("RawElements")) if _cf_is("Dictionary", item) else None
             if not _cf_is("Dictionary", item) or data and not _cf_is("Data", data):
@@ -1270,6 +1280,7 @@ class _IOReport:
         handle = _c.IOReportCreateSubscription(None, wanted, ctypes.byref(listed), 0, None)
         if not handle:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + channels[0].group, "refused")
+        _c.subscriptions.append(handle)
         return _Subscription(self.lock, handle, listed if listed else wanted, channels)
 
 
@@ -1296,7 +1307,6 @@ class _SMC:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.connection = 0
         self.infos: dict[str, tuple[int, str] | None] = {}
 
     forked = __init__
@@ -1340,7 +1350,7 @@ class _SMC:
         with self.lock:
             code = _c.IOConnectCallStructMethod(self._connected(), 2, request, 80, answer, ctypes.byref(size))
             if code & 0xFFFFFFFF in (_INVALID_DEST, _NOT_OPEN):
-                self.connection = 0         # gone: opened again by the next call
+                _c.kept.pop("smc", None)    # gone: opened again by the next call
         _io_check("smc", "reading %s" % what, code)
         if size.value != 80:
             raise _broken("smc", "%s: an answer of %d bytes" % (what, size.value))
@@ -1349,13 +1359,15 @@ class _SMC:
             raise _broken("smc", "%s: result %d" % (what, read[3]))
         return None if read[3] else read
 
-    def _connected(self) -> int:
-        if not self.connection:
-            connection = ctypes.c_uint32()
+    def _connected(self) -> Any:
+        if "smc" not in _c.kept:
+            connection = _c.IOConnection()
             _io_check("smc", "IOServiceOpen",
                       _c.IOServiceOpen(self._service(), _task_self(), 0, ctypes.byref(connection)))
-            self.connection = connection.value
-        return self.connection
+            if not connection:
+                raise _broken("smc", "IOServiceOpen gave no connection")
+            _c.kept["smc"] = connection
+        return _c.kept["smc"]
 
     @staticmethod
     def _service() -> Any:
@@ -1381,8 +1393,6 @@ class _HID:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.client: int | None = None
-        self.matching: Any = None           # must outlive the client, which reads it from a queue of its own
         self.services: Any = None
         self.known: list[tuple[int, str, int]] = []
         self.looked = 0
@@ -1402,7 +1412,7 @@ class _HID:
         now = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
         if self.services is None or not 0 <= now - self.looked < self._REFRESH:
             listed = _c.IOHIDEventSystemClientCopyServices(self._connected())
-            self.known = [self._known(service) for service in _cf_items(listed) if service]
+            self.known = [self._known(service) for service in _cf_items(listed) if _cf_is_other(service)]
             self.services, self.looked = listed, now
         return self.known
 
@@ -1413,15 +1423,15 @@ class _HID:
         location = _cf_value(_c.IOHIDServiceClientCopyProperty(service, _cf_key("LocationID")))
         return service, product if isinstance(product, str) else "", location if isinstance(location, int) else 0
 
-    def _connected(self) -> int:
-        if self.client is None:
+    def _connected(self) -> Any:
+        if "hid" not in _c.kept:
+            matching = _cf_dictionary({"PrimaryUsagePage": self._PAGE, "PrimaryUsage": self._USAGE})
             client = _c.IOHIDEventSystemClientCreate(None)
             if not client:
                 raise _broken("hid", "there is no HID event system client")
-            self.matching = _cf_dictionary({"PrimaryUsagePage": self._PAGE, "PrimaryUsage": self._USAGE})
-            self.client = client
-            _c.IOHIDEventSystemClientSetMatching(client, self.matching)
-        return self.client
+            _c.kept["hid"] = client, matching       # the client reads the dictionary later, from a queue of its own
+            _c.IOHIDEventSystemClientSetMatching(client, matching)
+        return _c.kept["hid"][0]
 
 
 class _Words(ctypes.Structure):
@@ -1440,17 +1450,18 @@ class _Mach:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self.host = 0                       # mach_host_self adds a send right at each call
         self.words: Any = None
 
     forked = __init__
 
-    def _host(self) -> int:
-        if not self.host:
-            self.host = _c.mach_host_self()
-            if not self.host:
-                raise _broken("mach", "mach_host_self gave no port")
-        return self.host
+    @staticmethod
+    def _host() -> int:
+        """Asked once: mach_host_self adds a send right at each call."""
+        port: int = _c.kept.get("host") or _c.mach_host_self()
+        if not port:
+            raise _broken("mach", "mach_host_self gave no port")
+        _c.kept["host"] = port
+        return port
 
     def vm_statistics(self) -> bytes:
         """vm_statistics64, 152 bytes or more. The kernel gives fresh numbers only a few times a second."""
@@ -1648,11 +1659,11 @@ class _MetalDevice:
             raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "metal")
         with self.lock:
             _c.library("CoreGraphics")      # without it there is no default device (Apple's documentation)
-            pool = _c.objc_autoreleasePoolPush()
+            pop, pool = _c.objc_autoreleasePoolPop, _c.objc_autoreleasePoolPush()
             try:
                 return self._chosen(registry_id)
             finally:
-                _c.objc_autoreleasePoolPop(pool)
+                pop(pool)
 
     def _chosen(self, registry_id: int | None) -> dict[str, Any]:
         """All devices are empty in some sandboxes, the default is nil over ssh and in daemons: each is asked."""
