@@ -1821,11 +1821,12 @@ def _is_hex(least: int, most: int, multiple: int = 1) -> Callable[[Any], None]:
 
 
 def _hex_size(value: Any) -> int:
+    """How many bytes a text spells, -1 for anything else."""
     try:
-        size = len(bytes.fromhex(value)) if type(value) is str else -1
+        spelt = bytes.fromhex(value) if type(value) is str else None
     except ValueError:
         return -1
-    return size if 2 * size == len(value) else -1       # fromhex lets spaces pass
+    return len(spelt) if spelt is not None and 2 * len(spelt) == len(value) else -1      # fromhex lets spaces pass
 
 
 def _is_word(value: Any) -> None:
@@ -2657,7 +2658,7 @@ _RECORDED_GROUPS = ("Energy Model", "GPU Stats", "CPU Stats", "AMC Stats", "PMP"
 _RECORDED_SYSCTLS = (
     "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency", "hw.cputype",
     "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
-    "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present", "kern.boottime",
+    "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present",
     "kern.memorystatus_level", "kern.memorystatus_vm_pressure_level", "vm.memory_pressure", "vm.swapusage",
     "sysctl.proc_translated", "iogpu.wired_limit_mb", "debug.iogpu.wired_limit",
 ) + tuple("hw.perflevel%d.%s" % (n, s) for n in range(4) for s in (
