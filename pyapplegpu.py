@@ -2083,9 +2083,9 @@ def _grown_usage(now: Any, first: Any, last: Any, rounds: int) -> Any:
              for a, b in zip(_usage_times(first), _usage_times(last))]
     times, out = _usage_times(now), []
     for i, item in enumerate(now[1] if now[0] == "a" else ()):
-        if i < len(gains) and gains[i] and times[i] is not None:
-            grown = _signed(times[i] + rounds * gains[i])
-            item = ["d", dict(item[1], accumulatedGPUTime=["i64", grown])]
+        used = times[i]
+        if i < len(gains) and gains[i] and used is not None:
+            item = ["d", dict(item[1], accumulatedGPUTime=["i64", _signed(used + rounds * gains[i])])]
         out.append(item)
     return ["a", out] if now[0] == "a" else now
 
@@ -2447,7 +2447,8 @@ class _ReplayedIOReport(_Replayed):
     def subscribe(self, groups: Iterable[tuple[str, str | None]],
                   want: Callable[[str, str, str, str], bool]) -> _ReplayedSubscription | None:
         part = self._part or {"groups": {}, "channels": []}
-        listed, raw, refused = part["channels"], [], ""
+        listed, refused = part["channels"], ""
+        raw: list[dict[str, Any]] = []
         for group, subgroup in groups:
             state = part["groups"].get(group)       # None: the group does not exist, and is skipped
             found = [c for c in listed if c["group"] == group and subgroup in (None, c["subgroup"])] if state else []
