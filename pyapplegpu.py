@@ -1832,11 +1832,12 @@ def _is_hex(least: int, most: int, multiple: int = 1) -> Callable[[Any], None]:
 
 
 def _hex_size(value: Any) -> int:
+    """How many bytes a text spells, -1 for anything else."""
     try:
-        size = len(bytes.fromhex(value)) if type(value) is str else -1
+        spelt = bytes.fromhex(value) if type(value) is str else None
     except ValueError:
         return -1
-    return size if 2 * size == len(value) else -1       # fromhex lets spaces pass
+    return len(spelt) if spelt is not None and 2 * len(spelt) == len(value) else -1      # fromhex lets spaces pass
 
 
 def _is_word(value: Any) -> None:
@@ -2093,9 +2094,9 @@ def _grown_usage(now: Any, first: Any, last: Any, rounds: int) -> Any:
              for a, b in zip(_usage_times(first), _usage_times(last))]
     times, out = _usage_times(now), []
     for i, item in enumerate(now[1] if now[0] == "a" else ()):
-        if i < len(gains) and gains[i] and times[i] is not None:
-            grown = _signed(times[i] + rounds * gains[i])
-            item = ["d", dict(item[1], accumulatedGPUTime=["i64", grown])]
+        used = times[i]
+        if i < len(gains) and gains[i] and used is not None:
+            item = ["d", dict(item[1], accumulatedGPUTime=["i64", _signed(used + rounds * gains[i])])]
         out.append(item)
     return ["a", out] if now[0] == "a" else now
 
@@ -2457,7 +2458,8 @@ class _ReplayedIOReport(_Replayed):
     def subscribe(self, groups: Iterable[tuple[str, str | None]],
                   want: Callable[[str, str, str, str], bool]) -> _ReplayedSubscription | None:
         part = self._part or {"groups": {}, "channels": []}
-        listed, raw, refused = part["channels"], [], ""
+        listed, refused = part["channels"], ""
+        raw: list[dict[str, Any]] = []
         for group, subgroup in groups:
             state = part["groups"].get(group)       # None: the group does not exist, and is skipped
             found = [c for c in listed if c["group"] == group and subgroup in (None, c["subgroup"])] if state else []
@@ -2668,7 +2670,7 @@ _RECORDED_GROUPS = ("Energy Model", "GPU Stats", "CPU Stats", "AMC Stats", "PMP"
 _RECORDED_SYSCTLS = (
     "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency", "hw.cputype",
     "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
-    "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present", "kern.boottime",
+    "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present",
     "kern.memorystatus_level", "kern.memorystatus_vm_pressure_level", "vm.memory_pressure", "vm.swapusage",
     "sysctl.proc_translated", "iogpu.wired_limit_mb", "debug.iogpu.wired_limit",
 ) + tuple("hw.perflevel%d.%s" % (n, s) for n in range(4) for s in (
