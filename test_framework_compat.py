@@ -164,7 +164,11 @@ def real_pynvml():
     path = next(str(f.locate()) for f in files if f.name == "pynvml.py")
     spec = importlib.util.spec_from_file_location("real_pynvml", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules["real_pynvml"] = module     # it looks itself up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules["real_pynvml"]
     return module
 
 
@@ -335,7 +339,7 @@ def test_field_values_never_raise(mac):
     assert len(values) == 5
     energy, power, dram, link, unknown = values
     assert energy.nvmlReturn == 0 and energy.valueType == nv.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG
-    assert energy.value.ullVal == nv.nvmlDeviceGetTotalEnergyConsumption(mac)
+    assert 0 < energy.value.ullVal <= nv.nvmlDeviceGetTotalEnergyConsumption(mac)
     assert power.nvmlReturn == 0 and figures("m4pro").near(power.value.uiVal, figures("m4pro").power, 1)
     assert dram.nvmlReturn in (0, nv.NVML_ERROR_NOT_SUPPORTED, nv.NVML_ERROR_NOT_READY)
     assert link.nvmlReturn == unknown.nvmlReturn == nv.NVML_ERROR_NOT_SUPPORTED
@@ -428,6 +432,53 @@ def test_init_and_shutdown_around_every_poll(monkeypatch):
     f = figures("m4pro")
     assert all(f.near(u, f.utilization, 1) and f.near(p, f.power, 1) for u, p in seen)
     assert took < 0.5       # only the first poll waits
+
+
+def test_one_ioreport_sample_per_poll(monkeypatch):
+    """Also when the client initialises and shuts down around each of its polls."""
+    monkeypatch.setenv("PYAPPLEGPU_RECORDING", recording("m4pro"))
+    samples = []
+    sample = nv._ReplayedSubscription.sample
+    monkeypatch.setattr(nv._ReplayedSubscription, "sample", lambda s: (samples.append(s), sample(s))[1])
+
+    def poll():
+        nv.nvmlInit()
+        h = nv.nvmlDeviceGetHandleByIndex(0)
+        nv.nvmlDeviceGetUtilizationRates(h)
+        nv.nvmlDeviceGetPowerUsage(h)
+        nv.nvmlDeviceGetTotalEnergyConsumption(h)
+        nv.nvmlDeviceGetMemoryInfo(h)
+        nv.nvmlDeviceGetFieldValues(h, [83, 185, 186])
+        nv.nvmlDeviceGetComputeRunningProcesses(h)
+        nv.nvmlShutdown()
+
+    poll()      # the first one waits for its second sample
+    for _ in range(5):
+        time.sleep(0.2)
+        del samples[:]
+        poll()
+        assert len(samples) == 1
+
+
+def test_nvml_joins_a_library_already_in_use():
+    """A client in a program that opened a recording by name sees the same Mac, and window and speed stay."""
+    nv.LibraryInit(recording("m4pro"), speed=0, window=3.0)
+    try:
+        nv.nvmlInit()
+        assert nv.nvmlDeviceGetName(nv.nvmlDeviceGetHandleByIndex(0)) == figures("m4pro").name
+        nv.nvmlShutdown()
+        assert nv.LibraryCountDevice() == 1
+    finally:
+        nv.LibraryShutDown()
+    with pytest.raises(nv.NVMLError_Uninitialized):
+        nv.nvmlDeviceGetCount()
+
+
+def test_what_is_no_handle_is_an_invalid_argument(mac):
+    for wrong in (None, 0, "GPU-0", object()):
+        for name in ("nvmlDeviceGetName", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetBrand", "nvmlDeviceGetComputeMode"):
+            with pytest.raises(nv.NVMLError_InvalidArgument):
+                getattr(nv, name)(wrong)
 
 
 def test_threads_poll_together(mac):
