@@ -6904,13 +6904,20 @@ def nvmlFriendlyObjectToStruct(obj: Any, model: Any) -> Any:
 # ---- library
 
 def nvmlInit() -> None:
-    """Begins, as often as wanted (counted); raises NVMLError_LibraryNotFound where there is no Apple GPU."""
+    """Begins, as often as wanted (counted); raises NVMLError_LibraryNotFound where there is no Apple GPU.
+
+    In a program that called LibraryInit itself it joins in, whatever recording and window were given there.
+    """
+    with _library.lock:
+        if _library.count:
+            _library.count += 1
+            return
     LibraryInit()
 
 
 def nvmlInitWithFlags(flags: int) -> None:
     """As nvmlInit; there is nothing to flag."""
-    LibraryInit()
+    nvmlInit()
 
 
 def nvmlShutdown() -> None:
@@ -6995,19 +7002,19 @@ def nvmlDeviceGetBrand(handle: Device) -> int:
     return NVML_BRAND_UNKNOWN
 
 
-def nvmlDeviceGetArchitecture(handle: Device) -> int:
+def nvmlDeviceGetArchitecture(device: Device) -> int:
     """NVML_DEVICE_ARCH_UNKNOWN: none of NVIDIA's; it is above VOLTA, where clients look for the energy counter."""
-    DeviceGetIndex(handle)
+    DeviceGetIndex(device)
     return NVML_DEVICE_ARCH_UNKNOWN
 
 
-def nvmlDeviceGetNumGpuCores(handle: Device) -> int:
-    return DeviceCountGpuCores(handle)
+def nvmlDeviceGetNumGpuCores(device: Device) -> int:
+    return DeviceCountGpuCores(device)
 
 
-def nvmlDeviceGetMemoryBusWidth(handle: Device) -> int:
+def nvmlDeviceGetMemoryBusWidth(device: Device) -> int:
     """Bits of the chip's memory interface."""
-    return MemoryGetBusWidth(handle)
+    return MemoryGetBusWidth(device)
 
 
 def nvmlDeviceGetComputeMode(handle: Device) -> int:
@@ -7022,9 +7029,9 @@ def nvmlDeviceGetAccountingMode(handle: Device) -> int:
     return NVML_FEATURE_DISABLED
 
 
-def nvmlDeviceGetPowerSource(handle: Device) -> int:
+def nvmlDeviceGetPowerSource(device: Device) -> int:
     """NVML_POWER_SOURCE_AC or NVML_POWER_SOURCE_BATTERY."""
-    DeviceGetIndex(handle)
+    DeviceGetIndex(device)
     return NVML_POWER_SOURCE_BATTERY if SystemGetPowerSource().source == "Battery Power" else NVML_POWER_SOURCE_AC
 
 
@@ -7134,8 +7141,8 @@ def nvmlDeviceGetSupportedGraphicsClocks(handle: Device, memoryClockMHz: int) ->
     return sorted(DeviceGetSupportedClocks(handle), reverse=True)
 
 
-def nvmlDeviceGetNumFans(handle: Device) -> int:
-    return DeviceCountFan(handle)
+def nvmlDeviceGetNumFans(device: Device) -> int:
+    return DeviceCountFan(device)
 
 
 def nvmlDeviceGetFanSpeed_v2(handle: Device, fan: int) -> int:
@@ -7159,14 +7166,14 @@ def _nvml_first_fan(getter: Callable[[Device, int], int], handle: Device) -> int
     return getter(handle, 0)
 
 
-def _nvml_process(pid: int, memory: int | None) -> nvmlFriendlyObject:
-    return nvmlFriendlyObject({"pid": pid, "usedGpuMemory": memory,
+def _nvml_process(pid: int) -> nvmlFriendlyObject:
+    return nvmlFriendlyObject({"pid": pid, "usedGpuMemory": None,
                                "gpuInstanceId": 0xFFFFFFFF, "computeInstanceId": 0xFFFFFFFF})
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: Device) -> list[nvmlFriendlyObject]:
     """Every process that uses the GPU, busiest first; `usedGpuMemory` is None: macOS tells no share."""
-    return [_nvml_process(p.pid, None) for p in DeviceGetProcesses(handle)]
+    return [_nvml_process(p.pid) for p in DeviceGetProcesses(handle, timeout=0)]
 
 
 def nvmlDeviceGetGraphicsRunningProcesses(handle: Device) -> list[nvmlFriendlyObject]:
