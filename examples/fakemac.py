@@ -91,6 +91,8 @@ def shape(declared):
 
 def fits(letters, declared):
     found = shape(declared)
+    if found is None and hasattr(declared, "from_param"):      # an adapter: what it makes is its own affair
+        return "p" in letters
     return found is not None and any(_SHAPES[letter] == found for letter in letters.split("/"))
 
 
@@ -255,7 +257,7 @@ BAD_ARGUMENT, NO_DEVICE, UNSUPPORTED, NOT_PERMITTED, IO_ERROR = (
 # Faults
 # ======================================================================================================================
 
-FAULTS = ("null", "error", "int64min", "wrongtype", "short", "interrupt")
+FAULTS = ("null", "error", "int64min", "wrongtype", "short", "interrupt", "moved", "newlayout")
 
 
 class Fault:
@@ -272,8 +274,7 @@ class Fault:
         self.seen = 0
         if target in ("clock", "sleep"):
             self.scope, self.seconds, self.last = target, float(kind.rstrip("s")), self.first
-        elif scope == "call" and self.kind not in FAULTS or scope == "group" and self.kind != "refuses" \
-                or scope in ("symbol", "library") and self.kind != "absent":
+        elif self.kind not in {"call": FAULTS, "group": ("refuses", "absent")}.get(scope, ("absent",)):
             raise ValueError("unknown fault %r" % text)
 
     def due(self):
@@ -282,27 +283,44 @@ class Fault:
 
 
 def fault_kinds(symbol):
-    """The faults that mean something for a symbol."""
-    function = SYMBOLS.get(symbol)
-    if function is None:
-        return ()
-    result, own, kinds = function.c.split()[0], function.own, []
-    if result == "p":
+    """The faults that mean something for a function: what Apple's own could do on a bad day."""
+    function = SYMBOLS[symbol]
+    result, kinds = function.c[0], []
+    if result in "pI" and symbol not in NEVER_NULL and symbol not in FAILS or symbol in NULL_OUT:
         kinds.append("null")
-    if result[0] in "iBQ" and symbol in FAILS or result[0] in "p" and own:
+    if symbol in FAILS:
         kinds.append("error")
-    if result[0] in "qQ":
+    if result in "qQ" and symbol not in NEVER_NULL or symbol == "IOReportCreateSamples":
         kinds.append("int64min")
-    if own:
+    if symbol in TYPE_DEPENDS:
         kinds.append("wrongtype")
-    if own or symbol in SHORT:
+    if symbol in SHORT:
         kinds.append("short")
+    if symbol == "IOReportCreateSamples":
+        kinds += ["moved", "newlayout"]
     return tuple(kinds)
 
 
-# functions whose result is a status, with what failure looks like: kr = the code itself, errno = (result, errno)
+# status functions -> what failure looks like: ("kr", code), or (result, errno)
 FAILS = {}
-SHORT = {"sysctlbyname", "host_statistics64", "host_statistics", "host_processor_info", "proc_pidinfo", "proc_pidpath",
+# success, and nothing in the out parameter
+NULL_OUT = {"IOServiceGetMatchingServices", "IORegistryEntryGetChildIterator", "IORegistryEntryGetParentEntry",
+            "IORegistryEntryCreateCFProperties", "IOServiceOpen", "host_processor_info"}
+# cannot fail on a Mac
+NEVER_NULL = {"CFRetain", "CFGetTypeID", "CFHash", "CFStringGetTypeID", "CFNumberGetTypeID", "CFBooleanGetTypeID", "CFDataGetTypeID",
+              "CFArrayGetTypeID", "CFDictionaryGetTypeID", "CFGetRetainCount", "objc_retain", "objc_autoreleasePoolPush",
+              "objc_autorelease", "sel_registerName", "mach_absolute_time", "mach_continuous_time", "notify_cancel",
+              "CFStringGetMaximumSizeForEncoding"}
+# what comes out is whatever somebody put in
+TYPE_DEPENDS = {"IORegistryEntryCreateCFProperty", "IORegistryEntryCreateCFProperties", "IORegistryEntrySearchCFProperty",
+                "IOHIDServiceClientCopyProperty", "CFDictionaryGetValue", "CFArrayGetValueAtIndex", "IOReportCreateSamples",
+                "IOReportCopyChannelsInGroup", "IOReportChannelGetGroup", "IOReportChannelGetSubGroup",
+                "IOReportChannelGetChannelName", "IOReportChannelGetUnitLabel", "IOReportStateGetNameForIndex",
+                "IOPSGetProvidingPowerSourceType", "IOHIDEventSystemClientCopyServices"}
+SHORT = {"IORegistryEntryCreateCFProperty", "IORegistryEntryCreateCFProperties", "IORegistryEntrySearchCFProperty",
+         "IOHIDServiceClientCopyProperty", "IOReportCreateSamples", "IOReportCopyChannelsInGroup", "MTLCopyAllDevices",
+         "IOHIDEventSystemClientCopyServices", "CFDataGetLength", "CFArrayGetCount", "CFStringGetLength",
+         "sysctlbyname", "host_statistics64", "host_statistics", "host_processor_info", "proc_pidinfo", "proc_pidpath",
          "proc_listpids", "proc_listallpids", "proc_name", "proc_pid_rusage", "IOConnectCallStructMethod"}
 
 
@@ -331,7 +349,7 @@ class Mac:
         self.faults, self.fault_list = {}, []
         self.clock_offset = self.slept_offset = 0
         self.clock_faults, self.sleep_faults = [], []
-        self.steps, self.short = 0, False
+        self.steps, self.short, self.doing = 0, False, None
         self.loaded, self.handed_blocks = set(), {}
         self.data = Data()
         self.libraries = [kind(self) for kind in LIBRARIES]
@@ -417,7 +435,7 @@ class Mac:
 
     def build(self, spec, maker, client=1, held=0):
         """The CF object of a recorded value ["s", text] ..."""
-        if isinstance(spec, tuple):
+        if spec.__class__ is tuple:
             made = self.new("CFDictionary", None, maker, client, held)
             made.info = spec
             return made
@@ -622,13 +640,17 @@ class Mac:
             self.sleep_faults.append(fault)
         return fault
 
+    def clear_faults(self):
+        self.faults.clear()
+        del self.fault_list[:], self.clock_faults[:], self.sleep_faults[:]
+
     def has_fault(self, scope, name):
         return any(fault.scope == scope and fault.name == name for fault in self.fault_list)
 
     def groups_refused(self):
         groups = (self.recording.get("ioreport") or {}).get("groups", {})
         refused = {name for name, state in groups.items() if state != "ok"}
-        return refused | {fault.name for fault in self.fault_list if fault.scope == "group"}
+        return refused | {fault.name for fault in self.fault_list if fault.scope == "group" and fault.kind == "refuses"}
 
     def address(self, symbol):
         """The address of a C function, made when first asked for."""
@@ -680,18 +702,18 @@ class Mac:
         if fault is None:
             return function(*args)
         result = function.c.split()[0]
+        if fault.kind in ("short", "moved", "newlayout") or fault.kind == "int64min" and result[0] not in "qQ":
+            self.doing, self.short = fault.kind, fault.kind == "short"
+            try:
+                return function(*args)
+            finally:
+                self.doing, self.short = None, False
         if fault.kind == "int64min":
             return INT64_MIN & MASK64 if result[0] == "Q" else INT64_MIN
         if fault.kind == "interrupt":
             value = function(*args)
             self.trouble(symbol, KeyboardInterrupt())
             return value
-        if fault.kind == "short":
-            self.short = True
-            try:
-                return function(*args)
-            finally:
-                self.short = False
         if fault.kind == "wrongtype":
             return self.mistyped(symbol, function, args)
         return self.refused(symbol, function, args, fault)
@@ -706,8 +728,8 @@ class Mac:
                 return signed32(code & 0xFFFFFFFF)
             ctypes.set_errno(code)
             return failure[0]
-        if fault.kind == "null" and function.own == "out":
-            return 0
+        if symbol == "IOReportCreateSubscription":
+            self.put(args[2], bytes(8))
         return None if function.c[0] in "pv" else 0
 
     def mistyped(self, symbol, function, args):
@@ -724,7 +746,7 @@ class Mac:
 
     def swapped(self, natural, symbol):
         kind, value = ("CFNumber", 7) if natural.kind == "CFString" else ("CFString", "a string where none belongs")
-        owned = natural.client > 0
+        owned = SYMBOLS[symbol].own != "+0"
         other = self.new(kind, value, symbol + " (wrong type)", 1 if owned else 0, 0 if owned else 1)
         if kind == "CFNumber":
             other.info = "i64"
@@ -737,18 +759,20 @@ class Mac:
     def live(self):
         """What the program owns at the moment: [Live(kind, maker, count)]; count is the number of references."""
         owned = collections.Counter()
-        for obj in list(self.objects.values()):
-            if obj.client > 0:
-                owned[obj.kind, obj.maker] += obj.client
-        for port in list(self.ports.values()):
-            owned["port: " + port.kind, port.maker] += port.refs
-        for library in self.libraries:
-            for kind, maker in getattr(library, "belongings", tuple)():
-                owned[kind, maker] += 1
+        with self.lock:
+            for obj in self.objects.values():
+                if obj.client > 0:
+                    owned[obj.kind, obj.maker] += obj.client
+            for port in self.ports.values():
+                owned["port: " + port.kind, port.maker] += port.refs
+            for library in self.libraries:
+                for kind, maker in getattr(library, "belongings", tuple)():
+                    owned[kind, maker] += 1
         return [Live(kind, maker, count) for (kind, maker), count in sorted(owned.items())]
 
     def report(self):
-        lines = ["fakemac: %d native calls of %d functions" % (sum(self.calls.values()), len(self.calls))]
+        lines = ["fakemac: %d native calls of %d functions" % (sum(
+            count for name, count in self.calls.items() if ":" not in name), len(self.calls))]
         lines += ["  live at the end: %s from %s, %d reference%s" % (kind, maker, count, "s" * (count != 1))
                   for kind, maker, count in self.live()] or ["  nothing is live at the end"]
         lines += ["  VIOLATION: " + text for text in self.violations]
@@ -814,7 +838,7 @@ def load(path):
     return data
 
 
-def channel_entries(tag, channel, stamp, values, short=False):
+def channel_entries(tag, channel, stamp, values, spoilt=None):
     entries = {
         "DriverID": ["i64", channel.driver],
         "IOReportGroupName": ["s", channel.group],
@@ -828,7 +852,11 @@ def channel_entries(tag, channel, stamp, values, short=False):
         entries["StateNames"] = ["a", [["s", name] for name in channel.states]]
     if values is not None:
         raw = channel.records(stamp, values)
-        entries["RawElements"] = ["x", raw[:len(raw) // 2] if short else raw]
+        if spoilt == "short":
+            raw = raw[:len(raw) // 2]
+        elif spoilt == "newlayout":      # some future macOS: 72 bytes to a record
+            raw = b"".join(bytes(8) + raw[at:at + 64] for at in range(0, len(raw), 64))
+        entries["RawElements"] = ["x", raw]
     return entries
 
 
@@ -942,6 +970,8 @@ class CoreFoundation:
     @c("q p")
     def CFStringGetLength(self, ref):
         text = self.mac.obj(ref, "CFString").value
+        if self.mac.short:
+            return len(text) // 2
         return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
 
     @c("q q I")
@@ -1017,7 +1047,7 @@ class CoreFoundation:
 
     @c("q p")
     def CFDataGetLength(self, ref):
-        return len(self.mac.obj(ref, "CFData").value)
+        return len(self.mac.obj(ref, "CFData").value) // (2 if self.mac.short else 1)
 
     @c("p p")
     def CFDataGetBytePtr(self, ref):
@@ -1075,7 +1105,7 @@ class CoreFoundation:
 
     @c("q p")
     def CFArrayGetCount(self, ref):
-        return len(self.mac.obj(ref, "CFArray").value)
+        return len(self.mac.obj(ref, "CFArray").value) // (2 if self.mac.short else 1)
 
     @c("p p q", own="+0")
     def CFArrayGetValueAtIndex(self, ref, index):
@@ -1576,6 +1606,13 @@ class IOReport:
 
     def start(self):
         self.groups = (self.mac.recording.get("ioreport") or {}).get("groups", {})
+        self.everything = list(self.mac.replay.channels)
+        listed = {channel.group for channel in self.everything}
+        for group, state in self.groups.items():
+            if state != "ok" and group not in listed:      # known to be refused, its channels not recorded
+                self.everything += [Channel({"driver": 1, "channel": number, "group": group, "subgroup": "", "name": name, "type": 0x1000010001,
+                                             "unit": 0x0900820000000000, "rows": [None]}) for number, name in enumerate(("DCS RD", "DCS WR"))]
+        self.items_at, self.items = None, {}
 
     def forked(self):
         self.taken, self.sets = set(), set()
@@ -1588,13 +1625,15 @@ class IOReport:
 
     @c("p Q Q", own="+1")
     def IOReportCopyAllChannels(self, first, second):
-        return self.listing(self.mac.replay.channels, "IOReportCopyAllChannels")
+        return self.listing(self.everything, "IOReportCopyAllChannels")
 
     @c("p p p Q Q Q", own="+1")
     def IOReportCopyChannelsInGroup(self, group, subgroup, first, second, third):
         group = self.mac.obj(group, "CFString").value if group else None
         subgroup = self.mac.obj(subgroup, "CFString").value if subgroup else None
-        found = [channel for channel in self.mac.replay.channels
+        if self.mac.has_fault("group", group) and group not in self.mac.groups_refused():
+            return None
+        found = [channel for channel in self.everything
                  if (group is None or channel.group == group) and (subgroup is None or channel.subgroup == subgroup)]
         if self.mac.short:
             found = found[:len(found) // 2]
@@ -1659,12 +1698,28 @@ class IOReport:
         granted = self.mac.obj(subscription, "IOReportSubscription").info
         if not channels:
             return None
-        step, replay, items = self.mac.step(), self.mac.replay, []
-        for channel in self.channels(channels):
-            row = replay.row(channel, step) if id(channel) in granted else None
-            if row is not None:
-                items.append(("sample", channel) + row + (self.mac.short,))
+        step = self.mac.step()
+        if self.items_at != step:
+            self.items_at, self.items = step, {}
+        items = [self.item(channel, step) for channel in self.channels(channels) if id(channel) in granted]
+        items = [item for item in items if item is not None]
+        if self.mac.doing is not None:
+            items = [self.spoilt(item, self.mac.doing) for item in items]
+            items = items[1:] + items[:1] if self.mac.doing == "moved" else items
         return self.mac.new("CFDictionary", {"IOReportChannels": ["a", items]}, "IOReportCreateSamples").addr
+
+    def item(self, channel, step):
+        """A channel of a sample, made once per step: ("sample", channel, stamp, values, entries)."""
+        if channel not in self.items:
+            row = self.mac.replay.row(channel, step)
+            self.items[channel] = None if row is None else ("sample", channel) + row
+        return self.items[channel]
+
+    def spoilt(self, item, how):
+        tag, channel, stamp, values = item
+        if how == "int64min":
+            values = (INT64_MIN,) * len(values)
+        return (tag, channel, stamp, values, how)
 
     @c("p p p p", own="+1")
     def IOReportCreateSamplesDelta(self, before, after, nothing):
@@ -2676,6 +2731,8 @@ def join_family():
 def finish(mac, options):
     """The last word of the process."""
     mac.trouble_in_exit = True
+    for name in [name for name, module in list(sys.modules.items()) if getattr(module, "Mac", None) is Mac]:
+        del sys.modules[name]      # or the interpreter would empty this module before the program's last release
     lost = options["leaks"] and mac.live()
     text = mac.report()
     if options["calls"]:
