@@ -692,10 +692,8 @@ class Mac:
                 os._exit(EXIT_CODE)
         if through_call():
             self.pending[get_ident()] = problem
-        else:      # called through a bare address: interrupt that thread at its next bytecode
-            kind = type("Violation", (Violation,), {"__init__": lambda self: Violation.__init__(self, str(problem))}) \
-                if isinstance(problem, Violation) else type(problem)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(get_ident()), ctypes.py_object(kind))
+        else:      # called through a bare address: the calling frame raises it at its next line
+            interrupt_caller(problem)
 
     def failing(self, symbol, function, args):
         fault = next((fault for fault in self.faults[symbol] if fault.due()), None)
@@ -2447,6 +2445,23 @@ def through_call():
     return False
 
 
+def interrupt_caller(problem):
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename == CALL_CODE.co_filename:
+        frame = frame.f_back
+    if frame is None:
+        return
+    before, local = sys.gettrace(), frame.f_trace
+
+    def tracer(where_it_is, event, argument):
+        if where_it_is is frame:
+            sys.settrace(before)
+            frame.f_trace = local
+            raise problem
+    frame.f_trace = tracer
+    sys.settrace(tracer)
+
+
 def check_prototype(function, argtypes, restype, args):
     problem = prototype_problem(function._symbol, function._letters, argtypes, restype, args)
     if problem:
@@ -2500,7 +2515,7 @@ def send(function, mac, argtypes, restype, args):
         mac.violations.append(str(violation) + "\n" + where())
         raise
     twins = function.__dict__.setdefault("_twins", {})
-    key = (encoding, argtypes, restype)
+    key = (encoding, tuple(argtypes), restype)
     twin = twins.get(key)
     if twin is None:
         twin = twins[key] = type(function)(mac.objc.target(encoding))
