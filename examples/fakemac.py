@@ -119,25 +119,33 @@ def number(value):
     return int(value, 0) if isinstance(value, str) else int(value)
 
 
+def library():
+    """pyapplegpu itself, under a name of its own: its section `recording` says what is true at a step."""
+    import importlib.util
+    if "library" not in REAL:
+        path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "pyapplegpu.py")
+        spec = importlib.util.spec_from_file_location("fakemac_pyapplegpu", path)
+        REAL["library"] = sys.modules["fakemac_pyapplegpu"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(REAL["library"])
+    return REAL["library"]
+
+
 class Channel:
     """One IOReport channel of the recording."""
 
     def __init__(self, data):
-        self.driver, self.id = number(data["driver"]), number(data["channel"])
+        self.data, self.driver, self.id = data, number(data["driver"]), number(data["channel"])
         self.group, self.subgroup, self.name = data["group"], data.get("subgroup") or "", data.get("name")
         self.type, self.unit = number(data["type"]), number(data["unit"])
         self.format, self.states = self.type & 0xFF, tuple(data.get("states") or ())
-        self.rows = data["rows"]
         self.key = (self.driver, self.id)
-        self.label = unit_label(self.unit)
+        self.label = library()._unit_text(self.unit)
 
     def records(self, stamp, values):
         """RawElements: 64 bytes per element."""
         head = struct.pack("<QQQQ", self.driver & MASK64, self.id & MASK64, self.type & MASK64, stamp & MASK64)
         if self.format == 2:
             body = ((index, 0, value, 0) for index, value in enumerate(values))
-        elif self.format == 3:
-            body = ((value, 0, 0, 0) for value in values)
         else:
             body = ((value, 0, 0, 0) for value in values)
         return b"".join(head + struct.pack("<QQQQ", *(word & MASK64 for word in row)) for row in body)
@@ -147,76 +155,26 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 INT64_MIN = -(1 << 63)
 
 
-def unit_label(unit):
-    quantity, ten, two = unit >> 56 & 0xFF, (unit >> 32 & 0xFF) - 127, (unit >> 40 & 0xFF) - 127
-    if quantity == 3:
-        return {-3: "mJ", -6: "uJ", -9: "nJ", 0: "J"}.get(ten, "")
-    if quantity == 1:
-        constant = unit & 0x7FFFFFFF
-        return "%dMticks" % constant if constant > 1 else {-6: "us", -9: "ns", -3: "ms", 0: "s"}.get(ten, "")
-    if quantity == 9:
-        return {3: "B", 13: "KiB", 23: "MiB"}.get(two, "")
-    return {100: "events", 2: "W"}.get(quantity, "")
-
-
 class Replay:
+    """The recording, step by step."""
+
     def __init__(self, data):
-        self.data, clock = data, data["time"]
-        self.at_ticks, self.asleep = clock["ticks"], clock.get("slept")
-        self.numer, self.denom = clock["timebase"]
-        self.count = len(self.at_ticks)
-        self.span = self.at_ticks[-1] - self.at_ticks[0] if self.count > 1 else 0
-        self.channels = [Channel(entry) for entry in (data.get("ioreport") or {}).get("channels", ())]
+        self.recording = recording = library()._Recording(data)
+        self.start = recording.ticks(0)
+        self.rate = recording.ticks_per_second
+        self.numer, self.denom = data["time"]["timebase"]
+        self.ticks, self.slept, self.at = recording.ticks, recording.slept, recording.at
+        self.channels = [Channel(entry) for entry in (recording.part("ioreport") or {}).get("channels", ())]
 
-    def place(self, step):
-        """(instant, round)."""
-        return (0, step) if self.count < 2 else (step % (self.count - 1), step // (self.count - 1))
-
-    def ticks(self, step):
-        instant, turn = self.place(step)
-        length = self.span if self.count > 1 else 10**9 * self.denom // self.numer
-        return self.at_ticks[instant] + turn * length
-
-    def slept(self, step):
-        if not self.asleep:
-            return 0
-        instant, turn = self.place(step)
-        return self.asleep[instant] + turn * (self.asleep[-1] - self.asleep[0])
-
-    def step_at(self, ticks):
-        """The last step whose time is not after ticks."""
-        if self.count < 2:
-            return max(0, (ticks - self.at_ticks[0]) // (10**9 * self.denom // self.numer))
-        turn, rest = divmod(max(0, ticks - self.at_ticks[0]), self.span)
-        instant = 0
-        while instant + 1 < self.count - 1 and self.at_ticks[instant + 1] - self.at_ticks[0] <= rest:
-            instant += 1
-        return turn * (self.count - 1) + instant
-
-    def at(self, series, step):
-        instant = self.place(step)[0]
-        value = None
-        for index, entry in series:
-            if index > instant:
-                break
-            value = entry
-        return value
+    def ns(self, step):
+        return self.ticks(step) * 1000000000 // self.rate
 
     def row(self, channel, step):
-        """(stamp, values) at a step, counters carried over rounds; None where the channel is absent."""
-        instant, turn = self.place(step)
-        rows = channel.rows
-        row = rows[min(instant, len(rows) - 1)]
-        if row is None:
-            return None
-        if not turn or self.count < 2:
-            return row[0], tuple(row[1:])
-        first, last = rows[0], rows[min(self.count, len(rows)) - 1]
-        if first is None or last is None:
-            return row[0] + turn * self.span, tuple(row[1:])
-        return row[0] + turn * self.span, tuple(
-            value if INT64_MIN in (value, begin, end) else value + turn * (end - begin)
-            for value, begin, end in zip(row[1:], first[1:], last[1:]))
+        return self.recording.row(channel.data, step)
+
+    def counters(self, series, step, offsets, width=8):
+        """A C structure with its counters carried over the rounds."""
+        return self.recording.carried(series, step, offsets, width)
 
 
 # ======================================================================================================================
@@ -362,7 +320,7 @@ class Mac:
                 function = getattr(library, name)
                 if hasattr(function, "c"):
                     self.table[name] = (library, function)
-        self.start_ticks, self.start_real = self.replay.at_ticks[0], None
+        self.start_real = None
         for fault in faults:
             self.fault(fault)
         for library in self.libraries:
@@ -375,7 +333,7 @@ class Mac:
         if not self.speed:
             return self.steps
         elapsed = (REAL["monotonic_ns"]() - self.start_real) * self.speed
-        return self.replay.step_at(self.start_ticks + int(elapsed * self.replay.denom // self.replay.numer))
+        return self.replay.recording.steps_for(int(elapsed * self.replay.rate // 1000000000))
 
     def advance(self, steps=1):
         """With speed 0: the next recorded instant."""
@@ -399,18 +357,17 @@ class Mac:
 
     def uptime_ns(self):
         self.look_at_clock()
-        return self.replay.ticks(self.step()) * self.replay.numer // self.replay.denom + self.clock_offset
+        return self.replay.ns(self.step()) + self.clock_offset
 
     def continuous_ns(self):
         step = self.step()
         self.look_at_clock()
-        uptime = self.replay.ticks(step) * self.replay.numer // self.replay.denom + self.clock_offset
-        return uptime + self.replay.slept(step) + self.slept_offset
+        return self.replay.ns(step) + self.clock_offset + self.replay.slept(step) + self.slept_offset
 
     def unix(self):
         step, clock = self.step(), self.recording["time"]
-        passed = (self.replay.ticks(step) - self.replay.at_ticks[0]) * self.replay.numer / self.replay.denom
-        return clock.get("unix", 0.0) + (passed + self.replay.slept(step) + self.slept_offset + self.clock_offset) / 1e9
+        passed = self.replay.ns(step) - self.replay.ns(0) + self.replay.slept(step) - self.replay.slept(0)
+        return clock.get("unix", 0.0) + (passed + self.slept_offset + self.clock_offset) / 1e9
 
     def at(self, series):
         return self.replay.at(series, self.step())
@@ -1217,7 +1174,7 @@ class CoreFoundation:
 
 class Entry:
     def __init__(self, data):
-        self.id, self.cls, self.name = data["id"], data["class"], data.get("name") or data["class"]
+        self.data, self.id, self.cls, self.name = data, data["id"], data["class"], data.get("name") or data["class"]
         self.conforms, self.parent = data.get("conforms") or [], data.get("parent")
         self.properties, self.series = data.get("properties") or {}, data.get("series") or {}
 
@@ -1232,7 +1189,7 @@ class IOKit:
         self.mac = mac
 
     def start(self):
-        self.entries = [Entry(data) for data in self.mac.recording.get("registry") or ()]
+        self.entries = [Entry(data) for data in self.mac.replay.recording.nodes]
         self.smc = self.mac.recording.get("smc")
         if self.smc and not any(entry.is_a("AppleSMC") for entry in self.entries):
             self.entries.append(Entry({"id": 0x1000001F0, "class": "AppleSMCKeysEndpoint", "conforms": ["AppleSMC"], "name": "AppleSMCKeysEndpoint"}))
@@ -1241,16 +1198,12 @@ class IOKit:
             self.smc_order = [name for name, kind, size in self.smc["keys"]]
 
     def properties(self, entry):
-        found = dict(entry.properties)
-        for name, series in entry.series.items():
-            value = self.mac.at(series)
-            if value is not None:
-                found[name] = value
-        return found
+        names = list(entry.properties) + [name for name in entry.series if name not in entry.properties]
+        found = {name: self.property(entry, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
 
     def property(self, entry, name):
-        series = entry.series.get(name)
-        return self.mac.at(series) if series is not None else entry.properties.get(name)
+        return self.mac.replay.recording.tagged(entry.data, name, self.mac.step())
 
     def give(self, entry, maker):
         return self.mac.new_port("io_object_t", entry, "%s (%s)" % (maker, entry.cls))
@@ -1281,7 +1234,7 @@ class IOKit:
             elif key == "IORegistryEntryID":
                 found = [entry for entry in found if entry.id == value]
             else:
-                found = [entry for entry in found if self.property(entry, key) == value]
+                found = [entry for entry in found if (self.property(entry, key) or [None, None])[1] == value]
         return found
 
     @c("p p", own="+1")
@@ -1949,7 +1902,8 @@ class System:
         self.mac.port(host, "host port")
         if flavor != 2:
             return 4
-        data = bytes.fromhex(self.mac.at(self.mac.recording["mach"]["cpu_load"]))
+        series = self.mac.recording["mach"]["cpu_load"]
+        data = self.mac.replay.counters(series, self.mac.step(), range(0, len(series[0][1]) // 2, 4), 4)
         if self.mac.short:
             data = data[:len(data) // 2]
         block = ctypes.create_string_buffer(data, max(1, len(data)))
@@ -1977,11 +1931,11 @@ class System:
 
     @c("Q")
     def mach_absolute_time(self):
-        return self.mac.uptime_ns() * self.mac.replay.denom // self.mac.replay.numer
+        return self.mac.uptime_ns() * self.mac.replay.rate // 1000000000
 
     @c("Q")
     def mach_continuous_time(self):
-        return self.mac.continuous_ns() * self.mac.replay.denom // self.mac.replay.numer
+        return self.mac.continuous_ns() * self.mac.replay.rate // 1000000000
 
     # libproc
 
@@ -2015,7 +1969,8 @@ class System:
             return self.fail(errno.EPERM, 0)
         if size < length:
             return self.fail(errno.ENOMEM, 0)
-        return self.fill(buffer, size, bytes.fromhex(self.mac.at(process[name])))
+        counters = library()._TASK_COUNTERS if flavor == 4 else ()
+        return self.fill(buffer, length, self.mac.replay.counters(process[name], self.mac.step(), counters))
 
     @c("i i p I")
     def proc_pidpath(self, pid, buffer, size):
@@ -2047,7 +2002,7 @@ class System:
         if process.get("rusage") is None:
             return self.fail(errno.EPERM)
         sizes = {0: 96, 1: 144, 2: 160, 3: 232, 4: 296, 5: 304, 6: 464}
-        data = bytes.fromhex(self.mac.at(process["rusage"]))
+        data = self.mac.replay.counters(process["rusage"], self.mac.step(), library()._RUSAGE_COUNTERS)
         if flavor not in sizes or sizes[flavor] > max(len(data), 296):
             return self.fail(errno.EINVAL)
         self.fill(buffer, sizes[flavor], data)
