@@ -91,6 +91,8 @@ def shape(declared):
 
 def fits(letters, declared):
     found = shape(declared)
+    if found is None and hasattr(declared, "from_param"):      # an adapter: what it makes is its own affair
+        return "p" in letters
     return found is not None and any(_SHAPES[letter] == found for letter in letters.split("/"))
 
 
@@ -117,25 +119,33 @@ def number(value):
     return int(value, 0) if isinstance(value, str) else int(value)
 
 
+def library():
+    """pyapplegpu itself, under a name of its own: its section `recording` says what is true at a step."""
+    import importlib.util
+    if "library" not in REAL:
+        path = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "pyapplegpu.py")
+        spec = importlib.util.spec_from_file_location("fakemac_pyapplegpu", path)
+        REAL["library"] = sys.modules["fakemac_pyapplegpu"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(REAL["library"])
+    return REAL["library"]
+
+
 class Channel:
     """One IOReport channel of the recording."""
 
     def __init__(self, data):
-        self.driver, self.id = number(data["driver"]), number(data["channel"])
+        self.data, self.driver, self.id = data, number(data["driver"]), number(data["channel"])
         self.group, self.subgroup, self.name = data["group"], data.get("subgroup") or "", data.get("name")
         self.type, self.unit = number(data["type"]), number(data["unit"])
         self.format, self.states = self.type & 0xFF, tuple(data.get("states") or ())
-        self.rows = data["rows"]
         self.key = (self.driver, self.id)
-        self.label = unit_label(self.unit)
+        self.label = library()._unit_text(self.unit)
 
     def records(self, stamp, values):
         """RawElements: 64 bytes per element."""
         head = struct.pack("<QQQQ", self.driver & MASK64, self.id & MASK64, self.type & MASK64, stamp & MASK64)
         if self.format == 2:
             body = ((index, 0, value, 0) for index, value in enumerate(values))
-        elif self.format == 3:
-            body = ((value, 0, 0, 0) for value in values)
         else:
             body = ((value, 0, 0, 0) for value in values)
         return b"".join(head + struct.pack("<QQQQ", *(word & MASK64 for word in row)) for row in body)
@@ -145,76 +155,26 @@ MASK64 = 0xFFFFFFFFFFFFFFFF
 INT64_MIN = -(1 << 63)
 
 
-def unit_label(unit):
-    quantity, ten, two = unit >> 56 & 0xFF, (unit >> 32 & 0xFF) - 127, (unit >> 40 & 0xFF) - 127
-    if quantity == 3:
-        return {-3: "mJ", -6: "uJ", -9: "nJ", 0: "J"}.get(ten, "")
-    if quantity == 1:
-        constant = unit & 0x7FFFFFFF
-        return "%dMticks" % constant if constant > 1 else {-6: "us", -9: "ns", -3: "ms", 0: "s"}.get(ten, "")
-    if quantity == 9:
-        return {3: "B", 13: "KiB", 23: "MiB"}.get(two, "")
-    return {100: "events", 2: "W"}.get(quantity, "")
-
-
 class Replay:
+    """The recording, step by step."""
+
     def __init__(self, data):
-        self.data, clock = data, data["time"]
-        self.at_ticks, self.asleep = clock["ticks"], clock.get("slept")
-        self.numer, self.denom = clock["timebase"]
-        self.count = len(self.at_ticks)
-        self.span = self.at_ticks[-1] - self.at_ticks[0] if self.count > 1 else 0
-        self.channels = [Channel(entry) for entry in (data.get("ioreport") or {}).get("channels", ())]
+        self.recording = recording = library()._Recording(data)
+        self.start = recording.ticks(0)
+        self.rate = recording.ticks_per_second
+        self.numer, self.denom = data["time"]["timebase"]
+        self.ticks, self.slept, self.at = recording.ticks, recording.slept, recording.at
+        self.channels = [Channel(entry) for entry in (recording.part("ioreport") or {}).get("channels", ())]
 
-    def place(self, step):
-        """(instant, round)."""
-        return (0, step) if self.count < 2 else (step % (self.count - 1), step // (self.count - 1))
-
-    def ticks(self, step):
-        instant, turn = self.place(step)
-        length = self.span if self.count > 1 else 10**9 * self.denom // self.numer
-        return self.at_ticks[instant] + turn * length
-
-    def slept(self, step):
-        if not self.asleep:
-            return 0
-        instant, turn = self.place(step)
-        return self.asleep[instant] + turn * (self.asleep[-1] - self.asleep[0])
-
-    def step_at(self, ticks):
-        """The last step whose time is not after ticks."""
-        if self.count < 2:
-            return max(0, (ticks - self.at_ticks[0]) // (10**9 * self.denom // self.numer))
-        turn, rest = divmod(max(0, ticks - self.at_ticks[0]), self.span)
-        instant = 0
-        while instant + 1 < self.count - 1 and self.at_ticks[instant + 1] - self.at_ticks[0] <= rest:
-            instant += 1
-        return turn * (self.count - 1) + instant
-
-    def at(self, series, step):
-        instant = self.place(step)[0]
-        value = None
-        for index, entry in series:
-            if index > instant:
-                break
-            value = entry
-        return value
+    def ns(self, step):
+        return self.ticks(step) * 1000000000 // self.rate
 
     def row(self, channel, step):
-        """(stamp, values) at a step, counters carried over rounds; None where the channel is absent."""
-        instant, turn = self.place(step)
-        rows = channel.rows
-        row = rows[min(instant, len(rows) - 1)]
-        if row is None:
-            return None
-        if not turn or self.count < 2:
-            return row[0], tuple(row[1:])
-        first, last = rows[0], rows[min(self.count, len(rows)) - 1]
-        if first is None or last is None:
-            return row[0] + turn * self.span, tuple(row[1:])
-        return row[0] + turn * self.span, tuple(
-            value if INT64_MIN in (value, begin, end) else value + turn * (end - begin)
-            for value, begin, end in zip(row[1:], first[1:], last[1:]))
+        return self.recording.row(channel.data, step)
+
+    def counters(self, series, step, offsets, width=8):
+        """A C structure with its counters carried over the rounds."""
+        return self.recording.carried(series, step, offsets, width)
 
 
 # ======================================================================================================================
@@ -255,7 +215,7 @@ BAD_ARGUMENT, NO_DEVICE, UNSUPPORTED, NOT_PERMITTED, IO_ERROR = (
 # Faults
 # ======================================================================================================================
 
-FAULTS = ("null", "error", "int64min", "wrongtype", "short", "interrupt")
+FAULTS = ("null", "error", "int64min", "wrongtype", "short", "interrupt", "moved", "newlayout")
 
 
 class Fault:
@@ -272,8 +232,7 @@ class Fault:
         self.seen = 0
         if target in ("clock", "sleep"):
             self.scope, self.seconds, self.last = target, float(kind.rstrip("s")), self.first
-        elif scope == "call" and self.kind not in FAULTS or scope == "group" and self.kind != "refuses" \
-                or scope in ("symbol", "library") and self.kind != "absent":
+        elif self.kind not in {"call": FAULTS, "group": ("refuses", "absent")}.get(scope, ("absent",)):
             raise ValueError("unknown fault %r" % text)
 
     def due(self):
@@ -282,27 +241,44 @@ class Fault:
 
 
 def fault_kinds(symbol):
-    """The faults that mean something for a symbol."""
-    function = SYMBOLS.get(symbol)
-    if function is None:
-        return ()
-    result, own, kinds = function.c.split()[0], function.own, []
-    if result == "p":
+    """The faults that mean something for a function: what Apple's own could do on a bad day."""
+    function = SYMBOLS[symbol]
+    result, kinds = function.c[0], []
+    if result in "pI" and symbol not in NEVER_NULL and symbol not in FAILS or symbol in NULL_OUT:
         kinds.append("null")
-    if result[0] in "iBQ" and symbol in FAILS or result[0] in "p" and own:
+    if symbol in FAILS:
         kinds.append("error")
-    if result[0] in "qQ":
+    if result in "qQ" and symbol not in NEVER_NULL or symbol == "IOReportCreateSamples":
         kinds.append("int64min")
-    if own:
+    if symbol in TYPE_DEPENDS:
         kinds.append("wrongtype")
-    if own or symbol in SHORT:
+    if symbol in SHORT:
         kinds.append("short")
+    if symbol == "IOReportCreateSamples":
+        kinds += ["moved", "newlayout"]
     return tuple(kinds)
 
 
-# functions whose result is a status, with what failure looks like: kr = the code itself, errno = (result, errno)
+# status functions -> what failure looks like: ("kr", code), or (result, errno)
 FAILS = {}
-SHORT = {"sysctlbyname", "host_statistics64", "host_statistics", "host_processor_info", "proc_pidinfo", "proc_pidpath",
+# success, and nothing in the out parameter
+NULL_OUT = {"IOServiceGetMatchingServices", "IORegistryEntryGetChildIterator", "IORegistryEntryGetParentEntry",
+            "IORegistryEntryCreateCFProperties", "IOServiceOpen", "host_processor_info"}
+# cannot fail on a Mac
+NEVER_NULL = {"CFRetain", "CFGetTypeID", "CFHash", "CFStringGetTypeID", "CFNumberGetTypeID", "CFBooleanGetTypeID", "CFDataGetTypeID",
+              "CFArrayGetTypeID", "CFDictionaryGetTypeID", "CFGetRetainCount", "objc_retain", "objc_autoreleasePoolPush",
+              "objc_autorelease", "sel_registerName", "mach_absolute_time", "mach_continuous_time", "notify_cancel",
+              "CFStringGetMaximumSizeForEncoding"}
+# what comes out is whatever somebody put in
+TYPE_DEPENDS = {"IORegistryEntryCreateCFProperty", "IORegistryEntryCreateCFProperties", "IORegistryEntrySearchCFProperty",
+                "IOHIDServiceClientCopyProperty", "CFDictionaryGetValue", "CFArrayGetValueAtIndex", "IOReportCreateSamples",
+                "IOReportCopyChannelsInGroup", "IOReportChannelGetGroup", "IOReportChannelGetSubGroup",
+                "IOReportChannelGetChannelName", "IOReportChannelGetUnitLabel", "IOReportStateGetNameForIndex",
+                "IOPSGetProvidingPowerSourceType", "IOHIDEventSystemClientCopyServices"}
+SHORT = {"IORegistryEntryCreateCFProperty", "IORegistryEntryCreateCFProperties", "IORegistryEntrySearchCFProperty",
+         "IOHIDServiceClientCopyProperty", "IOReportCreateSamples", "IOReportCopyChannelsInGroup", "MTLCopyAllDevices",
+         "IOHIDEventSystemClientCopyServices", "CFDataGetLength", "CFArrayGetCount", "CFStringGetLength",
+         "sysctlbyname", "host_statistics64", "host_statistics", "host_processor_info", "proc_pidinfo", "proc_pidpath",
          "proc_listpids", "proc_listallpids", "proc_name", "proc_pid_rusage", "IOConnectCallStructMethod"}
 
 
@@ -331,7 +307,7 @@ class Mac:
         self.faults, self.fault_list = {}, []
         self.clock_offset = self.slept_offset = 0
         self.clock_faults, self.sleep_faults = [], []
-        self.steps, self.short = 0, False
+        self.steps, self.short, self.doing = 0, False, None
         self.loaded, self.handed_blocks = set(), {}
         self.data = Data()
         self.libraries = [kind(self) for kind in LIBRARIES]
@@ -344,7 +320,7 @@ class Mac:
                 function = getattr(library, name)
                 if hasattr(function, "c"):
                     self.table[name] = (library, function)
-        self.start_ticks, self.start_real = self.replay.at_ticks[0], None
+        self.start_real = None
         for fault in faults:
             self.fault(fault)
         for library in self.libraries:
@@ -357,7 +333,7 @@ class Mac:
         if not self.speed:
             return self.steps
         elapsed = (REAL["monotonic_ns"]() - self.start_real) * self.speed
-        return self.replay.step_at(self.start_ticks + int(elapsed * self.replay.denom // self.replay.numer))
+        return self.replay.recording.steps_for(int(elapsed * self.replay.rate // 1000000000))
 
     def advance(self, steps=1):
         """With speed 0: the next recorded instant."""
@@ -381,18 +357,17 @@ class Mac:
 
     def uptime_ns(self):
         self.look_at_clock()
-        return self.replay.ticks(self.step()) * self.replay.numer // self.replay.denom + self.clock_offset
+        return self.replay.ns(self.step()) + self.clock_offset
 
     def continuous_ns(self):
         step = self.step()
         self.look_at_clock()
-        uptime = self.replay.ticks(step) * self.replay.numer // self.replay.denom + self.clock_offset
-        return uptime + self.replay.slept(step) + self.slept_offset
+        return self.replay.ns(step) + self.clock_offset + self.replay.slept(step) + self.slept_offset
 
     def unix(self):
         step, clock = self.step(), self.recording["time"]
-        passed = (self.replay.ticks(step) - self.replay.at_ticks[0]) * self.replay.numer / self.replay.denom
-        return clock.get("unix", 0.0) + (passed + self.replay.slept(step) + self.slept_offset + self.clock_offset) / 1e9
+        passed = self.replay.ns(step) - self.replay.ns(0) + self.replay.slept(step) - self.replay.slept(0)
+        return clock.get("unix", 0.0) + (passed + self.slept_offset + self.clock_offset) / 1e9
 
     def at(self, series):
         return self.replay.at(series, self.step())
@@ -417,7 +392,7 @@ class Mac:
 
     def build(self, spec, maker, client=1, held=0):
         """The CF object of a recorded value ["s", text] ..."""
-        if isinstance(spec, tuple):
+        if spec.__class__ is tuple:
             made = self.new("CFDictionary", None, maker, client, held)
             made.info = spec
             return made
@@ -622,13 +597,17 @@ class Mac:
             self.sleep_faults.append(fault)
         return fault
 
+    def clear_faults(self):
+        self.faults.clear()
+        del self.fault_list[:], self.clock_faults[:], self.sleep_faults[:]
+
     def has_fault(self, scope, name):
         return any(fault.scope == scope and fault.name == name for fault in self.fault_list)
 
     def groups_refused(self):
         groups = (self.recording.get("ioreport") or {}).get("groups", {})
         refused = {name for name, state in groups.items() if state != "ok"}
-        return refused | {fault.name for fault in self.fault_list if fault.scope == "group"}
+        return refused | {fault.name for fault in self.fault_list if fault.scope == "group" and fault.kind == "refuses"}
 
     def address(self, symbol):
         """The address of a C function, made when first asked for."""
@@ -670,28 +649,26 @@ class Mac:
                 os._exit(EXIT_CODE)
         if through_call():
             self.pending[get_ident()] = problem
-        else:      # called through a bare address: interrupt that thread at its next bytecode
-            kind = type("Violation", (Violation,), {"__init__": lambda self: Violation.__init__(self, str(problem))}) \
-                if isinstance(problem, Violation) else type(problem)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(get_ident()), ctypes.py_object(kind))
+        else:      # called through a bare address: the calling frame raises it at its next line
+            interrupt_caller(problem)
 
     def failing(self, symbol, function, args):
         fault = next((fault for fault in self.faults[symbol] if fault.due()), None)
         if fault is None:
             return function(*args)
         result = function.c.split()[0]
+        if fault.kind in ("short", "moved", "newlayout") or fault.kind == "int64min" and result[0] not in "qQ":
+            self.doing, self.short = fault.kind, fault.kind == "short"
+            try:
+                return function(*args)
+            finally:
+                self.doing, self.short = None, False
         if fault.kind == "int64min":
             return INT64_MIN & MASK64 if result[0] == "Q" else INT64_MIN
         if fault.kind == "interrupt":
             value = function(*args)
             self.trouble(symbol, KeyboardInterrupt())
             return value
-        if fault.kind == "short":
-            self.short = True
-            try:
-                return function(*args)
-            finally:
-                self.short = False
         if fault.kind == "wrongtype":
             return self.mistyped(symbol, function, args)
         return self.refused(symbol, function, args, fault)
@@ -706,8 +683,8 @@ class Mac:
                 return signed32(code & 0xFFFFFFFF)
             ctypes.set_errno(code)
             return failure[0]
-        if fault.kind == "null" and function.own == "out":
-            return 0
+        if symbol == "IOReportCreateSubscription":
+            self.put(args[2], bytes(8))
         return None if function.c[0] in "pv" else 0
 
     def mistyped(self, symbol, function, args):
@@ -724,7 +701,7 @@ class Mac:
 
     def swapped(self, natural, symbol):
         kind, value = ("CFNumber", 7) if natural.kind == "CFString" else ("CFString", "a string where none belongs")
-        owned = natural.client > 0
+        owned = SYMBOLS[symbol].own != "+0"
         other = self.new(kind, value, symbol + " (wrong type)", 1 if owned else 0, 0 if owned else 1)
         if kind == "CFNumber":
             other.info = "i64"
@@ -737,18 +714,20 @@ class Mac:
     def live(self):
         """What the program owns at the moment: [Live(kind, maker, count)]; count is the number of references."""
         owned = collections.Counter()
-        for obj in list(self.objects.values()):
-            if obj.client > 0:
-                owned[obj.kind, obj.maker] += obj.client
-        for port in list(self.ports.values()):
-            owned["port: " + port.kind, port.maker] += port.refs
-        for library in self.libraries:
-            for kind, maker in getattr(library, "belongings", tuple)():
-                owned[kind, maker] += 1
+        with self.lock:
+            for obj in self.objects.values():
+                if obj.client > 0:
+                    owned[obj.kind, obj.maker] += obj.client
+            for port in self.ports.values():
+                owned["port: " + port.kind, port.maker] += port.refs
+            for library in self.libraries:
+                for kind, maker in getattr(library, "belongings", tuple)():
+                    owned[kind, maker] += 1
         return [Live(kind, maker, count) for (kind, maker), count in sorted(owned.items())]
 
     def report(self):
-        lines = ["fakemac: %d native calls of %d functions" % (sum(self.calls.values()), len(self.calls))]
+        lines = ["fakemac: %d native calls of %d functions" % (sum(
+            count for name, count in self.calls.items() if ":" not in name), len(self.calls))]
         lines += ["  live at the end: %s from %s, %d reference%s" % (kind, maker, count, "s" * (count != 1))
                   for kind, maker, count in self.live()] or ["  nothing is live at the end"]
         lines += ["  VIOLATION: " + text for text in self.violations]
@@ -814,7 +793,7 @@ def load(path):
     return data
 
 
-def channel_entries(tag, channel, stamp, values, short=False):
+def channel_entries(tag, channel, stamp, values, spoilt=None):
     entries = {
         "DriverID": ["i64", channel.driver],
         "IOReportGroupName": ["s", channel.group],
@@ -828,7 +807,11 @@ def channel_entries(tag, channel, stamp, values, short=False):
         entries["StateNames"] = ["a", [["s", name] for name in channel.states]]
     if values is not None:
         raw = channel.records(stamp, values)
-        entries["RawElements"] = ["x", raw[:len(raw) // 2] if short else raw]
+        if spoilt == "short":
+            raw = raw[:len(raw) // 2]
+        elif spoilt == "newlayout":      # some future macOS: 72 bytes to a record
+            raw = b"".join(bytes(8) + raw[at:at + 64] for at in range(0, len(raw), 64))
+        entries["RawElements"] = ["x", raw]
     return entries
 
 
@@ -942,6 +925,8 @@ class CoreFoundation:
     @c("q p")
     def CFStringGetLength(self, ref):
         text = self.mac.obj(ref, "CFString").value
+        if self.mac.short:
+            return len(text) // 2
         return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
 
     @c("q q I")
@@ -1017,7 +1002,7 @@ class CoreFoundation:
 
     @c("q p")
     def CFDataGetLength(self, ref):
-        return len(self.mac.obj(ref, "CFData").value)
+        return len(self.mac.obj(ref, "CFData").value) // (2 if self.mac.short else 1)
 
     @c("p p")
     def CFDataGetBytePtr(self, ref):
@@ -1075,7 +1060,7 @@ class CoreFoundation:
 
     @c("q p")
     def CFArrayGetCount(self, ref):
-        return len(self.mac.obj(ref, "CFArray").value)
+        return len(self.mac.obj(ref, "CFArray").value) // (2 if self.mac.short else 1)
 
     @c("p p q", own="+0")
     def CFArrayGetValueAtIndex(self, ref, index):
@@ -1189,7 +1174,7 @@ class CoreFoundation:
 
 class Entry:
     def __init__(self, data):
-        self.id, self.cls, self.name = data["id"], data["class"], data.get("name") or data["class"]
+        self.data, self.id, self.cls, self.name = data, data["id"], data["class"], data.get("name") or data["class"]
         self.conforms, self.parent = data.get("conforms") or [], data.get("parent")
         self.properties, self.series = data.get("properties") or {}, data.get("series") or {}
 
@@ -1204,7 +1189,7 @@ class IOKit:
         self.mac = mac
 
     def start(self):
-        self.entries = [Entry(data) for data in self.mac.recording.get("registry") or ()]
+        self.entries = [Entry(data) for data in self.mac.replay.recording.nodes]
         self.smc = self.mac.recording.get("smc")
         if self.smc and not any(entry.is_a("AppleSMC") for entry in self.entries):
             self.entries.append(Entry({"id": 0x1000001F0, "class": "AppleSMCKeysEndpoint", "conforms": ["AppleSMC"], "name": "AppleSMCKeysEndpoint"}))
@@ -1213,16 +1198,12 @@ class IOKit:
             self.smc_order = [name for name, kind, size in self.smc["keys"]]
 
     def properties(self, entry):
-        found = dict(entry.properties)
-        for name, series in entry.series.items():
-            value = self.mac.at(series)
-            if value is not None:
-                found[name] = value
-        return found
+        names = list(entry.properties) + [name for name in entry.series if name not in entry.properties]
+        found = {name: self.property(entry, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
 
     def property(self, entry, name):
-        series = entry.series.get(name)
-        return self.mac.at(series) if series is not None else entry.properties.get(name)
+        return self.mac.replay.recording.tagged(entry.data, name, self.mac.step())
 
     def give(self, entry, maker):
         return self.mac.new_port("io_object_t", entry, "%s (%s)" % (maker, entry.cls))
@@ -1253,7 +1234,7 @@ class IOKit:
             elif key == "IORegistryEntryID":
                 found = [entry for entry in found if entry.id == value]
             else:
-                found = [entry for entry in found if self.property(entry, key) == value]
+                found = [entry for entry in found if (self.property(entry, key) or [None, None])[1] == value]
         return found
 
     @c("p p", own="+1")
@@ -1576,6 +1557,13 @@ class IOReport:
 
     def start(self):
         self.groups = (self.mac.recording.get("ioreport") or {}).get("groups", {})
+        self.everything = list(self.mac.replay.channels)
+        listed = {channel.group for channel in self.everything}
+        for group, state in self.groups.items():
+            if state != "ok" and group not in listed:      # known to be refused, its channels not recorded
+                self.everything += [Channel({"driver": 1, "channel": number, "group": group, "subgroup": "", "name": name, "type": 0x1000010001,
+                                             "unit": 0x0900820000000000, "rows": [None]}) for number, name in enumerate(("DCS RD", "DCS WR"))]
+        self.items_at, self.items = None, {}
 
     def forked(self):
         self.taken, self.sets = set(), set()
@@ -1588,13 +1576,15 @@ class IOReport:
 
     @c("p Q Q", own="+1")
     def IOReportCopyAllChannels(self, first, second):
-        return self.listing(self.mac.replay.channels, "IOReportCopyAllChannels")
+        return self.listing(self.everything, "IOReportCopyAllChannels")
 
     @c("p p p Q Q Q", own="+1")
     def IOReportCopyChannelsInGroup(self, group, subgroup, first, second, third):
         group = self.mac.obj(group, "CFString").value if group else None
         subgroup = self.mac.obj(subgroup, "CFString").value if subgroup else None
-        found = [channel for channel in self.mac.replay.channels
+        if self.mac.has_fault("group", group) and group not in self.mac.groups_refused():
+            return None
+        found = [channel for channel in self.everything
                  if (group is None or channel.group == group) and (subgroup is None or channel.subgroup == subgroup)]
         if self.mac.short:
             found = found[:len(found) // 2]
@@ -1659,12 +1649,28 @@ class IOReport:
         granted = self.mac.obj(subscription, "IOReportSubscription").info
         if not channels:
             return None
-        step, replay, items = self.mac.step(), self.mac.replay, []
-        for channel in self.channels(channels):
-            row = replay.row(channel, step) if id(channel) in granted else None
-            if row is not None:
-                items.append(("sample", channel) + row + (self.mac.short,))
+        step = self.mac.step()
+        if self.items_at != step:
+            self.items_at, self.items = step, {}
+        items = [self.item(channel, step) for channel in self.channels(channels) if id(channel) in granted]
+        items = [item for item in items if item is not None]
+        if self.mac.doing is not None:
+            items = [self.spoilt(item, self.mac.doing) for item in items]
+            items = items[1:] + items[:1] if self.mac.doing == "moved" else items
         return self.mac.new("CFDictionary", {"IOReportChannels": ["a", items]}, "IOReportCreateSamples").addr
+
+    def item(self, channel, step):
+        """A channel of a sample, made once per step: ("sample", channel, stamp, values, entries)."""
+        if channel not in self.items:
+            row = self.mac.replay.row(channel, step)
+            self.items[channel] = None if row is None else ("sample", channel) + row
+        return self.items[channel]
+
+    def spoilt(self, item, how):
+        tag, channel, stamp, values = item
+        if how == "int64min":
+            values = (INT64_MIN,) * len(values)
+        return (tag, channel, stamp, values, how)
 
     @c("p p p p", own="+1")
     def IOReportCreateSamplesDelta(self, before, after, nothing):
@@ -1896,7 +1902,8 @@ class System:
         self.mac.port(host, "host port")
         if flavor != 2:
             return 4
-        data = bytes.fromhex(self.mac.at(self.mac.recording["mach"]["cpu_load"]))
+        series = self.mac.recording["mach"]["cpu_load"]
+        data = self.mac.replay.counters(series, self.mac.step(), range(0, len(series[0][1]) // 2, 4), 4)
         if self.mac.short:
             data = data[:len(data) // 2]
         block = ctypes.create_string_buffer(data, max(1, len(data)))
@@ -1924,11 +1931,11 @@ class System:
 
     @c("Q")
     def mach_absolute_time(self):
-        return self.mac.uptime_ns() * self.mac.replay.denom // self.mac.replay.numer
+        return self.mac.uptime_ns() * self.mac.replay.rate // 1000000000
 
     @c("Q")
     def mach_continuous_time(self):
-        return self.mac.continuous_ns() * self.mac.replay.denom // self.mac.replay.numer
+        return self.mac.continuous_ns() * self.mac.replay.rate // 1000000000
 
     # libproc
 
@@ -1962,7 +1969,8 @@ class System:
             return self.fail(errno.EPERM, 0)
         if size < length:
             return self.fail(errno.ENOMEM, 0)
-        return self.fill(buffer, size, bytes.fromhex(self.mac.at(process[name])))
+        counters = library()._TASK_COUNTERS if flavor == 4 else ()
+        return self.fill(buffer, length, self.mac.replay.counters(process[name], self.mac.step(), counters))
 
     @c("i i p I")
     def proc_pidpath(self, pid, buffer, size):
@@ -1994,7 +2002,7 @@ class System:
         if process.get("rusage") is None:
             return self.fail(errno.EPERM)
         sizes = {0: 96, 1: 144, 2: 160, 3: 232, 4: 296, 5: 304, 6: 464}
-        data = bytes.fromhex(self.mac.at(process["rusage"]))
+        data = self.mac.replay.counters(process["rusage"], self.mac.step(), library()._RUSAGE_COUNTERS)
         if flavor not in sizes or sizes[flavor] > max(len(data), 296):
             return self.fail(errno.EINVAL)
         self.fill(buffer, sizes[flavor], data)
@@ -2392,6 +2400,23 @@ def through_call():
     return False
 
 
+def interrupt_caller(problem):
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename == CALL_CODE.co_filename:
+        frame = frame.f_back
+    if frame is None:
+        return
+    before, local = sys.gettrace(), frame.f_trace
+
+    def tracer(where_it_is, event, argument):
+        if where_it_is is frame:
+            sys.settrace(before)
+            frame.f_trace = local
+            raise problem
+    frame.f_trace = tracer
+    sys.settrace(tracer)
+
+
 def check_prototype(function, argtypes, restype, args):
     problem = prototype_problem(function._symbol, function._letters, argtypes, restype, args)
     if problem:
@@ -2445,7 +2470,7 @@ def send(function, mac, argtypes, restype, args):
         mac.violations.append(str(violation) + "\n" + where())
         raise
     twins = function.__dict__.setdefault("_twins", {})
-    key = (encoding, argtypes, restype)
+    key = (encoding, tuple(argtypes), restype)
     twin = twins.get(key)
     if twin is None:
         twin = twins[key] = type(function)(mac.objc.target(encoding))
@@ -2676,6 +2701,8 @@ def join_family():
 def finish(mac, options):
     """The last word of the process."""
     mac.trouble_in_exit = True
+    for name in [name for name, module in list(sys.modules.items()) if getattr(module, "Mac", None) is Mac]:
+        del sys.modules[name]      # or the interpreter would empty this module before the program's last release
     lost = options["leaks"] and mac.live()
     text = mac.report()
     if options["calls"]:
