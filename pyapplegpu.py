@@ -850,6 +850,1309 @@ def _cf_text(ref: Any) -> str | None:
     return _cf_to_str(ref) if _cf_is("String", ref) else None
 
 
+# ---- Objective-C -----------------------------------------------------------------------------------------------------
+# Every method can be called because the runtime itself says what it takes: its type encoding becomes a ctypes prototype
+# once, and a Python function that checks and converts arguments is compiled for it at the first use. A selector that
+# nothing describes is never sent: an unknown selector, a wrong class or a wrong count would end the process.
+
+_LIBOBJC = "/usr/lib/libobjc.A.dylib"
+_LIBSYSTEM = "/usr/lib/libSystem.B.dylib"
+_FRAMEWORK = "/System/Library/Frameworks/%s.framework/%s"
+_QUALIFIERS = "rnNoORVA"
+_SIZES = {"v": 0, "c": 1, "C": 1, "B": 1, "s": 2, "S": 2, "i": 4, "I": 4, "l": 4, "L": 4, "f": 4,
+          "q": 8, "Q": 8, "d": 8, "*": 8, ":": 8, "#": 8}
+_BITS = {"C": 8, "S": 16, "I": 32, "Q": 64, "c": 8, "s": 16, "i": 32, "q": 64}
+
+# Field names of structs passed by value, which encodings do not hold. The first of a layout serves "{?=...}".
+_STRUCTS = (
+    "MTLSize QQQ width height depth;MTLOrigin QQQ x y z;MTLRegion {QQQ}{QQQ} origin size;MTLSizeAndAlign QQ size align;"
+    "NSRange QQ location length;MTLScissorRect QQQQ x y width height;MTLClearColor dddd red green blue alpha;"
+    "MTLViewport dddddd originX originY width height znear zfar;MTLCoordinate2D ff x y;MTLSamplePosition ff x y;"
+    "MTLTextureSwizzleChannels CCCC red green blue alpha;MTLResourceID Q _impl;CGSize dd width height;"
+    "MTL4BufferRange QQ bufferAddress length;NSOperatingSystemVersion qqq majorVersion minorVersion patchVersion;"
+    "MTLAccelerationStructureSizes QQQ accelerationStructureSize buildScratchBufferSize refitScratchBufferSize;"
+    "MTLVertexAmplificationViewMapping II viewportArrayIndexOffset renderTargetArrayIndexOffset")
+_STRUCT_RESULTS = {"accelerationStructureSizesWithDescriptor:": "MTLAccelerationStructureSizes"}
+
+# Signatures of the blocks that Metal takes, for when the protocol's extended encoding cannot be had.
+_BLOCKS = {
+    "v@?@@": "newLibraryWithSource:options:completionHandler: newLibraryWithStitchedDescriptor:completionHandler: "
+             "newLibraryWithDescriptor:completionHandler: newDynamicLibrary:completionHandler: "
+             "newDynamicLibraryWithURL:completionHandler: newComputePipelineStateWithFunction:completionHandler: "
+             "newComputePipelineStateWithDescriptor:compilerTaskOptions:completionHandler: "
+             "newComputePipelineStateWithDescriptor:dynamicLinkingDescriptor:compilerTaskOptions:completionHandler: "
+             "newRenderPipelineStateWithDescriptor:completionHandler: "
+             "newRenderPipelineStateWithDescriptor:compilerTaskOptions:completionHandler: "
+             "newRenderPipelineStateWithDescriptor:dynamicLinkingDescriptor:compilerTaskOptions:completionHandler: "
+             "newRenderPipelineStateBySpecializationWithDescriptor:pipeline:completionHandler: "
+             "newBinaryFunctionWithDescriptor:compilerTaskOptions:completionHandler: "
+             "newMachineLearningPipelineStateWithDescriptor:completionHandler: "
+             "newFunctionWithName:constantValues:completionHandler: newFunctionWithDescriptor:completionHandler: "
+             "newIntersectionFunctionWithDescriptor:completionHandler:",
+    "v@?@@@": "newRenderPipelineStateWithDescriptor:options:completionHandler: "
+              "newRenderPipelineStateWithTileDescriptor:options:completionHandler: "
+              "newRenderPipelineStateWithMeshDescriptor:options:completionHandler: "
+              "newComputePipelineStateWithFunction:options:completionHandler: "
+              "newComputePipelineStateWithDescriptor:options:completionHandler:",
+    "v@?@": "addScheduledHandler: addCompletedHandler: addPresentedHandler: addFeedbackHandler:",
+    "v@?@Q": "notifyListener:atValue:block:",
+    "v@?^vQ": "newBufferWithBytesNoCopy:length:options:deallocator:",
+    "v@?@@q@": "addLogHandler:",
+}
+
+_OWNERSHIP = ("retain", "release", "autorelease", "dealloc")
+_VARIADIC = ("WithFormat:", "WithObjects:", "ObjectsAndKeys:", "orKeys:")
+
+# Encoder setters return at once, run no block and wait for nothing: keeping the GIL saves the 5 ms another thread may
+# take with each release (METAL trial: 260 times in a program with one busy thread). Never commit, wait, new..., present.
+_KEEP_GIL = frozenset((
+    "setComputePipelineState:", "setBuffer:offset:atIndex:", "setBufferOffset:atIndex:", "setBytes:length:atIndex:",
+    "setTexture:atIndex:", "setSamplerState:atIndex:", "setThreadgroupMemoryLength:atIndex:", "length", "contents",
+    "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:", "maxTotalThreadsPerThreadgroup",
+    "threadExecutionWidth", "staticThreadgroupMemoryLength"))
+
+
+class MetalError(AppleGPUError):
+    """An NSError from Metal: `domain`, `code` (the domain's own number), `text`; `value` is ERROR_UNKNOWN."""
+
+    def __init__(self, domain: str = "", code: int = 0, text: str = "") -> None:
+        AppleGPUError.__init__(self, ERROR_UNKNOWN, None, domain, text)
+        self.domain, self.text, self._code = domain, text, code
+
+    @property
+    def code(self) -> int:
+        """The error's number within its domain (MTLLibraryError..., MTLCommandBufferError...)."""
+        return self._code
+
+    def __str__(self) -> str:
+        return "%s [%s %d]" % (self.text, self.domain, self._code)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.domain, self._code, self.text)
+
+
+class _Type:
+    """One type of an encoding. `name` is the class or protocols of an object, the signature of a block, a struct's tag."""
+    __slots__ = ("code", "size", "const", "name", "parts")
+
+    def __init__(self, code: str, size: int = 8, const: bool = False, name: str = "",
+                 parts: tuple[_Type, ...] = ()) -> None:
+        self.code, self.size, self.const, self.name, self.parts = code, size, const, name, parts
+
+    def layout(self) -> str:
+        """A struct's members without names, for example "{QQ}{QQ}" without the outer braces."""
+        return "".join("{%s}" % p.layout() if p.code == "{" else p.code for p in self.parts)
+
+
+def _match(text: str, i: int) -> int:
+    """Index after the bracket that closes the one at i."""
+    depth, quoted = 0, False
+    for j in range(i, len(text)):
+        c = text[j]
+        quoted ^= c == '"'
+        if not quoted:
+            depth += (c in "{([<") - (c in "})]>")
+            if not depth:
+                return j + 1
+    raise ValueError("unclosed bracket")
+
+
+def _skip(text: str, i: int) -> int:
+    """Index after the type at i; what a pointer points to needs no layout, and clang writes nothing for a vector."""
+    while text[i:i + 1] and text[i] in _QUALIFIERS + "^":
+        i += 1
+    c = text[i:i + 1]
+    if not c or c.isdigit():
+        return i
+    if c in "{([":
+        return _match(text, i)
+    return _object_type(text, i, False, False)[1] if c == "@" else i + 1
+
+
+def _object_type(text: str, i: int, const: bool, named: bool) -> tuple[_Type, int]:
+    after = text[i + 1:i + 2]
+    if after == "?":
+        if text[i + 2:i + 3] != "<":
+            return _Type("@?", 8, const), i + 2
+        end = _match(text, i + 2)
+        return _Type("@?", 8, const, text[i + 3:end - 1]), end
+    if after == '"':
+        end = text.index('"', i + 2) + 1
+        if not named or text[end:end + 1] in ('"', "}"):        # else the quotes hold the next field's name
+            return _Type("@", 8, const, text[i + 2:end - 1]), end
+    return _Type("@", 8, const), i + 1
+
+
+def _struct_type(text: str, i: int, const: bool, atomic: bool) -> tuple[_Type, int]:
+    end = _match(text, i)
+    tag, equals, _ = text[i + 1:end - 1].partition("=")
+    if not equals or atomic or "<" in tag or "::" in tag:
+        raise ValueError("struct %s cannot be passed by value" % (tag or "?"))
+    i += len(tag) + 2
+    named, parts = text[i] == '"', []
+    while text[i] != "}":
+        if text[i] == '"':
+            i = text.index('"', i + 1) + 1
+        count = 1
+        if text[i] == "[":
+            stop = _match(text, i)
+            digits = text[i + 1:stop].rstrip("]")
+            count = int("".join(c for c in digits[:len(digits) - len(digits.lstrip("0123456789"))]) or 0)
+            part, _ = _parse_type(text, i + 1 + len(str(count)), named)
+            i = stop
+        else:
+            part, i = _parse_type(text, i, named)
+        parts += [part] * count
+    size = align = 0
+    for part in parts:
+        step = _alignment(part)
+        size, align = -(-size // step) * step + part.size, max(align, step)
+    if not size:
+        raise ValueError("struct %s is incomplete" % (tag or "?"))
+    return _Type("{", -(-size // align) * align, const, tag, tuple(parts)), end
+
+
+def _alignment(part: _Type) -> int:
+    return max(map(_alignment, part.parts)) if part.code == "{" else part.size
+
+
+def _parse_type(text: str, i: int, named: bool = False) -> tuple[_Type, int]:
+    """The type at i and the index after it; ValueError for what ctypes cannot pass faithfully (never a guess)."""
+    start = i
+    while text[i:i + 1] and text[i] in _QUALIFIERS:
+        i += 1
+    const, c = "r" in text[start:i], text[i:i + 1]
+    if c == "@":
+        return _object_type(text, i, const, named)
+    if c == "^":
+        end = _skip(text, i + 1)
+        return _Type("^", 8, const, text[i + 1:end]), end
+    if c == "{":
+        return _struct_type(text, i, const, "A" in text[start:i])
+    if not c or c not in _SIZES:
+        raise ValueError("type %r is not supported" % text[i:i + 12])
+    return _Type({"l": "i", "L": "I"}.get(c, c), _SIZES[c], const), i + 1
+
+
+def _number(text: str, i: int) -> tuple[int | None, int]:
+    j = i + (text[i:i + 1] == "-")
+    while text[j:j + 1].isdigit():
+        j += 1
+    return (int(text[i:j]) if j > i else None), j
+
+
+def _parse_signature(text: str) -> tuple[_Type, ...]:
+    """Result and arguments of a method or block encoding. Frame offsets must agree with the sizes: that finds vectors
+    (clang writes nothing at all for one), packed structs and foreign long doubles."""
+    result, i = _parse_type(text, 0)
+    frame, i = _number(text, i)
+    types, offsets = [result], []
+    while i < len(text):
+        one, i = _parse_type(text, i)
+        offset, i = _number(text, i)
+        types.append(one)
+        offsets.append(offset)
+    if any(t.code == "v" for t in types[1:]):
+        raise ValueError("void argument")
+    if frame is not None:
+        for one, here, after in zip(types[1:], offsets, offsets[1:] + [frame]):
+            if here is None or after is None or after - here != (one.size if one.code == "{" else max(one.size, 4)):
+                raise ValueError("frame offsets of %r do not agree with its types" % text)
+    return tuple(types)
+
+
+def _mangle(selector: str) -> str:
+    """Python's name of a selector, as in pyobjc: setBuffer:offset:atIndex: is setBuffer_offset_atIndex_."""
+    return selector.replace(":", "_")
+
+
+def _demangle(name: str) -> str:
+    bare = name.lstrip("_")
+    return name[:len(name) - len(bare)] + bare.replace("_", ":")
+
+
+def _owns(selector: str) -> bool:
+    """Whether the caller owns the result: families alloc, new, copy, mutableCopy, init (clang's rule)."""
+    word = selector.lstrip("_")
+    for family in ("alloc", "new", "copy", "mutableCopy", "init"):
+        if word.startswith(family) and not word[len(family):len(family) + 1].islower():
+            return True
+    return False
+
+
+class _Thread(_local):
+    pools: Any = ()         # tokens of the pools open on this thread, outermost first
+
+
+class _Reference(weakref.ref):      # type: ignore[type-arg]
+    """Holds an object's one retain count. Its callback releases: unlike __del__ it runs when nobody can get the object
+    from the cache any more."""
+    __slots__ = ("pointer", "owned")
+
+
+class _Runtime:
+    """libobjc's functions, and what has been learnt about this program's classes. Made at the first use."""
+
+    def __init__(self) -> None:
+        if sys.platform != "darwin":
+            raise _fail(ERROR_LIBRARY_NOT_FOUND, None, "objc", "Metal is part of macOS; this is %s" % sys.platform)
+        try:
+            free, keep = ctypes.CDLL(_LIBOBJC, use_errno=True), ctypes.PyDLL(_LIBOBJC)
+            system = ctypes.CDLL(_LIBSYSTEM, use_errno=True)
+            self.libraries = {name: ctypes.CDLL(_FRAMEWORK % (name, name), use_errno=True)
+                              for name in ("Foundation", "CoreGraphics", "Metal")}      # without CoreGraphics: no device
+        except OSError as error:
+            raise _fail(ERROR_LIBRARY_NOT_FOUND, REASON_MACOS, "objc", str(error)) from None
+        self._functions(free, keep, system)
+        self.thread = _Thread()
+        self.lock = RLock()
+        self.cache: dict[int, _Reference] = {}      # pointer -> the weak reference to its one Python object
+        self.sweep_at = 1024
+        self.classes: dict[int, type[MetalObject]] = {}
+        self.prototypes: dict[Any, Any] = {}
+        self.structs: dict[str, Any] = {}
+        self.methods: dict[Any, Any] = {}
+        self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
+        self.blocks: dict[int, list[Any]] = {}      # key -> [callable, heap block]
+        self.thunks: dict[str, tuple[Any, Any]] = {}
+        self.next_block = 0
+        self.exiting = False
+        self.named: dict[str, list[str]] = {}
+        for row in _STRUCTS.split(";"):
+            name, *rest = row.split(" ")
+            self.named[name] = rest
+
+    def _functions(self, free: Any, keep: Any, system: Any) -> None:
+        word, text, count = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint)
+
+        class Description(ctypes.Structure):
+            _fields_ = [("name", word), ("types", text)]
+
+        def take(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+            function = library[name]
+            function.restype, function.argtypes = result, arguments
+            return function
+
+        # These take no lock another thread could hold while it wants the GIL; release and pool pop can run any dealloc.
+        self.class_of = take(keep, "object_getClass", word, word)
+        self.retain = take(keep, "objc_retain", word, word)
+        self.push = take(keep, "objc_autoreleasePoolPush", word)
+        self.release = take(free, "objc_release", None, word)
+        self.pop = take(free, "objc_autoreleasePoolPop", None, word)
+        self.get_class = take(free, "objc_getClass", word, text)
+        self.get_protocol = take(free, "objc_getProtocol", word, text)
+        self.class_name = take(free, "class_getName", text, word)
+        self.superclass = take(free, "class_getSuperclass", word, word)
+        self.is_meta = take(free, "class_isMetaClass", ctypes.c_bool, word)
+        self.method_of = take(free, "class_getInstanceMethod", word, word, word)
+        self.encoding = take(free, "method_getTypeEncoding", text, word)
+        self.method_name = take(free, "method_getName", word, word)
+        self.method_list = take(free, "class_copyMethodList", word, word, count)
+        self.protocol_list = take(free, "class_copyProtocolList", word, word, count)
+        self.described = take(free, "protocol_getMethodDescription", Description, word, word, ctypes.c_bool, ctypes.c_bool)
+        self.selector = take(free, "sel_registerName", word, text)
+        self.selector_name = take(free, "sel_getName", text, word)
+        try:        # not in a public header: it alone names classes and block signatures (exported since 10.8)
+            self.extended = take(free, "_protocol_getMethodTypeEncoding", text, word, word, ctypes.c_bool, ctypes.c_bool)
+        except AttributeError:
+            self.extended = None
+        self.send = ctypes.cast(free["objc_msgSend"], word).value
+        try:        # only on x86_64: results over 16 bytes go through it, and BOOL is a signed char there
+            self.stret = ctypes.cast(free["objc_msgSend_stret"], word).value
+        except AttributeError:
+            self.stret = None
+        self.free = take(system, "free", None, word)
+        self.block_copy = take(system, "_Block_copy", word, word)
+        self.block_release = take(system, "_Block_release", None, word)
+        self.stack_block = ctypes.cast(system["_NSConcreteStackBlock"], word).value
+        self.harmless = ctypes.cast(system["getpid"], word).value
+
+
+_runtime: _Runtime | None = None
+_runtime_lock = allocate_lock()
+_forked = False
+
+
+def _objc() -> _Runtime:
+    """The runtime, started at the first use; in a forked child NotReady, because Objective-C does not survive fork."""
+    global _runtime
+    if _runtime is None:
+        if _forked:
+            raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "objc")
+        with _runtime_lock:
+            if _runtime is None:
+                import atexit
+                runtime = _Runtime()
+                if hasattr(os, "register_at_fork"):
+                    os.register_at_fork(after_in_child=_after_fork)
+                atexit.register(_disarm)
+                _runtime = runtime
+    return _runtime
+
+
+def _after_fork() -> None:
+    """The child forgets every object, releasing none; whoever still holds one gets an error instead of a crash."""
+    global _runtime, _forked, _runtime_lock
+    runtime, _runtime, _forked, _runtime_lock = _runtime, None, True, allocate_lock()
+    if runtime is not None:
+        runtime.exiting = True
+        for reference in list(runtime.cache.values()):
+            one = reference()
+            if one is not None:
+                one.__class__ = _Forked
+
+
+def _disarm() -> None:
+    """At interpreter exit: blocks that fire later return without touching Python; nothing is released, nothing waits."""
+    runtime = _runtime
+    if runtime is None:
+        return
+    runtime.exiting = True
+    address = ctypes.c_void_p(runtime.harmless)
+    for _, descriptor in list(runtime.thunks.values()):
+        descriptor.copy = descriptor.dispose = runtime.harmless
+    for entry in list(runtime.blocks.values()):
+        if entry[1]:
+            ctypes.memmove(entry[1] + 16, ctypes.addressof(address), 8)
+    runtime.cache.clear()
+
+
+# -- objects
+
+class MetalObject:
+    """An Objective-C object. It holds one retain count, given back when the last Python reference goes (or by
+    MetalRelease); one pointer is one Python object. Its class mirrors the Objective-C class, so that methods, dir() and
+    help() come from the running system: device.newBufferWithLength_options_(4096, 0)."""
+    __slots__ = ("_pointer", "__weakref__")
+    _pointer: int
+    _objc_text = False          # instances are NSStrings
+    _objc_class = 0
+
+    def __repr__(self) -> str:
+        return "<%s at 0x%x>" % (type(self).__name__, self._pointer)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.objectAtIndexedSubscript_(index)       # type: ignore[attr-defined]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.setObject_atIndexedSubscript_(value, index)   # type: ignore[attr-defined]
+
+    __iter__: Any = None        # else the interpreter would try object[0], object[1], ...
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an Objective-C object cannot be pickled or copied")
+
+    if TYPE_CHECKING:
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class _Released(MetalObject):
+    """What an object becomes when it is released early: every use is an error instead of a crash."""
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        raise _bad("this Metal object was released")
+
+    def __repr__(self) -> str:
+        return "<released Metal object>"
+
+
+class _Forked(_Released):
+    __slots__ = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "objc")
+
+
+class _Array:
+    """Python's sequence protocol for NSArray."""
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return int(self.count())                                                # type: ignore[attr-defined]
+
+    def __getitem__(self, index: int) -> Any:
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError("array index out of range")
+        return self.objectAtIndex_(index + count if index < 0 else index)       # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+
+class _Dictionary:
+    """Python's mapping protocol, reading only, for NSDictionary."""
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return int(self.count())                                                # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.allKeys())                                             # type: ignore[attr-defined]
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self.objectForKey_(key)                                         # type: ignore[attr-defined]
+        if value is None:
+            raise KeyError(key)
+        return value
+
+
+class _Data:
+    """bytes() of an NSData."""
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return int(self.length())                                               # type: ignore[attr-defined]
+
+    def __bytes__(self) -> bytes:
+        return ctypes.string_at(self.bytes(), len(self)) if len(self) else b""  # type: ignore[attr-defined]
+
+
+_MIXINS: dict[str, type] = {"NSArray": _Array, "NSDictionary": _Dictionary, "NSData": _Data}
+
+
+class _Temporary:
+    """A string, number or array made for one argument. Not in the cache, so nothing can find it while it goes."""
+    __slots__ = ("_pointer", "keep")
+
+    def __init__(self, pointer: int, keep: Any = None) -> None:
+        self._pointer, self.keep = pointer, keep
+
+    def __del__(self) -> None:
+        if _runtime is not None and not _runtime.exiting:
+            _runtime.release(self._pointer)
+
+
+def _wrap(pointer: int | None) -> Any:
+    """The Python object of a +0 result: None, a str for an NSString, else a MetalObject that retains it."""
+    runtime = _objc()
+    if not pointer:
+        return None
+    reference = runtime.cache.get(pointer)
+    if reference is not None:
+        one = reference()
+        if one is not None:
+            return one
+    kind = _mirror(runtime.class_of(pointer))
+    if kind._objc_text:
+        return _text(pointer)
+    runtime.retain(pointer)
+    return _remember(runtime, pointer, kind)
+
+
+def _adopt(pointer: int | None, text: bool = True) -> Any:
+    """The Python object of a result we own. One already wrapped gives its extra count back; a result of alloc is never
+    read as text (a placeholder is a kind of NSString)."""
+    runtime = _objc()
+    if not pointer:
+        return None
+    reference = runtime.cache.get(pointer)
+    one = reference() if reference is not None else None
+    if one is not None:
+        runtime.release(pointer)
+        return one
+    kind = _mirror(runtime.class_of(pointer))
+    if text and kind._objc_text:
+        owner = _Temporary(pointer)
+        return _text(owner._pointer)
+    return _remember(runtime, pointer, kind)
+
+
+def _remember(runtime: _Runtime, pointer: int, kind: type[MetalObject]) -> MetalObject:
+    """Put an object, whose count is ours, in the cache. No lock unless another thread was first or an entry is dead."""
+    one = kind.__new__(kind)
+    one._pointer = pointer
+    reference = _Reference(one, _dropped)
+    reference.pointer, reference.owned = pointer, True
+    if runtime.cache.setdefault(pointer, reference) is not reference:
+        with runtime.lock:
+            old = runtime.cache.get(pointer)
+            other = old() if old is not None else None
+            if other is None:
+                runtime.cache[pointer] = reference
+        if other is not None:
+            reference.owned = False
+            runtime.release(pointer)
+            return other
+    if len(runtime.cache) > runtime.sweep_at:
+        _sweep(runtime)
+    return one
+
+
+def _dropped(reference: _Reference) -> None:
+    runtime = _runtime
+    if reference.owned and runtime is not None and not runtime.exiting:
+        reference.owned = False
+        runtime.release(reference.pointer)
+
+
+def _sweep(runtime: _Runtime) -> None:
+    """Take dead entries out of the cache; it holds at most twice the objects alive at once."""
+    with runtime.lock:
+        for pointer, reference in list(runtime.cache.items()):
+            if not reference.owned and runtime.cache.get(pointer) is reference:
+                del runtime.cache[pointer]
+        runtime.sweep_at = max(1024, 2 * len(runtime.cache))
+
+
+def _text(pointer: int) -> str:
+    """A str of an NSString; embedded NULs are kept, lone surrogates become question marks."""
+    runtime = _objc()
+    token = runtime.push()
+    try:
+        length = _ask(pointer, "lengthOfBytesUsingEncoding:", 4)
+        data = _ask(pointer, "UTF8String") if length else None
+        return ctypes.string_at(data, length).decode("utf-8", "replace") if data else ""
+    finally:
+        runtime.pop(token)
+
+
+def _mirror(pointer: int) -> type[MetalObject]:
+    """The Python class of an Objective-C class or metaclass, with one stub per method it implements itself."""
+    runtime = _objc()
+    kind = runtime.classes.get(pointer)
+    if kind is not None:
+        return kind
+    parent = runtime.superclass(pointer)
+    base = _mirror(parent) if parent else MetalObject
+    name = runtime.class_name(pointer).decode()
+    body: dict[str, Any] = {"__slots__": (), "__module__": __name__, "_objc_class": pointer}
+    meta = runtime.is_meta(pointer)
+    for method in _copied(runtime.method_list, pointer):
+        selector = runtime.selector_name(runtime.method_name(method)).decode()
+        if not hasattr(MetalObject, _mangle(selector)):
+            body.setdefault(_mangle(selector), _Stub(selector))
+    if name == "NSString" and not meta:
+        body["_objc_text"] = True
+    if _forwards(pointer, parent):
+        body["__getattr__"] = _forwarded
+    mixin = None if meta else _MIXINS.get(name)
+    kind = type(name, (mixin, base) if mixin else (base,), body)
+    return runtime.classes.setdefault(pointer, kind)
+
+
+def _copied(function: Any, pointer: int) -> list[int]:
+    """The pointers of a malloc'ed list that libobjc returns."""
+    runtime, count = _objc(), ctypes.c_uint()
+    items = function(pointer, ctypes.byref(count))
+    if not items:
+        return []
+    try:
+        return list((ctypes.c_void_p * count.value).from_address(items))
+    finally:
+        runtime.free(items)
+
+
+def _forwards(pointer: int, parent: int | None) -> bool:
+    """Whether instances may answer selectors that a look-up in their class does not find (proxies, capture wrappers)."""
+    runtime = _objc()
+    root = runtime.get_class(b"NSObject")
+    if not parent:
+        return bool(pointer != root)
+    if pointer == runtime.class_of(root):
+        return False
+    own = runtime.class_of(pointer) if not runtime.is_meta(pointer) else pointer
+    pairs = [(pointer, root, name) for name in (b"forwardingTargetForSelector:", b"methodSignatureForSelector:",
+                                                b"forwardInvocation:", b"respondsToSelector:")]
+    pairs.append((own, runtime.class_of(root), b"resolveInstanceMethod:"))
+    return any(runtime.method_of(a, runtime.selector(s)) != runtime.method_of(b, runtime.selector(s)) for a, b, s in pairs)
+
+
+class _Stub:
+    """Stands for a method until it is first used; then the compiled function takes its place."""
+    __slots__ = ("selector",)
+
+    def __init__(self, selector: str) -> None:
+        self.selector = selector
+
+    def __get__(self, one: MetalObject | None, owner: type[MetalObject]) -> Any:
+        name = _mangle(self.selector)
+        home = next((k for k in owner.__mro__ if k.__dict__.get(name) is self), owner)
+        function = _method(home._objc_class, self.selector, one)
+        setattr(home, name, function)
+        return function if one is None else function.__get__(one, owner)
+
+
+def _forwarded(self: MetalObject, name: str) -> Any:
+    """__getattr__ of classes that forward; never kept on the class: two proxies of it may have different targets."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    runtime = _objc()
+    return _method(runtime.class_of(self._pointer), _demangle(name), self).__get__(self)
+
+
+# -- what a method takes
+
+def _describe(kind: int, selector: str, pointer: int | None) -> tuple[_Type, ...]:
+    """Types of a method, from the class; else (proxies, private C++ types) from the forwarding target, the class's
+    protocols, methodSignatureForSelector:. AttributeError when nothing describes it."""
+    runtime = _objc()
+    key = runtime.selector(selector.encode())
+    method, why = runtime.method_of(kind, key), "no such method"
+    if method:
+        try:
+            return _parse_method(runtime.encoding(method).decode())
+        except ValueError as error:
+            why = str(error)
+    elif not pointer or not _responds(kind, key, pointer):
+        raise AttributeError("%s does not answer %s" % (runtime.class_name(kind).decode(), selector))
+    types = (_from_target(kind, key, selector, pointer) or _from_protocols(kind, key)
+             or _from_signature(kind, key, pointer))
+    if types is None:
+        raise AttributeError("%s: %s cannot be called: %s" % (runtime.class_name(kind).decode(), selector, why))
+    return types
+
+
+def _parse_method(text: str) -> tuple[_Type, ...]:
+    types = _parse_signature(text)
+    if len(types) < 3 or types[1].code not in "@#" or types[2].code != ":":
+        raise ValueError("%r is no method" % text)
+    return types[:1] + types[3:]
+
+
+def _responds(kind: int, key: int, pointer: int) -> bool:
+    runtime = _objc()
+    if not runtime.method_of(kind, runtime.selector(b"respondsToSelector:")):
+        return True         # a proxy root class: methodSignatureForSelector: will tell
+    return bool(_ask(pointer, "respondsToSelector:", key))
+
+
+def _from_target(kind: int, key: int, selector: str, pointer: int | None) -> tuple[_Type, ...] | None:
+    runtime = _objc()
+    if not pointer or not runtime.method_of(kind, runtime.selector(b"forwardingTargetForSelector:")):
+        return None
+    target = _ask(pointer, "forwardingTargetForSelector:", key)
+    if not target or target == pointer:
+        return None
+    try:
+        return _describe(runtime.class_of(target), selector, target)
+    except AttributeError:
+        return None
+
+
+def _protocols(kind: int | None) -> Iterator[int]:
+    runtime = _objc()
+    if kind and runtime.is_meta(kind):
+        kind = runtime.get_class(runtime.class_name(kind))
+    while kind:
+        yield from _copied(runtime.protocol_list, kind)
+        kind = runtime.superclass(kind)
+
+
+def _from_protocols(kind: int, key: int) -> tuple[_Type, ...] | None:
+    runtime = _objc()
+    for protocol in _protocols(kind):
+        for required in (True, False):
+            text = runtime.described(protocol, key, required, not runtime.is_meta(kind)).types
+            if text:
+                try:
+                    return _parse_method(text.decode())
+                except ValueError:
+                    pass
+    return None
+
+
+def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ...] | None:
+    runtime, name = _objc(), _selector(b"methodSignatureForSelector:")
+    method, proxy = runtime.method_of(kind, name), runtime.get_class(b"NSProxy")
+    if not pointer or not method or (proxy and method == runtime.method_of(proxy, name)):     # NSProxy's own raises
+        return None
+    signature = _ask(pointer, "methodSignatureForSelector:", key)
+    if not signature:
+        return None
+    text = _ask(signature, "methodReturnType")
+    for i in range(_ask(signature, "numberOfArguments")):
+        text += _ask(signature, "getArgumentTypeAtIndex:", i)
+    try:
+        return _parse_method(text.decode())
+    except ValueError:
+        return None
+
+
+def _selector(name: bytes) -> int:
+    return int(_objc().selector(name))
+
+
+def _extend(kind: int, selector: str, types: tuple[_Type, ...]) -> tuple[_Type, ...]:
+    """The same types with class names and block signatures, where a protocol of the class tells them."""
+    runtime = _objc()
+    if runtime.extended is None or not any(t.code[0] == "@" for t in types[1:]):
+        return types
+    key, instance = runtime.selector(selector.encode()), not runtime.is_meta(kind)
+    for protocol in _protocols(kind):
+        for required in (True, False):
+            text = runtime.extended(protocol, key, required, instance)
+            if not text:
+                continue
+            try:
+                fuller = _parse_method(text.decode())
+            except ValueError:
+                continue
+            if [t.code for t in fuller] == [t.code for t in types]:
+                return fuller
+    return types
+
+
+# -- prototypes and raw sends
+
+def _layout(layout: str) -> Any:
+    """The ctypes structure of a layout such as "QQQ" or "{QQQ}{QQQ}"; named structs derive from it."""
+    runtime = _objc()
+    kind = runtime.structs.get(layout)
+    if kind is None:
+        parts, i = [], 0
+        while i < len(layout):
+            end = _match(layout, i) if layout[i] == "{" else i + 1
+            part = layout[i:end]
+            parts.append(_layout(part[1:-1]) if part[0] == "{" else _simple(part))
+            i = end
+        fields = [("f%d" % n, part) for n, part in enumerate(parts)]
+        kind = type("Struct", (ctypes.Structure,), {
+            "_fields_": fields, "__iter__": _struct_iter, "__eq__": _struct_eq, "__repr__": _struct_repr,
+            "__hash__": None, "_names": tuple(n for n, _ in fields)})
+        kind = runtime.structs.setdefault(layout, kind)
+    return kind
+
+
+def _struct_iter(self: Any) -> Iterator[Any]:
+    return (getattr(self, name) for name in type(self)._names)
+
+
+def _struct_eq(self: Any, other: Any) -> Any:
+    if isinstance(other, (tuple, ctypes.Structure)) and hasattr(other, "__iter__"):
+        return tuple(self) == tuple(other)
+    return NotImplemented
+
+
+def _struct_repr(self: Any) -> str:
+    return "%s(%s)" % (type(self).__name__, ", ".join("%s=%r" % (n, getattr(self, n)) for n in type(self)._names))
+
+
+def _struct(name: str) -> Any:
+    """A struct of Metal by name (MTLSize, MTLRegion, NSRange, ...), derived from the plain one of its layout."""
+    runtime = _objc()
+    kind = runtime.structs.get(name)
+    if kind is None:
+        layout, *names = runtime.named[name]
+        base = _layout(layout)
+        inner = {"origin": "MTLOrigin", "size": "MTLSize"} if name == "MTLRegion" else {}
+        body: dict[str, Any] = {n: getattr(base, "f%d" % i) for i, n in enumerate(names) if n not in inner}
+        for i, n in enumerate(names):
+            if n in inner:
+                body[n] = property(lambda self, i=i, k=inner[n]: _struct(k).from_buffer(self, 24 * i))
+        body["_names"], body["_fields_"] = tuple(names), []
+        kind = runtime.structs.setdefault(name, type(name, (base,), body))
+    return kind
+
+
+def _struct_result(one: _Type, selector: str) -> Any:
+    layout, tag = one.layout(), one.name.lstrip("_")
+    name = _STRUCT_RESULTS.get(selector) or (tag if tag in _objc().named else "")
+    if not name:
+        name = next((n for n, (found, *_) in _objc().named.items() if found == layout), "")
+    return _struct(name) if name else _layout(layout)
+
+
+def _simple(code: str) -> Any:
+    return {"v": None, "B": ctypes.c_bool, "c": ctypes.c_byte, "C": ctypes.c_ubyte, "s": ctypes.c_short,
+            "S": ctypes.c_ushort, "i": ctypes.c_int, "I": ctypes.c_uint, "q": ctypes.c_int64, "Q": ctypes.c_uint64,
+            "f": ctypes.c_float, "d": ctypes.c_double, "*": ctypes.c_char_p}.get(code, ctypes.c_void_p)
+
+
+def _prototype(types: tuple[_Type, ...], selector: str = "", keep: bool = False) -> Any:
+    """The ctypes function that sends with these types. All 64-bit words are one letter, so about a hundred serve Metal."""
+    runtime = _objc()
+    result = types[0]
+    kinds = [_struct_result(result, selector) if result.code == "{" else _simple(result.code), ctypes.c_void_p, ctypes.c_void_p]
+    for one in types[1:]:
+        kinds.append(_layout(one.layout()) if one.code == "{"
+                     else ctypes.c_void_p if one.size == 8 and one.code != "d" else _simple(one.code))
+    key = (keep, *kinds)
+    function = runtime.prototypes.get(key)
+    if function is None:
+        maker = ctypes.PYFUNCTYPE if keep else ctypes.CFUNCTYPE
+        function = maker(*kinds)(runtime.stret if runtime.stret and result.code == "{" and result.size > 16 else runtime.send)
+        function = runtime.prototypes.setdefault(key, function)
+    return function
+
+
+def _prepare(pointer: int, selector: str) -> tuple[Any, int]:
+    """(function, selector) for plain-pointer sends to objects of this one's class: function(pointer, selector, ...)."""
+    runtime = _objc()
+    kind = runtime.class_of(pointer)
+    found = runtime.prepared.get((kind, selector))
+    if found is None:
+        types = _describe(kind, selector, pointer)
+        found = _prototype(types, selector, selector in _KEEP_GIL), runtime.selector(selector.encode())
+        runtime.prepared[kind, selector] = found
+    return found
+
+
+def _ask(pointer: int, selector: str, *arguments: Any) -> Any:
+    """A raw send: plain pointers and numbers in and out, nothing retained, nothing converted."""
+    function, key = _prepare(pointer, selector)
+    return function(pointer, key, *arguments)
+
+
+# -- arguments
+
+def _range_error(bits: int, value: Any) -> None:
+    raise OverflowError("%r does not fit %d bits" % (value, bits))
+
+
+def _truth(value: Any) -> bool:
+    if value in (0, 1) and not isinstance(value, (float, str)):
+        return bool(value)
+    raise TypeError("a BOOL takes True or False, not %r" % (value,))
+
+
+def _made(name: bytes, selector: str, *arguments: Any, keep: Any = None) -> _Temporary:
+    """[[Class alloc] init...] as a temporary argument."""
+    runtime = _objc()
+    pointer = _ask(_ask(runtime.get_class(name), "alloc"), selector, *arguments)
+    if not pointer:
+        raise _fail(ERROR_MEMORY, None, "objc", "%s could not be made" % name.decode())
+    return _Temporary(pointer, keep)
+
+
+def _make_object(value: Any) -> _Temporary | None:
+    """A Foundation object of a Python value, or None when there is no such thing."""
+    if isinstance(value, str):
+        data = value.encode("utf-8", "replace")
+        return _made(b"NSString", "initWithBytes:length:encoding:", data, len(data), 4)
+    if isinstance(value, bool):
+        return _made(b"NSNumber", "initWithBool:", value)
+    if isinstance(value, int):
+        return _made(b"NSNumber", "initWithLongLong:", value)
+    if isinstance(value, float):
+        return _made(b"NSNumber", "initWithDouble:", value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        data = bytes(value)
+        return _made(b"NSData", "initWithBytes:length:", data, len(data))
+    if isinstance(value, (list, tuple)):
+        items, array_ = _pointers(value)
+        return _made(b"NSArray", "initWithObjects:count:", array_, len(items), keep=items)
+    if isinstance(value, dict):
+        keys, first = _pointers(list(value))
+        items, second = _pointers(list(value.values()))
+        return _made(b"NSDictionary", "initWithObjects:forKeys:count:", second, first, len(items), keep=(keys, items))
+    return None
+
+
+def _pointers(values: Sequence[Any]) -> tuple[list[Any], Any]:
+    """Objects and a C array of their pointers; the objects (strings may be made for it) must outlive the call."""
+    items = [v if isinstance(v, MetalObject) else _make_object(v) for v in values]
+    if any(item is None for item in items):
+        raise TypeError("an array of objects takes objects, strings and numbers only")
+    return items, (ctypes.c_void_p * len(items))(*[item._pointer for item in items])
+
+
+_PYTHON_KINDS = {"NSString": str, "NSArray": (list, tuple), "NSNumber": (int, float), "NSDictionary": dict,
+                 "NSData": (bytes, bytearray, memoryview)}
+
+
+def _object_converter(name: str, accepted: set[type]) -> Callable[[Any], Any]:
+    """Checks an object argument against what the protocol declares, once per Python class: a wrong one would crash."""
+    family, _, rest = name.partition("<")
+    protocols = [p for p in rest.rstrip(">").split("><") if p and not p.startswith("OS_")]
+    python = _PYTHON_KINDS.get(family, ()) if name else (str, list, tuple, int, float, dict, bytes, bytearray, memoryview)
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, MetalObject):
+            if not _is_kind(value._pointer, family, protocols):
+                raise TypeError("a %s is wanted here, not %r" % (name, value))
+            accepted.add(type(value))
+            return value
+        made = _make_object(value) if isinstance(value, python) else None   # type: ignore[arg-type]
+        if made is None:
+            raise TypeError("%s is wanted here, not %r" % (name or "an object or None", value))
+        return made
+    return convert
+
+
+def _is_kind(pointer: int, family: str, protocols: list[str]) -> bool:
+    runtime = _objc()
+    if family and family != "NSObject":
+        wanted = runtime.get_class(family.encode())
+        if wanted and not _ask(pointer, "isKindOfClass:", wanted):
+            return False
+    for name in protocols:      # a message, not class_conformsToProtocol: wrappers forward it
+        wanted = runtime.get_protocol(name.encode())
+        if wanted and not _ask(pointer, "conformsToProtocol:", wanted):
+            return False
+    return True
+
+
+def _buffer(value: Any, const: bool) -> Any:
+    """What ctypes passes as a pointer for bytes, ctypes objects and contiguous buffers (kept alive by the caller)."""
+    if isinstance(value, str):
+        raise TypeError("a pointer takes bytes, a buffer, an address or None, not str")
+    if isinstance(value, bytes):
+        if not const:
+            raise TypeError("the method may write here: bytes cannot be changed, pass a bytearray")
+        return value
+    if isinstance(value, ctypes.c_void_p):
+        return value
+    if isinstance(value, ctypes.Structure.__base__):        # type: ignore[arg-type]
+        return value if isinstance(value, (ctypes._Pointer, ctypes._CFuncPtr)) else ctypes.byref(value)   # type: ignore[attr-defined]
+    if type(value) is type(ctypes.byref(ctypes.c_int())):
+        return value
+    try:
+        view = memoryview(value)
+    except TypeError:
+        return _address(value)
+    if not view.c_contiguous:
+        raise TypeError("the buffer is not contiguous")
+    if view.readonly:
+        if not const:
+            raise TypeError("the method may write here: the buffer is read-only")
+        return bytes(view)
+    return ctypes.byref((ctypes.c_char * 0).from_buffer(value))
+
+
+def _address(value: Any) -> int:
+    number = value.__index__() if hasattr(value, "__index__") else None
+    if number is None or number >> 64:
+        raise TypeError("a pointer takes bytes, a buffer, an address or None, not %r" % (value,))
+    return int(number)
+
+
+def _pointer_converter(one: _Type) -> Callable[[Any], Any]:
+    target, const = one.name.lstrip(_QUALIFIERS), one.const or one.name[:1] == "r"
+    if target[:1] == "@" and const:
+        return _sequence_of_objects
+    if const and target[:1] in "QqfdIi{" and target[:1]:
+        try:
+            parsed = _parse_type(target, 0)[0]
+        except ValueError:
+            return lambda value: _buffer(value, const)
+        element = _layout(parsed.layout()) if parsed.code == "{" else _simple(parsed.code)
+        return lambda value: _sequence_of(value, element)
+    return lambda value: _buffer(value, const)
+
+
+class _Sequence:
+    """A C array made for one argument, passed by address; keeps what it points to alive."""
+    __slots__ = ("keep", "_as_parameter_")
+
+    def __init__(self, array_: Any, keep: Any = None) -> None:
+        self.keep, self._as_parameter_ = (array_, keep), ctypes.byref(array_)
+
+
+def _sequence_of_objects(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        items = [None if v is None else v if isinstance(v, MetalObject) else _make_object(v) for v in value]
+        return _Sequence((ctypes.c_void_p * len(items))(*[None if i is None else i._pointer for i in items]), items)
+    return _buffer(value, True)
+
+
+def _sequence_of(value: Any, element: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return _Sequence((element * len(value))(*[tuple(v) if isinstance(v, ctypes.Structure) else v for v in value]))
+    return _buffer(value, True)
+
+
+def _struct_converter(kind: Any, memory: dict[Any, Any]) -> Callable[[Any], Any]:
+    """Structs are taken as instances of the layout or as tuples of the exact length; tuples seen before are remembered."""
+    parts = [field[1] for field in kind._fields_]
+    inner = [_struct_converter(p, {}) if issubclass(p, ctypes.Structure) else None for p in parts]
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if not isinstance(value, (tuple, list)) or len(value) != len(parts):
+            raise TypeError("a struct of %d values is wanted here, not %r" % (len(parts), value))
+        made = kind(*[_field(v, part) if sub is None else sub(v) for v, part, sub in zip(value, parts, inner)])
+        if isinstance(value, tuple) and len(memory) < 256 and not any(isinstance(v, (list, ctypes.Structure)) for v in value):
+            memory[value] = made
+        return made
+    return convert
+
+
+def _field(value: Any, kind: Any) -> Any:
+    """A struct field with its range checked: ctypes would cut integers silently."""
+    if kind in (ctypes.c_float, ctypes.c_double):
+        return value + 0.0
+    number = value.__index__()
+    if kind(number).value != number:
+        raise OverflowError("%r does not fit the struct's field" % (value,))
+    return number
+
+
+class MetalOut:
+    """Receives an object that a method returns through a pointer argument: `value` after the call, or None."""
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+
+def _out(value: Any) -> Any:
+    if value is None:
+        return None
+    if not isinstance(value, MetalOut):
+        raise TypeError("a MetalOut() or None is wanted here, not %r" % (value,))
+    return ctypes.c_void_p()
+
+
+def _selector_argument(value: Any) -> int:
+    if not isinstance(value, str):
+        raise TypeError("a selector's name is wanted here, not %r" % (value,))
+    return _selector(value.encode())
+
+
+# -- blocks
+
+class MetalBlock:
+    """A Python callable as a block of the given signature, for example MetalBlock(f, "v@?@q")."""
+    __slots__ = ("function", "signature")
+
+    def __init__(self, function: Callable[..., Any], signature: str) -> None:
+        self.function, self.signature = function, signature
+
+
+def _thunk(signature: str) -> tuple[Any, Any]:
+    """(invoke, descriptor) of a signature: made once, never freed, so no closure goes while it runs."""
+    runtime = _objc()
+    found = runtime.thunks.get(signature)
+    if found is None:
+        types = _parse_signature(signature)
+        if types[0].code in "{@" or types[1].code != "@?":
+            raise TypeError("a block of signature %r cannot be made" % signature)
+        convert = [_wrap if t.code == "@" else None for t in types[2:]]
+        kinds = [_simple(t.code) if t.code != "{" else _layout(t.layout()) for t in types]
+
+        def invoke(block: int, *values: Any) -> Any:
+            entry = runtime.blocks.get(ctypes.c_uint64.from_address(block + 32).value)
+            if entry is None or runtime.exiting:
+                return 0
+            with MetalPool():
+                return entry[0](*[v if c is None else c(v) for v, c in zip(values, convert)])
+
+        def dispose(block: int) -> None:
+            runtime.blocks.pop(ctypes.c_uint64.from_address(block + 32).value, None)
+
+        class Descriptor(ctypes.Structure):
+            _fields_ = [("reserved", ctypes.c_ulong), ("size", ctypes.c_ulong), ("copy", ctypes.c_void_p),
+                        ("dispose", ctypes.c_void_p), ("signature", ctypes.c_char_p)]
+
+        call = ctypes.CFUNCTYPE(*kinds)(invoke)
+        end = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(dispose)
+        descriptor = Descriptor(0, 40, runtime.harmless, ctypes.cast(end, ctypes.c_void_p).value, signature.encode())
+        for immortal in (call, end, descriptor):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
+        with runtime.lock:
+            found = runtime.thunks.setdefault(signature, (call, descriptor))
+    return found
+
+
+def _block(function: Callable[..., Any], signature: str) -> int:
+    """A heap block that calls `function`; whoever gets it releases it (_Block_release)."""
+    runtime = _objc()
+    call, descriptor = _thunk(signature)
+    with runtime.lock:
+        runtime.next_block += 1
+        key = runtime.next_block
+    entry = runtime.blocks[key] = [function, 0]
+    literal = (ctypes.c_uint64 * 5)(runtime.stack_block, 1 << 25 | 1 << 30, ctypes.cast(call, ctypes.c_void_p).value,
+                                    ctypes.addressof(descriptor), key)
+    entry[1] = runtime.block_copy(ctypes.byref(literal))
+    return int(entry[1])
+
+
+def _block_converter(one: _Type, selector: str) -> Callable[[Any], int | None]:
+    signature = one.name or next((s for s, names in _BLOCKS.items() if selector in names.split()), "")
+
+    def convert(value: Any) -> int | None:
+        if value is None:
+            return None
+        if isinstance(value, MetalBlock):
+            return _block(value.function, value.signature)
+        if not callable(value):
+            raise TypeError("a function or None is wanted here, not %r" % (value,))
+        if not signature:
+            raise TypeError("nothing tells this block's signature: pass MetalBlock(function, \"v@?...\")")
+        return _block(value, signature)
+    return convert
+
+
+# -- pools
+
+class MetalPool:
+    """An autorelease pool for a `with` block: many sends in one pool cost about half of each opening its own."""
+    __slots__ = ("token",)
+
+    def __enter__(self) -> MetalPool:
+        runtime = _objc()
+        self.token = (runtime.push(),)
+        pools = runtime.thread.pools
+        if not pools:
+            pools = runtime.thread.pools = []
+        pools.append(self.token)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        runtime = _objc()
+        pools = runtime.thread.pools
+        for i in range(len(pools) - 1, -1, -1):
+            if pools[i] is self.token:          # an outer exit takes the inner ones with it; a foreign thread's is left alone
+                del pools[i:]
+                runtime.pop(self.token[0])
+                return
+
+
+# -- compiled methods
+
+_RESULTS = {"v": "None", "@": "wrap(r)", "+": "adopt(r)", "a": "adopt(r, False)", "t": "r != 0", "#": "wrap(r)",
+            ":": "name_of(r)", "x": "r"}
+
+
+def _argument_lines(n: int, code: str) -> str:
+    """Source that checks argument n of a kind and leaves what is passed to C in p<n>."""
+    a = "a%d" % n
+    if code in _BITS:
+        bits = _BITS[code]
+        test = "{a} >> {b}" if code.isupper() else "{a} + %d >> {b}" % (1 << bits - 1)
+        return ("    if {a}.__class__ is not int: {a} = index({a})\n    if " + test + ": too_big({b}, {a})\n"
+                "    p{n} = {a}\n").format(a=a, b=bits, n=n)
+    return {
+        "B": "    p{n} = {a} if {a} is True or {a} is False else truth({a})\n",
+        "d": "    p{n} = {a} if {a}.__class__ is float else {a} + 0.0\n",
+        "@": "    if {a} is None: p{n} = None\n    else:\n        if {a}.__class__ not in ok{n}: {a} = k{n}({a})\n"
+             "        p{n} = {a}._pointer\n",
+        "^": "    p{n} = None if {a} is None else k{n}({a})\n",
+        "{": "    p{n} = {a} if {a}.__class__ is s{n} else {a}.__class__ is tuple and m{n}.get({a}) or k{n}({a})\n",
+        "k": "    p{n} = k{n}({a})\n", "u": "    p{n} = k{n}({a})\n", ":": "    p{n} = k{n}({a})\n"}[code].format(a=a, n=n)
+
+
+def _source(codes: str, result: str, error: bool) -> str:
+    """Source of the function for a shape of signature: written twice, for an open pool and for one of its own."""
+    names = ["a%d" % n for n in range(len(codes))]
+    head = "def method(%s):\n    p = self._pointer\n" % ", ".join(["self"] + names)
+    head += "".join(_argument_lines(n, code) for n, code in enumerate(codes))
+    passed = ", ".join(["p", "sel"] + ["byref(p%d)" % n if c == "u" else "p%d" % n for n, c in enumerate(codes)]
+                       + ["byref(e)"] * error)
+    passed = passed.replace("byref(p", "ref(p")
+    lines = (["if init: retain(p)"] if result == "i" else []) + (["e = cell()"] if error else [])
+    lines += ["r = send(%s)" % passed]
+    if error:
+        lines += ["if not r: raise failure(e.value, sel)"]
+    lines += ["if p{n} is not None: a{n}.value = wrap(p{n}.value)".format(n=n) for n, c in enumerate(codes) if c == "u"]
+    lines += ["return " + ("adopt(r)" if result == "i" else _RESULTS[result])]
+    lines = [line.replace("if init: ", "") for line in lines]
+    blocks = [n for n, c in enumerate(codes) if c == "k"]
+    pad = "    "
+    if blocks:
+        head += pad + "try:\n"
+        pad += "    "
+    body = pad + "if thread.pools:\n" + "".join("%s    %s\n" % (pad, line) for line in lines)
+    body += pad + "t = push()\n" + pad + "try:\n" + "".join("%s    %s\n" % (pad, line) for line in lines)
+    body += pad + "finally:\n" + pad + "    pop(t)\n"
+    if blocks:
+        body += "    finally:\n" + "".join("        if p%d: unblock(p%d)\n" % (n, n) for n in blocks)
+    return head + body
+
+
+_shapes: dict[tuple[str, str, bool], Any] = {}
+
+
+def _shape(codes: str, result: str, error: bool) -> Any:
+    code = _shapes.get((codes, result, error))
+    if code is None:
+        space: dict[str, Any] = {}
+        exec(compile(_source(codes, result, error), "<Objective-C method>", "exec"), space)
+        code = _shapes[codes, result, error] = space["method"].__code__
+    return code
+
+
+def _argument_code(one: _Type) -> str:
+    code = one.code
+    if code == "c" and _objc().stret:
+        return "B"              # BOOL on Intel
+    if code in _BITS or code in "B{:":
+        return code
+    if code == "^" and one.name.lstrip(_QUALIFIERS)[:1] == "@" and not one.const and one.name[:1] != "r":
+        return "u"
+    return {"@": "@", "#": "@", "@?": "k", "f": "d", "d": "d"}.get(code, "^")
+
+
+def _result_code(one: _Type, selector: str) -> str:
+    if one.code == "@":
+        if not _owns(selector):
+            return "@"
+        return {"a": "a", "i": "i"}.get(selector.lstrip("_")[0], "+")
+    return {"v": "v", "B": "x", "c": "t" if _objc().stret else "x", "#": "#", ":": ":"}.get(one.code, "x")
+
+
+def _refuse(selector: str) -> None:
+    if selector in _OWNERSHIP:
+        raise AttributeError("%s: the bridge counts references; MetalRelease(object) releases early" % selector)
+    if selector.startswith("performSelector") or selector.endswith(_VARIADIC):
+        raise AttributeError("%s cannot be sent: its encoding does not tell all of its arguments" % selector)
+
+
+def _method(kind: int, selector: str, one: MetalObject | None = None) -> Any:
+    """The Python function of a method: checks, converts, sends, converts back."""
+    _refuse(selector)
+    runtime = _objc()
+    pointer = one._pointer if one is not None else None
+    types = _extend(kind, selector, _describe(kind, selector, pointer))
+    key = (selector, tuple((t.code, t.name, t.const, t.size) for t in types))
+    function = runtime.methods.get(key)
+    if function is None:
+        function = runtime.methods.setdefault(key, _build(runtime, selector, types))
+    return function
+
+
+def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
+    from _operator import index
+    last = types[-1]
+    error = len(types) > 1 and selector.endswith(("rror:",)) and last.code == "^" and last.name == "@" and not last.const
+    arguments = types[1:-1] if error else types[1:]
+    if len(types) - 1 != selector.count(":"):
+        raise AttributeError("%s: its encoding has %d arguments" % (selector, len(types) - 1))
+    space: dict[str, Any] = {
+        "sel": runtime.selector(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
+        "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop, "retain": runtime.retain, "wrap": _wrap,
+        "adopt": _adopt, "index": index, "too_big": _range_error, "truth": _truth, "unblock": runtime.block_release,
+        "cell": ctypes.c_void_p, "byref": ctypes.byref, "ref": _optional_byref, "failure": _failure, "name_of": _selector_text}
+    codes = ""
+    for n, one in enumerate(arguments):
+        code = _argument_code(one)
+        codes += code
+        if code == "@":
+            space["ok%d" % n] = accepted = set()        # type: ignore[var-annotated]
+            space["k%d" % n] = _object_converter(one.name, accepted)
+        elif code == "{":
+            space["s%d" % n], space["m%d" % n] = _layout(one.layout()), {}
+            space["k%d" % n] = _struct_converter(space["s%d" % n], space["m%d" % n])
+        elif code in "^ku:":
+            space["k%d" % n] = (_pointer_converter(one) if code == "^" else _block_converter(one, selector) if code == "k"
+                                else _out if code == "u" else _selector_argument)
+    code = _shape(codes, _result_code(types[0], selector), error)
+    function = type(_build)(code, space, _mangle(selector))
+    function.__doc__ = "-[%s] takes %s, returns %s" % (selector, [t.name or t.code for t in arguments], types[0].code)
+    return function
+
+
+def _optional_byref(cell: Any) -> Any:
+    return None if cell is None else ctypes.byref(cell)
+
+
+def _selector_text(pointer: int | None) -> str | None:
+    return _objc().selector_name(pointer).decode() if pointer else None
+
+
+def _failure(pointer: int | None, selector: int) -> MetalError:
+    """The exception of an NSError; some failures come without one (MTLBinaryArchive before macOS 15)."""
+    if not pointer:
+        return MetalError("", 0, "%s failed without saying why" % _selector_text(selector))
+    texts = [_ask(pointer, name) for name in ("domain", "localizedDescription")]
+    domain, text = [_text(t) if t else "" for t in texts]
+    return MetalError(domain, _ask(pointer, "code"), text)
+
+
 # ======================================================================================================================
 # sources
 # ======================================================================================================================
