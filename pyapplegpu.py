@@ -2845,7 +2845,7 @@ class _Libproc:
     @staticmethod
     def _error(pid: int, call: str, code: int) -> AppleGPUError:
         if code == _ESRCH:
-            return _fail(ERROR_NOT_FOUND, None, "libproc", "no process %d" % pid)
+            return _fail(ERROR_NOT_FOUND, REASON_ABSENT, "libproc", "there is no process %d" % pid)
         if code == _EPERM:
             return _fail(ERROR_NO_PERMISSION, REASON_PERMISSION, "libproc", "process %d belongs to another user" % pid)
         return _broken("libproc", "%s of %d: errno %d" % (call, pid, code))
@@ -3887,7 +3887,7 @@ class _ReplayedLibproc(_Replayed):
 
     def _structure(self, pid: int, key: str, counters: tuple[int, ...]) -> bytes:
         if pid not in self._processes:
-            raise _fail(ERROR_NOT_FOUND, None, "libproc", "no process %d" % pid)
+            raise _fail(ERROR_NOT_FOUND, REASON_ABSENT, "libproc", "there is no process %d" % pid)
         series = self._processes[pid].get(key)
         if series is None:
             raise _fail(ERROR_NO_PERMISSION, REASON_PERMISSION, "libproc")
@@ -4786,7 +4786,7 @@ def _power_source(source: str, battery: Mapping[str, Any]) -> PowerSource:
     centi, charging = whole("Temperature"), battery.get("IsCharging")
     return PowerSource(source, 100 * now // most if now is not None and most else None,
                        charging if isinstance(charging, bool) else None,
-                       volt * amps // 1000 if volt is not None and amps is not None else None, whole("CycleCount"),
+                       round(volt * amps / 1000) if volt is not None and amps is not None else None, whole("CycleCount"),
                        centi / 100 if centi is not None else None)
 
 
@@ -6144,7 +6144,10 @@ class _Engine:
             agents = [i for unit, i in named if i not in whole and (not stems or _agent_matches(unit, stems))]
             if agents or (whole and not stems):
                 return self._histograms(window, whole if not stems else [], agents)
-        raise self.lacking(self.pmp.source, "no bandwidth histogram for this")
+        listed = any(_traffic(c.name) and not _agent_matches(c.name.split(" ")[0], ("AMCC",)) for c in self.pmp.channels)
+        refused = self.facts["amc dead"].reason == REASON_MACOS and not listed
+        raise self.lacking("ioreport:AMC Stats", "AMC Stats gives no byte counters here, and PMP has no histogram for this",
+                           REASON_MACOS if refused else REASON_CHIP)
 
     def _histograms(self, window: int, whole: Sequence[int], agents: Sequence[int]) -> _Figure:
         self.pmp.refresh(window)
@@ -6217,7 +6220,7 @@ class _Engine:
 
     def ane_cores(self, window: int) -> _Figure:
         cores = _ane_cores(self.brand())
-        if cores is None:
+        if cores is None or self.is_virtual():
             raise self.lacking("chips", "the ANE of %s is not known" % self.brand())
         return _Figure(cores, source="chips")
 
@@ -6242,7 +6245,10 @@ class _Engine:
         return tuple(self.once("clusters", self._find_clusters))
 
     def _find_clusters(self) -> tuple[_Cluster, ...]:
-        self.main.open()
+        try:
+            self.main.open()
+        except NVMLError_NotSupported:
+            return self._clusters_by_level()
         named = [(_cluster_state(c.name), i) for i, c in enumerate(self.main.channels) if c.group == "CPU Stats"]
         found = [(who, i) for who, i in named if who is not None]
         if not found:
@@ -6256,8 +6262,16 @@ class _Engine:
                      self._cluster_cores(letters, who[1], len(cpus[n])), cpus[n])
             for n, (who, i) in enumerate(found))
 
+    def _clusters_by_level(self) -> tuple[_Cluster, ...]:
+        """Where there is no CPU Stats (a guest): one for each performance level, without clock, residency or energy."""
+        levels = self._levels()
+        if not levels:
+            raise self.lacking("ioreport:CPU Stats", "no cluster channels")
+        every = tuple(range(len(self.machine.mach.cpu_ticks()) // 16)) if len(levels) == 1 else ()
+        return tuple(_Cluster(name, "", name, -1, (), (), count, every) for name, count in levels)
+
     def _levels(self) -> list[tuple[str, int]]:
-        """(name, physical CPUs) per performance level, fastest first; [] before macOS 12."""
+        """(name, physical CPUs) per performance level, fastest first; [] on macOS 11."""
         number, text = self.machine.sysctl.number, self.machine.sysctl.text
         levels = [(text("hw.perflevel%d.name" % n) or "", number("hw.perflevel%d.physicalcpu" % n) or 0)
                   for n in range(number("hw.nperflevels") or 0)]
@@ -6348,7 +6362,10 @@ class _Engine:
         return _Figure(len(self.clusters()), source="ioreport:CPU Stats")
 
     def cluster_name(self, window: int, number: int) -> _Figure:
-        return _Figure(self.cluster(number).name, source="ioreport:CPU Stats")
+        name = self.cluster(number).name
+        if not name:
+            raise self.lacking("sysctl", "hw.perflevel%d.name is not there" % number)
+        return _Figure(name, source="ioreport:CPU Stats")
 
     def cpu_cores(self, window: int, number: int | None) -> _Figure:
         if number is None:
@@ -6371,6 +6388,8 @@ class _Engine:
     def cpu_ratios(self, window: int, number: int) -> tuple[_Cluster, list[float], _Figure]:
         cluster = self.cluster(number)
         self.main.refresh(window)
+        if cluster.lane < 0:
+            raise self.lacking("ioreport:CPU Stats", "no residencies for %s" % cluster.name)
         with self.lock:
             ratios, span = self.main.ratios(cluster.lane, window)
         return cluster, ratios, _Figure(None, 0.0, span / _NS, "ioreport:CPU Stats")
