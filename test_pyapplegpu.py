@@ -620,3 +620,638 @@ def test_per_process_gpu_time():
     new = {1: (7, "a", 400), 3: (8, "b", 100), 4: (9, "c", 10 ** 12), 5: (7, "a", 200)}
     shares = ag._client_shares(old, new, 1000)
     assert shares == {7: 50.0, 8: 0.0, 9: 100.0}        # closed: 0, fallen: 0, new: at most the interval
+
+
+# ======================================================================================================================
+# recordings: what each Mac must answer, over the player and over the C ABI
+# ======================================================================================================================
+
+MACS = {os.path.basename(path)[:-5]: json.load(open(path, encoding="utf-8")) for path in RECORDINGS}
+CODE = compile(open(os.path.join(HERE, "pyapplegpu.py"), encoding="utf-8").read(), "pyapplegpu.py", "exec")
+
+
+def load_copy(name):
+    """A fresh copy of the module under another name, as a vendored one."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(CODE, module.__dict__)
+    return module
+
+
+def plain(value):
+    """NamedTuples and tuples as lists, the way JSON has them."""
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def same(got, wanted):
+    """Exact, but for floats: 1e-3 of the wanted value."""
+    if isinstance(got, list) and isinstance(wanted, list):
+        return len(got) == len(wanted) and all(map(same, got, wanted))
+    if isinstance(got, dict) and isinstance(wanted, dict):
+        return got.keys() == wanted.keys() and all(same(got[k], wanted[k]) for k in wanted)
+    if isinstance(got, float) or isinstance(wanted, float):
+        return isinstance(got, (int, float)) and isinstance(wanted, (int, float)) and abs(got - wanted) <= max(
+            1e-9, 1e-3 * abs(wanted))
+    return type(got) is type(wanted) and got == wanted
+
+
+def answer(module, case, source):
+    """What a function says of a fresh engine: a value, or (error name, reason)."""
+    function = getattr(module, case["call"])
+    try:
+        if case["call"].startswith("System"):
+            module.LibraryInit(source, speed=0)
+            try:
+                return plain(function(*case["args"]))
+            finally:
+                module.LibraryShutDown()
+                module._library.engine = None
+        device = module.LibraryOpen(source, speed=0)
+        first = [device, device] if case["call"] in ("DeviceGetTopologyLevel", "DeviceGetP2PStatus") else [device]
+        return plain(function(*first, *[a for a in case["args"] if a != "device"]))
+    except module.AppleGPUError as error:
+        return (type(error).__name__.split("_")[-1], error.reason)
+
+
+def disagreement(module, case, source):
+    """None when the case holds, else both sides."""
+    got = answer(module, case, source)
+    if "matches" in case:
+        import re
+        good = isinstance(got, str) and re.search(case["matches"], got)
+    elif "error" in case:
+        good = got == (case["error"], case["reason"])
+    else:
+        good = same(got, case["value"])
+    return None if good else "%s%s: %r, wanted %r (%s)" % (
+        case["call"], case["args"], got, case.get("value", (case.get("error"), case.get("reason"))), case["why"])
+
+
+@pytest.mark.parametrize("mac", sorted(MACS))
+def test_expected_over_the_player(mac):
+    wrong = [disagreement(ag, case, recording(mac)) for case in MACS[mac]["expected"]]
+    assert [w for w in wrong if w] == []
+
+
+@pytest.mark.parametrize("mac", sorted(MACS))
+def test_expected_over_the_c_abi(mac, monkeypatch):
+    """The same ctypes code as on a Mac, against stand-ins that check every call; nothing may be left behind."""
+    monkeypatch.syspath_prepend(os.path.join(HERE, "examples"))
+    fakemac = pytest.importorskip("fakemac")
+    wrong = []
+    for case in MACS[mac]["expected"]:
+        with fakemac.Mac(MACS[mac], speed=0):
+            module = load_copy("pyapplegpu_on_a_mac")
+            wrong.append(disagreement(module, case, None))
+    assert [w for w in wrong if w] == []
+
+
+def test_every_function_is_expected_of_every_mac():
+    functions = {n for n in ag.__all__ if n.startswith(("Device", "Memory", "Ane", "Cpu", "Vpu", "Process", "System"))
+                 and inspect.isfunction(getattr(ag, n))} - {"DeviceGetSnapshot"}
+    for mac, data in MACS.items():
+        asked = {case["call"] for case in data["expected"]}
+        fans = next(c for c in data["expected"] if c["call"] == "DeviceCountFan")
+        missing = functions - asked - (set() if fans.get("value") else {"DeviceGetFanRpm", "DeviceGetFanSpeed"})
+        assert not missing, (mac, missing)
+
+
+def test_refusals_only_fall():
+    """README counts answers and refusals per recording; a change may only lower the refusals."""
+    counted = {mac: [sum("error" not in c for c in data["expected"]), sum("error" in c for c in data["expected"])]
+               for mac, data in MACS.items()}
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+        readme = f.read()
+    for mac, (answers, refusals) in counted.items():
+        assert "| `%s` | %d | %d |" % (mac, answers, refusals) in readme, (mac, answers, refusals)
+
+
+def test_first_sight_of_two_macs():
+    """The figures that the project promises of its two anchored recordings."""
+    m4, m1 = ag.LibraryOpen(recording("m4-macos27")), ag.LibraryOpen(recording("m1-macos11"))
+    assert ag.DeviceGetEngineUtilization(m4) == (17, 15, 15)
+    assert (ag.MemoryGetUsed(m4), ag.MemoryGetAllocated(m4)) == (430571520, 4597121024)
+    assert ag.DeviceGetEngineUtilization(m1) == (0, 0, 0)
+    assert (ag.MemoryGetUsed(m1), ag.DeviceCountGpuCores(m1)) == (6373376, 8)
+    assert (ag.DeviceGetSupportedClocks(m1)[0], ag.DeviceGetMaxClock(m1)) == (396, 1278)
+    busiest = ag.DeviceGetProcesses(m1, timeout=0)[0]
+    assert (busiest.pid, busiest.name) == (357, "WindowServer") and round(busiest.gpu_time_ns / 1e9, 2) == 249.66
+
+
+# ======================================================================================================================
+# snapshots, deltas, Try, lifecycle, arguments
+# ======================================================================================================================
+
+FIELDS = [field for row in ag._SNAPSHOT for field, _ in row[3]]
+
+
+@pytest.mark.parametrize("mac", sorted(MACS))
+def test_a_snapshot_holds_a_value_or_a_reason(mac):
+    device = ag.LibraryOpen(recording(mac), speed=0)
+    for _ in range(3):
+        snapshot = ag.DeviceGetSnapshot(device)
+        for field in FIELDS:
+            assert (getattr(snapshot, field) is None) == (field in snapshot.reasons), field
+        assert set(snapshot.reasons) == set(snapshot.messages)
+    json.dumps(snapshot.to_dict())
+
+
+def test_snapshot_fields_are_declared_once_and_documented():
+    assert len(FIELDS) == len(set(FIELDS))
+    assert set(FIELDS) <= set(ag.Snapshot.__annotations__)
+
+
+@pytest.mark.parametrize("part", ag.PARTS)
+def test_a_part_not_asked_for_costs_nothing(part):
+    device = ag.LibraryOpen(recording("m4-macos27"), speed=0)
+    snapshot = ag.DeviceGetSnapshot(device, parts=[part])
+    for row in ag._SNAPSHOT:
+        for field, _ in row[3]:
+            assert (snapshot.reasons.get(field) == "not_asked") == (part not in row[0]), field
+    feeds = {"bandwidth": "amc", "processes": "clients", "cpu": "ticks"}
+    for other, feed in feeds.items():
+        if part != other:
+            assert getattr(device._engine, feed).time is None, (part, feed)
+
+
+def test_snapshot_delta_is_exact_and_nobody_elses_business():
+    device = ag.LibraryOpen(recording("m5max-macos27"), speed=0)
+    a = ag.DeviceGetSnapshot(device)
+    for _ in range(4):
+        ag.DeviceGetSnapshot(device, timeout=0)
+    b = ag.DeviceGetSnapshot(device, timeout=0)
+    delta = ag.SnapshotDelta(a, b)
+    assert delta.seconds == pytest.approx(b.time_mono_s - a.time_mono_s)
+    assert delta.joules["gpu"] == pytest.approx((b.gpu_energy_mj - a.gpu_energy_mj) / 1000, abs=0.002)
+    assert delta.joules["cpu"] == pytest.approx((b.cpu_energy_mj - a.cpu_energy_mj) / 1000, abs=0.002)
+    assert delta.uncertainty_joules["gpu"] < delta.uncertainty_joules["cpu"] < delta.joules["cpu"]
+    assert 0 <= delta.gpu_active_s <= delta.seconds
+    missing = [rail for rail, joules in delta.joules.items() if joules is None]
+    assert set(missing) <= set(delta.reasons)
+
+
+@pytest.mark.parametrize("a, b", [(None, None), (1, 2)])
+def test_snapshot_delta_arguments(a, b):
+    with pytest.raises(ag.NVMLError_InvalidArgument):
+        ag.SnapshotDelta(a, b)
+
+
+def test_try_never_raises_for_a_missing_figure():
+    vm = ag.LibraryOpen(recording("vm-macos15"), speed=0)
+    missing = ag.Try(ag.DeviceGetPowerUsage, vm)
+    assert missing.value is None and missing.reason == "virtual_machine" and "virtual machine" in missing.message
+    m4 = ag.LibraryOpen(recording("m4-macos27"), speed=0)
+    assert ag.Try(ag.MemoryGetUsed, m4)[:2] == (430571520, None)
+    power = ag.Try(ag.DeviceGetPowerUsage, m4)
+    assert power.value == 1200 and power.interval_s == pytest.approx(1.0) and power.age_s < 1
+    with pytest.raises(ag.NVMLError_InvalidArgument):
+        ag.Try(ag.DeviceGetPowerUsage, "gpu")
+
+
+def test_lifecycle():
+    with pytest.raises(ag.NVMLError_Uninitialized):
+        ag.LibraryCountDevice()
+    with pytest.raises(ag.NVMLError_Uninitialized):
+        ag.LibraryShutDown()
+    ag.LibraryInit(recording("m4-macos27"))
+    ag.LibraryInit(recording("m4-macos27"))
+    device = ag.LibraryInitDeviceByIndex(0)
+    assert {device: 1}[ag.LibraryInitDeviceByUuid(ag.DeviceGetUUID(device))] == 1
+    with pytest.raises(ag.NVMLError_InvalidArgument):
+        ag.LibraryInit(recording("m1-macos11"))
+    ag.LibraryShutDown()
+    assert ag.MemoryGetUsed(device) == 430571520
+    ag.LibraryShutDown()
+    with pytest.raises(ag.NVMLError_Uninitialized):
+        ag.MemoryGetUsed(device)
+    ag.LibraryInit(recording("m4-macos27"))
+    assert ag.MemoryGetUsed(device) == 430571520        # valid again, and on the same histories
+    ag.LibraryShutDown()
+    ag.LibraryInit(recording("m1-macos11"))
+    with pytest.raises(ag.NVMLError_NotFound):
+        ag.MemoryGetUsed(device)
+
+
+def test_private_engines_side_by_side():
+    m4, m1 = ag.LibraryOpen(recording("m4-macos27")), ag.LibraryOpen(recording("m1-macos11"))
+    assert ag.MemoryGetUsed(m4) != ag.MemoryGetUsed(m1) and m4 != m1
+    ag.LibraryClose(m4)
+    with pytest.raises(ag.NVMLError_Uninitialized):
+        ag.MemoryGetUsed(m4)
+    assert ag.MemoryGetUsed(m1) == 6373376
+
+
+def test_rates_survive_init_and_shutdown_around_each_poll():
+    seen = []
+    for _ in range(4):
+        ag.LibraryInit(recording("m5max-macos27"), speed=0)
+        seen.append(ag.Try(ag.DeviceGetPowerUsage, ag.LibraryInitDeviceByIndex(0), timeout=0).value)
+        ag.LibraryShutDown()
+    assert seen[0] is None and all(isinstance(v, int) for v in seen[1:])
+
+
+@pytest.mark.parametrize("call", [
+    lambda d: ag.DeviceGetUtilization(None),
+    lambda d: ag.DeviceGetUtilization(d, window=0.01),
+    lambda d: ag.DeviceGetUtilization(d, window="1"),
+    lambda d: ag.DeviceGetUtilization(d, window=float("nan")),
+    lambda d: ag.DeviceGetUtilization(d, timeout=-1),
+    lambda d: ag.DeviceGetFanRpm(d, -1),
+    lambda d: ag.DeviceGetFanRpm(d, True),
+    lambda d: ag.CpuGetClock(d, 99),
+    lambda d: ag.CpuGetClock(d, "0"),
+    lambda d: ag.MemoryGetReadBandwidth(d, "tpu"),
+    lambda d: ag.VpuGetPower(d, "av1"),
+    lambda d: ag.ProcessGetGpuTime(d, -5),
+    lambda d: ag.DeviceGetSnapshot(d, parts=["cpus"]),
+    lambda d: ag.DeviceGetSnapshot(d, timeout=None),
+    lambda d: ag.LibraryClose(None),
+    lambda d: ag.LibraryInit(window=0),
+    lambda d: ag.LibraryInit(recording=3.5),
+    lambda d: ag.LibraryOpen(recording("m4-macos27"), speed=-1),
+    lambda d: ag.LibraryRecord("x", seconds=0),
+])
+def test_wrong_arguments(call):
+    device = ag.LibraryOpen(recording("m4-macos27"), speed=0)
+    with pytest.raises((ag.NVMLError_InvalidArgument, ag.NVMLError_Uninitialized)) as caught:
+        call(device)
+    assert len(str(caught.value)) > 20
+
+
+def test_without_an_apple_gpu_every_entry_point_says_so():
+    if sys.platform == "darwin":
+        pytest.skip("this is a Mac")
+    for enter in (ag.LibraryInit, ag.LibraryOpen):
+        with pytest.raises(ag.NVMLError_LibraryNotFound) as caught:
+            enter()
+        assert "recording" in str(caught.value)
+    for command in ([sys.executable, os.path.join(HERE, "pyapplegpu.py")], [sys.executable, "-m", "pyapplegpu"]):
+        done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+        assert done.returncode == ag.ERROR_LIBRARY_NOT_FOUND and done.stdout == ""
+        assert len(done.stderr.strip().splitlines()) == 1 and "--recording" in done.stderr
+
+
+# ======================================================================================================================
+# decoders, on the bytes of real Macs
+# ======================================================================================================================
+
+M1_GPU = "0000000090010000007b9a175402000000a4781f770200000054ea2a96020000001f1337f702000000ea3b435203000080bb2c4c93030000"
+M1_E_SRAM = "0046c32303030000008bef390303000000b5644f2003000000fa9065770300000024067bc2030000"
+M5_SUPER = "60f51300f802000020b818001103000060361e003403000020f9220057030000205e27007503000000f22b0098030000e0853000b6030000" \
+           "405e3400d403000000aa3700f203000020693a00fc03000080ca3c0015040000409f3e002904000060e73f0033040000e0a2400033040000" \
+           "605e41003304000020bc410033040000e019420033040000e09043003304000000d94400600400000050460060040000"
+M5_SUPER_PERIODS = "b7c3000085020000069e0000b20200004a810000c6020000b16f0000df020000"
+A18_GPU_MHZ = (0, 338, 492, 618, 796, 928, 952, 1056, 1053, 1170, 1152, 1278, 1204, 1338, 1326, 1470)
+
+
+@pytest.mark.parametrize("decode, hexed, first, last, count", [
+    (ag._gpu_clocks, M1_GPU, 0, 1278, 7),
+    (ag._cpu_clocks, M1_E_SRAM, 600, 2064, 5),                 # Hz
+    (ag._cpu_clocks, M5_SUPER, 1308, 4608, 20),                # kHz
+    (ag._period_clocks, M5_SUPER_PERIODS, 1308, 2292, 4),      # periods
+])
+def test_clock_tables(decode, hexed, first, last, count):
+    got = decode(bytes.fromhex(hexed))
+    assert (got[0], got[-1], len(got)) == (first, last, count)
+
+
+def test_unsorted_tables_keep_their_positions():
+    assert ag._state_clock("P8", A18_GPU_MHZ) == 1053 and ag._state_clock("P9", A18_GPU_MHZ) == 1170
+    assert ag._state_clock("P15", (0, 396)) is None and ag._state_clock("OFF", A18_GPU_MHZ) is None
+    assert max(A18_GPU_MHZ) == 1470
+
+
+@pytest.mark.parametrize("data, clusters", [("160000000000000017010000000000000502000000000000", (22, 23, 5)), ("", ()), ("16", ())])
+def test_acc_clusters(data, clusters):
+    assert ag._acc_clusters(bytes.fromhex(data)) == clusters
+
+
+def test_sgx_tables():
+    table = bytes.fromhex(M1_GPU)
+    assert ag._sgx_clocks(table, 7, 1)[-1] == 1278
+    assert ag._sgx_clocks(table * 4, 7, 4) == ag._sgx_clocks(table, 7, 1)       # M2 Max: 9 x 4
+    assert ag._sgx_clocks(table, 9, 4) == ()
+
+
+@pytest.mark.parametrize("states, ratios, clocks, mhz", [
+    (("OFF", "P4", "P5"), (0.0, 0.41, 0.59), (0, 1, 2, 3, 924, 1056), 1002),        # M4 Pro, powermetrics
+    (("OFF", "P6"), (0.013, 0.987), (0, 396, 528, 720, 924, 1128, 1278), 1278),     # M1 at its peak
+    (("OFF", "P1"), (1.0, 0.0), (0, 396), None),
+])
+def test_mean_clock_as_powermetrics(states, ratios, clocks, mhz):
+    got = ag._mean_clock(states, ratios, clocks)
+    assert (None if got is None else round(got)) == mhz
+
+
+@pytest.mark.parametrize("key, kind, data, value", [
+    ("Tg0C", "flt ", "00002042", 40.0),
+    ("B0CT", "ui16", "7b00", 123),              # battery integers are little-endian
+    ("FNum", "ui8 ", "02", 2),
+    ("#KEY", "ui32", "00000d09", 3337),
+    ("xxxx", "si16", "ff9c", -100),
+    ("Ta0P", "sp78", "1a80", 26.5),
+    ("F0Ac", "fpe2", "1518", 1350.0),
+    ("TG0x", "ioft", "00801c0000000000", 28.5),
+    ("x", "flt ", "0000", None),
+    ("x", "ch8*", "41", None),
+    ("x", "{fds", "00" * 16, None),
+])
+def test_smc_numbers(key, kind, data, value):
+    assert ag._smc_number(key, kind, bytes.fromhex(data)) == value
+
+
+@pytest.mark.parametrize("celsius, good", [(0.0, 0), (-8.8, 0), (8.4, 0), (14.9, 0), (15.0, 1), (96, 1), (131, 0), (float("nan"), 0), (None, 0)])
+def test_plausible_temperatures(celsius, good):
+    assert ag._plausible_celsius(celsius) == bool(good)
+
+
+@pytest.mark.parametrize("word, text", [
+    (0x0300007C00000000, "mJ"), (0x0300007900000000, "uJ"), (0x0300007600000000, "nJ"), (0x0900820000000000, "B"),
+    (0x0100007980000018, "24Mticks"), (0x0100007900000000, "us"), (0x6400000000000000, "events"), (0, ""),
+])
+def test_unit_words(word, text):
+    assert ag._unit_text(word) == text
+
+
+RAIL_NAMES = [
+    ("CPU Energy", "cpu", 0), ("DIE_0_CPU Energy", "cpu", 0), ("DIE_1_CPU Energy", "cpu", 0), ("GPU Energy", "gpu", 0),
+    ("GPU0", "gpu", 1), ("GPU0_0", "gpu", 1), ("GPU", "gpu", 1), ("GPU SRAM0_0", "gpu_sram", 0), ("ANE", "ane", 0),
+    ("ANE0", "ane", 0), ("ANE0_1", "ane", 0), ("DRAM0", "dram", 0), ("AVE0", "encode", 0), ("AVD0", "decode", 0),
+    ("VDEC", "decode", 0), ("GPU CS0_0", None, 0), ("ECPU", None, 0), ("PCPUDTL3e", None, 0), ("AMCC0", None, 0),
+    ("DRAM_X", None, 0), ("ANE0_", None, 0), ("MCPU0_CPU Energy", None, 0), ("PCIe Port 0 Energy", None, 0),
+]
+
+
+@pytest.mark.parametrize("name, rail, rank", RAIL_NAMES)
+def test_rails_are_exact_names(name, rail, rank):
+    assert ag._rail_of("Energy Model", "", name) == (None if rail is None else (rail, rank))
+    assert ag._rail_of("GPU Stats", "", name) is None
+
+
+@pytest.mark.parametrize("mac, cpu, wanted", [
+    ("m5max-macos27", ["CPU Energy"], {"gpu": ["GPU Energy"], "ane": ["ANE0"], "dram": ["DRAM0"]}),
+    ("m1ultra-macos27", ["DIE_0_CPU Energy", "DIE_1_CPU Energy"],
+     {"gpu": ["GPU Energy"], "ane": ["ANE0_0", "ANE0_1"], "dram": ["DRAM0_0", "DRAM0_1"]}),
+])
+def test_selection_on_complete_lists(mac, cpu, wanted):
+    """364 and 321 real channels: CPU power once, GPU0 beside GPU Energy never added, DTL noise ignored."""
+    engine = ag.LibraryOpen(recording(mac), speed=0)._engine
+    names = [c["name"] for c in MACS[mac]["ioreport"]["channels"] if c["group"] == "Energy Model"]
+    assert len(names) == {"m5max-macos27": 364, "m1ultra-macos27": 321}[mac]
+    for rail, channels in dict(wanted, cpu=cpu).items():
+        feed, lanes = engine.rail(rail)
+        assert [feed.channels[i].name for i in lanes] == channels
+    assert not any("DTL" in c.name for c in engine.main.channels)
+    assert len(engine.main.channels) < 40
+
+
+@pytest.mark.parametrize("name, parsed", [
+    ("GFX DCS RD", ("GFX", "RD", True)), ("GFX1 WR", ("GFX1", "WR", False)), ("DCS RD", ("", "RD", True)),
+    ("PRIM GFX RD", ("GFX", "RD", False)), ("DIE0 DCS WR", ("", "WR", True)), ("NRT DISP RD", ("DISP", "RD", False)),
+    ("ANE L0 RD+WR", ("ANE L0", "RD+WR", False)), ("DCS CAS", None), ("DCS SR CYCLES", None), ("DCS", None),
+])
+def test_bandwidth_names(name, parsed):
+    assert ag._traffic(name) == parsed
+
+
+@pytest.mark.parametrize("letters, energy, key", [
+    ("ECPU", "EACC_CPU", ("", "E", "0")), ("PCPU1", "PACC1_CPU", ("", "P", "1")), ("PCPU", "PACC0_CPU", ("", "P", "0")),
+    ("DIE_1_PCPU", "DIE_1_PACC0_CPU", ("DIE_1_", "P", "0")), ("MCPU1", "MCPU1", ("", "M", "1")), ("PCPU", "PCPU", ("", "P", "0")),
+])
+def test_cluster_names(letters, energy, key):
+    assert ag._numbered(ag._cluster_state(letters)) == key
+    assert ag._numbered(ag._cluster_energy(energy)) == key
+
+
+@pytest.mark.parametrize("name", ["ECPM", "PCPM", "PCPM_IDLE", "PACC_0", "MCPU0_3", "PCPU0_SRAM", "DIE_0_EACC_CPU0", "GPU"])
+def test_what_is_no_cluster(name):
+    assert ag._cluster_energy(name) is None and ag._cluster_state(name) is None
+
+
+def test_three_levels_of_an_m6():
+    """Super 2, Performance 4, Efficiency 6: fastest first (m6-macos27.0.1-sysctl-topology-1)."""
+    engine, mac = engine_of()
+    answers = {"hw.nperflevels": 3, "hw.perflevel0.physicalcpu": 2, "hw.perflevel1.physicalcpu": 4, "hw.perflevel2.physicalcpu": 6,
+               "hw.perflevel0.name": "Super", "hw.perflevel1.name": "Performance", "hw.perflevel2.name": "Efficiency"}
+    mac.number = mac.text = answers.get
+    assert engine._core_types("EMP") == {"P": "Super", "M": "Performance", "E": "Efficiency"}
+    assert [engine._cluster_cores("EMP", letter, 0) for letter in "PME"] == [2, 4, 6]
+    assert engine._cluster_cores(["E", "M", "M", "P"], "M", 0) == 2
+
+
+def test_cores_of_an_m3_ultra():
+    """gpu-core-count says 60 where the design's variable counts 80."""
+    engine, mac = engine_of()
+    mac.get = lambda entry, key: {"gpu-core-count": 60, "GPUConfigurationVariable": {"num_cores": 80}}.get(key)
+    assert engine.gpu_cores().value == 60
+
+
+def test_decoders_on_random_bytes():
+    """Only AppleGPUError, or ValueError with a reason, comes out of bytes and names that no Mac has."""
+    rng = random.Random(11)
+    text = "PVE0123456789_ DIERDWR+GB/s\u00e9\0%"
+    for _ in range(3000):
+        data = bytes(rng.randrange(256) for _ in range(rng.randrange(64)))
+        name = "".join(rng.choice(text) for _ in range(rng.randrange(14)))
+        for decode in (ag._gpu_clocks, ag._cpu_clocks, ag._period_clocks, ag._acc_clusters, ag._pairs):
+            decode(data)
+        ag._sgx_clocks(data, rng.randrange(-2, 20), rng.randrange(-2, 5))
+        ag._smc_number(name, rng.choice(("flt ", "ui16", "si8 ", "ui99", "{x", name)), data)
+        for parse in (ag._strip_die, ag._cluster_energy, ag._cluster_state, ag._traffic, ag._bucket_gb, ag._state_number,
+                      ag._client_pid, ag._architecture):
+            parse(name)
+        ag._rail_of("Energy Model", "", name)
+        ag._client_gpu_ns(rng.choice((None, [], [name], [{"accumulatedGPUTime": name}], {}, 7)))
+        row = [rng.choice((0, 5, 2 ** 62, ag.INT64_MIN)) for _ in range(3)]
+        try:
+            ag._ratios(row, [rng.choice((0, 9, ag.INT64_MIN)) for _ in range(3)], rng.randrange(1, 10 ** 10), 41.6)
+        except ValueError as error:
+            assert str(error) in ag._BADNESS
+
+
+# ======================================================================================================================
+# errors
+# ======================================================================================================================
+
+def test_errors():
+    import pickle
+    error = ag.NVMLError(3, "chip", "smc", "no such key")
+    assert type(error) is ag.NVMLError_NotSupported is ag.AppleGPUError_NotSupported and ag.NVMLError is ag.AppleGPUError
+    assert (error.value, error.code, error.reason, error.source, error.detail) == (3, 3, "chip", "smc", "no such key")
+    assert str(error) == "Not Supported: no such key [smc]" and "nvml" in type(error).__name__.lower()
+    assert error != None and error != 3 and error == ag.NVMLError(3, "chip", "smc", "no such key")      # noqa: E711
+    assert {error: 1}[pickle.loads(pickle.dumps(error))] == 1
+    assert ag.NVMLError_NoData().value == 21 and type(ag.NVMLError(4711)) is ag.AppleGPUError
+    other = load_copy("vendored_pyapplegpu")
+    theirs = pickle.loads(pickle.dumps(other.NVMLError(27, "first")))
+    assert type(theirs) is other.NVMLError_NotReady and theirs.reason == "first" and theirs != ag.NVMLError(27, "first")
+
+
+def test_every_reason_has_advice():
+    reasons = {value for name, value in vars(ag).items() if name.startswith("REASON_")}
+    assert reasons == set(ag._ADVICE)
+
+
+# ======================================================================================================================
+# the file itself
+# ======================================================================================================================
+
+SECTIONS = ["constants", "errors", "values", "prototypes", "bridge", "sources", "recording", "decoders", "chips", "engine",
+            "API", "Metal", "NVML names", "main"]
+
+
+def source():
+    with open(os.path.join(HERE, "pyapplegpu.py"), encoding="utf-8") as f:
+        return f.read()
+
+
+def section_starts(text):
+    lines = text.split("\n")
+    rule = "# " + "=" * 118
+    return {lines[i + 1][2:]: i + 2 for i in range(len(lines) - 2) if lines[i] == rule and lines[i + 2] == rule}
+
+
+def test_a_section_uses_only_the_sections_above_it():
+    """Names used when a section runs or is called must be defined above, or in it."""
+    text = source()
+    starts = section_starts(text)
+    assert list(starts) == SECTIONS
+    order = sorted(starts.items(), key=lambda pair: pair[1])
+
+    def section_of(line):
+        return max((n for n, (_, start) in enumerate(order) if start <= line), default=-1)
+    tree = ast.parse(text)
+    defined = {}
+    for node in tree.body:
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [
+            t.id for target in getattr(node, "targets", [getattr(node, "target", None)]) for t in ast.walk(target or ast.Pass())
+            if isinstance(t, ast.Name)]
+        for name in names:
+            defined.setdefault(name, section_of(node.lineno))
+    wrong = sorted({(order[section_of(n.lineno)][0], n.id, order[defined[n.id]][0]) for n in ast.walk(tree)
+                    if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id in defined
+                    and defined[n.id] > section_of(n.lineno) and not is_annotation(tree, n)})
+    assert wrong == []
+
+
+def is_annotation(tree, name):
+    """True for a name inside an annotation (those are strings at run time)."""
+    if not hasattr(tree, "_annotated"):
+        tree._annotated = set()
+        for node in ast.walk(tree):
+            for part in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+                if part is not None:
+                    tree._annotated.update(id(n) for n in ast.walk(part))
+    return id(name) in tree._annotated
+
+
+def test_no_name_is_defined_twice():
+    seen, twice = set(), []
+    for node in ast.parse(source()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            twice += [node.name] if node.name in seen else []
+            seen.add(node.name)
+    assert twice == []
+
+
+def test_public_functions_say_what_they_give():
+    bare = [name for name in ag.__all__ if inspect.isfunction(getattr(ag, name)) and not name.startswith("nvml")
+            and not inspect.getdoc(getattr(ag, name))]
+    assert bare == []
+
+
+def test_nothing_catches_everything():
+    import re
+    assert re.findall(r"except\s*(?:Exception|BaseException)?\s*:", source()) == []
+
+
+def test_imports_are_the_cheap_ones():
+    """typing, collections, threading, dataclasses, enum, ctypes.util and the like would cost start-up."""
+    code = ("import sys; before = set(sys.modules); import ctypes, struct, array; mine = set(sys.modules)\n"
+            "import pyapplegpu; print(sorted(set(sys.modules) - mine - {'pyapplegpu'}))")
+    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(done.stdout)) <= {"weakref", "_weakrefset", "_weakref", "_operator", "itertools"}
+
+
+def test_runs_without_what_other_systems_lack():
+    code = ("import os, time\nfor m, n in ((os, 'fork'), (os, 'getuid'), (time, 'CLOCK_UPTIME_RAW'), (os, 'register_at_fork')):\n"
+            "    m.__dict__.pop(n, None)\nimport pyapplegpu as ag\nd = ag.LibraryOpen(%r)\nprint(ag.MemoryGetUsed(d))"
+            % recording("m4-macos27"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
+    assert done.stdout == "430571520\n", done.stderr
+
+
+@pytest.mark.parametrize("how", ["isolated", "zip", "package"])
+def test_copied_elsewhere(how, tmp_path):
+    import shutil
+    import zipfile
+    home = os.path.join(HERE, "pyapplegpu.py")
+    ask_it = "print(ag.MemoryGetUsed(ag.LibraryOpen(%r)))" % recording("m4-macos27")
+    if how == "zip":
+        with zipfile.ZipFile(tmp_path / "lib.zip", "w") as z:
+            z.write(home, "third_party_gpu.py")
+        code, path = "import third_party_gpu as ag\n", tmp_path / "lib.zip"
+    elif how == "package":
+        (tmp_path / "host" / "third_party").mkdir(parents=True)
+        shutil.copy(home, tmp_path / "host" / "third_party" / "_gpu.py")
+        code, path = "from host.third_party import _gpu as ag\n", tmp_path
+    else:
+        shutil.copy(home, tmp_path / "ag.py")
+        code, path = "import ag\n", tmp_path
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", "import sys; sys.path.insert(0, %r)\n" % str(path) + code + ask_it],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "430571520\n", done.stderr
+
+
+def test_two_copies_in_one_process():
+    one, two = load_copy("copy_one"), load_copy("copy_two")
+    one.LibraryInit(recording("m4-macos27"))
+    two.LibraryInit(recording("m1-macos11"))
+    assert one.MemoryGetUsed(one.LibraryInitDeviceByIndex(0)) == 430571520
+    assert two.MemoryGetUsed(two.LibraryInitDeviceByIndex(0)) == 6373376
+    with pytest.raises(two.NVMLError_InvalidArgument):
+        two.MemoryGetUsed(one.LibraryInitDeviceByIndex(0))
+
+
+def test_star_import_brings_the_api():
+    space = {}
+    exec("from pyapplegpu import *", space)
+    for name in ("AneGetPower", "DeviceGetUtilization", "LibraryInit", "Try", "AppleGPUError", "Snapshot", "nvmlInit"):
+        assert name in space
+    assert "ctypes" not in space and "os" not in space
+
+
+def test_readme_lists_every_function_with_its_signature():
+    import re
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
+        rows = dict(re.findall(r"^\| `(\w+)\((.*?)\)`", f.read(), re.M))
+    functions = [n for n in ag.__all__ if inspect.isfunction(getattr(ag, n)) and n.split("_")[0][:4] != "nvml"
+                 and not n.startswith(("Metal", "main"))]
+    for name in functions:
+        parameters = inspect.signature(getattr(ag, name)).parameters.values()
+        shown = ", ".join(str(p).split(":")[0] if p.default is p.empty else "%s=%r" % (p.name, p.default) for p in parameters
+                          if p.kind is not p.KEYWORD_ONLY)
+        assert rows.get(name) == shown, (name, rows.get(name), shown)
+    assert set(rows) <= set(ag.__all__)
+
+
+def test_forked_child_starts_anew():
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    device = ag.LibraryOpen(recording("m4-macos27"), speed=0)
+    ag.DeviceGetPowerUsage(device)
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            code = 0 if (ag.Try(ag.DeviceGetPowerUsage, device, timeout=0).reason == "first"
+                         and ag.MemoryGetUsed(device) == 430571520) else 2
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__] + sys.argv[1:]))
