@@ -1256,13 +1256,13 @@ def _objc() -> _Runtime:
                 import atexit
                 runtime = _Runtime()
                 if hasattr(os, "register_at_fork"):
-                    os.register_at_fork(after_in_child=_after_fork)
+                    os.register_at_fork(after_in_child=_objc_after_fork)
                 atexit.register(_disarm)
                 _runtime = runtime
     return _runtime
 
 
-def _after_fork() -> None:
+def _objc_after_fork() -> None:
     """The child forgets every object, releasing none; whoever still holds one gets an error instead of a crash."""
     global _runtime, _forked, _runtime_lock
     runtime, _runtime, _forked, _runtime_lock = _runtime, None, True, allocate_lock()
@@ -2520,7 +2520,7 @@ class _Subscription:
         found = []
         for position in range(count):
             item, records = self._records(array, position)
-            found.append((self._identity(item, records), _describe(item)))
+            found.append((self._identity(item, records), _channel_of(item)))
         self._find(found)
         for i, place in enumerate(self.places):
             if place.position is not None:
@@ -2599,7 +2599,7 @@ class _Subscription:
         return tuple(value(item, k) for k in range(count)) if 0 < count <= 4096 else None
 
 
-def _describe(item: Any) -> _Channel:
+def _channel_of(item: Any) -> _Channel:
     """A channel dictionary, of a listing or of a sample."""
     number = _c.IOReportChannelGetChannelID(item)
     format = _c.IOReportChannelGetFormat(item)
@@ -2646,7 +2646,7 @@ class _IOReport:
         listing = _c.IOReportCopyChannelsInGroup(_cf_key(group), _cf_key(subgroup) if subgroup else None, 0, 0, 0)
         for item in _cf_items(_cf_get(listing, "IOReportChannels", "Array")):
             if _cf_is("Dictionary", item):
-                channel = _describe(item)
+                channel = _channel_of(item)
                 if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
                     yield item, channel
 
@@ -3044,10 +3044,10 @@ class _MetalDevice:
     def _chosen(self, registry_id: int | None) -> dict[str, Any]:
         """All devices are empty in some sandboxes, the default is nil over ssh and in daemons: each is asked."""
         devices = _c.MTLCopyAllDevices()
-        count = _send(devices, "count", "Q") if devices else 0
-        found = [_send(devices, "objectAtIndex:", "p", "Q", i) for i in range(min(count, 64))]
+        count = _message(devices, "count", "Q") if devices else 0
+        found = [_message(devices, "objectAtIndex:", "p", "Q", i) for i in range(min(count, 64))]
         for device in found:
-            if len(found) == 1 or registry_id is None or _send(device, "registryID", "Q") == registry_id:
+            if len(found) == 1 or registry_id is None or _message(device, "registryID", "Q") == registry_id:
                 return self._described(device)
         default = _c.MTLCreateSystemDefaultDevice()
         if not default:
@@ -3055,32 +3055,32 @@ class _MetalDevice:
         return self._described(default)
 
     def _described(self, device: Any) -> dict[str, Any]:
-        said: dict[str, Any] = {name: _send(device, name, "Q") for name in self._WORDS}
-        said["name"] = _text(_send(device, "name", "p"))
-        said["hasUnifiedMemory"] = bool(_send(device, "hasUnifiedMemory", "B"))
-        said["families"] = tuple(f for f in self._FAMILIES if _send(device, "supportsFamily:", "B", "q", f))
+        said: dict[str, Any] = {name: _message(device, name, "Q") for name in self._WORDS}
+        said["name"] = _message_text(_message(device, "name", "p"))
+        said["hasUnifiedMemory"] = bool(_message(device, "hasUnifiedMemory", "B"))
+        said["families"] = tuple(f for f in self._FAMILIES if _message(device, "supportsFamily:", "B", "q", f))
         said["architecture"] = None
-        if _send(device, "respondsToSelector:", "B", "p", _selector("architecture")):       # macOS 14
-            architecture = _send(device, "architecture", "p")
-            said["architecture"] = _text(_send(architecture, "name", "p")) if architecture else None
+        if _message(device, "respondsToSelector:", "B", "p", _message_selector("architecture")):       # macOS 14
+            architecture = _message(device, "architecture", "p")
+            said["architecture"] = _message_text(_message(architecture, "name", "p")) if architecture else None
         return said
 
 
-def _send(receiver: Any, selector: str, result: str, arguments: str = "", *values: Any) -> Any:
+def _message(receiver: Any, selector: str, result: str, arguments: str = "", *values: Any) -> Any:
     """One Objective-C message of known signature; BOOL is read as a byte (C bool on arm64, signed char on x86_64)."""
-    return _c.send(result, arguments)(receiver, _selector(selector), *values)
+    return _c.send(result, arguments)(receiver, _message_selector(selector), *values)
 
 
-def _selector(name: str) -> int:
+def _message_selector(name: str) -> int:
     selector: int | None = _c.sel_registerName(name.encode())
     if not selector:
         raise _broken("objc", "no selector %s" % name)
     return selector
 
 
-def _text(string: Any) -> str | None:
+def _message_text(string: Any) -> str | None:
     """The text of an NSString."""
-    text = _send(string, "UTF8String", "s") if string else None
+    text = _message(string, "UTF8String", "s") if string else None
     return None if text is None else text.decode("utf-8", "replace")
 
 
