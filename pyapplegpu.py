@@ -528,6 +528,7 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "CFDictionaryGetValue": ("CoreFoundation!", "p", "pp", 10),
     "CFDictionaryGetKeysAndValues": ("CoreFoundation!", "v", "ppp", 10),
     "CFDictionaryCreateMutable": ("CoreFoundation!", "C", "pqpp", 10),
+    "CFPropertyListCreateData": ("CoreFoundation!", "C", "ppqQp", 10),
     "CFDictionarySetValue": ("CoreFoundation!", "v", "ppp", 10),
 
     "IOObjectRelease": ("IOKit", "i", "I", 10),
@@ -838,6 +839,77 @@ def _cf_value(ref: Any) -> Any:
                          _c.CFArrayGetTypeID(): _cf_to_list, _c.CFDictionaryGetTypeID(): _cf_to_dict}
     convert = _c.converters.get(_c.CFGetTypeID(ref))
     return convert(ref) if convert else None
+
+
+def _cf_read(ref: Any) -> Any:
+    """The same as _cf_value in 4 native calls whatever the size, types checked by CoreFoundation: AppUsage or
+    PerformanceStatistics would take a hundred, at every reading."""
+    try:
+        data = _c.CFPropertyListCreateData(None, ref, _BINARY, 0, None)
+    except NVMLError_NotSupported:
+        data = None
+    return _plist(_cf_to_bytes(data)) if data else _cf_value(ref)     # NULL: it holds a set, or another odd type
+
+
+_BINARY = 200       # kCFPropertyListBinaryFormat_v1_0
+
+
+def _plist(data: bytes) -> Any:
+    """The value of a binary property list; plistlib would cost more to import than this whole file."""
+    try:
+        if data[:8] != b"bplist00":
+            raise ValueError("no binary property list")
+        width, size, count, top, table = struct.unpack_from(">6xBBQQQ", data, max(8, len(data) - 32))
+        if count > len(data):
+            raise ValueError("too many objects")
+        places = [int.from_bytes(data[at:at + width], "big") for at in range(table, table + count * width, width)]
+        return _plist_object(data, size, places, top, {})
+    except (IndexError, ValueError, TypeError, OverflowError, RecursionError, struct.error) as error:
+        raise _broken("CoreFoundation", "unreadable property list: %s" % error) from None
+
+
+def _plist_object(data: bytes, size: int, places: list[int], index: int, known: dict[int, Any]) -> Any:
+    """Object `index`; each is decoded once, several may refer to it."""
+    if index not in known:
+        known[index] = None     # a circle ends here
+        at = places[index]
+        kind, low = data[at] >> 4, data[at] & 15
+        if kind >= 4:
+            at, low = _plist_length(data, at, low)
+        known[index] = (_plist_items(data, size, places, kind, at, low, known) if kind in (10, 13)
+                        else _plist_scalar(data, kind, at, low))
+    return known[index]
+
+
+def _plist_length(data: bytes, at: int, low: int) -> tuple[int, int]:
+    """(where the content begins, how many): a count of 15 and more stands in an integer of its own."""
+    if low < 15:
+        return at + 1, low
+    width = 1 << (data[at + 1] & 15)
+    return at + 2 + width, min(int.from_bytes(data[at + 2:at + 2 + width], "big"), len(data))
+
+
+def _plist_scalar(data: bytes, kind: int, at: int, low: int) -> Any:
+    if kind == 0:
+        return {8: False, 9: True}.get(low)
+    if kind == 1:       # 8 bytes and more are signed
+        return int.from_bytes(data[at + 1:at + 1 + (1 << low)], "big", signed=low >= 3)
+    if kind == 2:
+        return struct.unpack_from(">f" if low == 2 else ">d", data, at + 1)[0]
+    if kind == 4:
+        return data[at:at + low]
+    if kind == 5:
+        return data[at:at + low].decode("ascii", "replace")
+    return data[at:at + 2 * low].decode("utf-16-be", "replace") if kind == 6 else None
+
+
+def _plist_items(data: bytes, size: int, places: list[int], kind: int, at: int, low: int, known: dict[int, Any]) -> Any:
+    if size < 1 or at + low * size > len(data):
+        raise ValueError("a container is longer than the list")
+    count = low * 2 if kind == 13 else low
+    items = [_plist_object(data, size, places, int.from_bytes(data[k:k + size], "big"), known)
+             for k in range(at, at + count * size, size)]
+    return dict(zip(items[:low], items[low:])) if kind == 13 else items
 
 
 def _cf_is_other(ref: Any) -> bool:
@@ -1184,13 +1256,13 @@ def _objc() -> _Runtime:
                 import atexit
                 runtime = _Runtime()
                 if hasattr(os, "register_at_fork"):
-                    os.register_at_fork(after_in_child=_after_fork)
+                    os.register_at_fork(after_in_child=_objc_after_fork)
                 atexit.register(_disarm)
                 _runtime = runtime
     return _runtime
 
 
-def _after_fork() -> None:
+def _objc_after_fork() -> None:
     """The child forgets every object, releasing none; whoever still holds one gets an error instead of a crash."""
     global _runtime, _forked, _runtime_lock
     runtime, _runtime, _forked, _runtime_lock = _runtime, None, True, allocate_lock()
@@ -2298,7 +2370,8 @@ class _Registry:
     def get(self, entry: Any, key: str) -> Any:
         """One property as Python data, None where the entry has none: 0.02 ms, against 2 ms for the whole AGX node."""
         with self.lock:
-            return _cf_value(_c.IORegistryEntryCreateCFProperty(self._port(entry), _cf_key(key), None, 0))
+            value = _c.IORegistryEntryCreateCFProperty(self._port(entry), _cf_key(key), None, 0)
+            return _cf_read(value) if value else None
 
     def alive(self, entry: Any) -> bool:
         number = ctypes.c_uint64()
@@ -2447,7 +2520,7 @@ class _Subscription:
         found = []
         for position in range(count):
             item, records = self._records(array, position)
-            found.append((self._identity(item, records), _describe(item)))
+            found.append((self._identity(item, records), _channel_of(item)))
         self._find(found)
         for i, place in enumerate(self.places):
             if place.position is not None:
@@ -2526,7 +2599,7 @@ class _Subscription:
         return tuple(value(item, k) for k in range(count)) if 0 < count <= 4096 else None
 
 
-def _describe(item: Any) -> _Channel:
+def _channel_of(item: Any) -> _Channel:
     """A channel dictionary, of a listing or of a sample."""
     number = _c.IOReportChannelGetChannelID(item)
     format = _c.IOReportChannelGetFormat(item)
@@ -2573,7 +2646,7 @@ class _IOReport:
         listing = _c.IOReportCopyChannelsInGroup(_cf_key(group), _cf_key(subgroup) if subgroup else None, 0, 0, 0)
         for item in _cf_items(_cf_get(listing, "IOReportChannels", "Array")):
             if _cf_is("Dictionary", item):
-                channel = _describe(item)
+                channel = _channel_of(item)
                 if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
                     yield item, channel
 
@@ -2971,10 +3044,10 @@ class _MetalDevice:
     def _chosen(self, registry_id: int | None) -> dict[str, Any]:
         """All devices are empty in some sandboxes, the default is nil over ssh and in daemons: each is asked."""
         devices = _c.MTLCopyAllDevices()
-        count = _send(devices, "count", "Q") if devices else 0
-        found = [_send(devices, "objectAtIndex:", "p", "Q", i) for i in range(min(count, 64))]
+        count = _message(devices, "count", "Q") if devices else 0
+        found = [_message(devices, "objectAtIndex:", "p", "Q", i) for i in range(min(count, 64))]
         for device in found:
-            if len(found) == 1 or registry_id is None or _send(device, "registryID", "Q") == registry_id:
+            if len(found) == 1 or registry_id is None or _message(device, "registryID", "Q") == registry_id:
                 return self._described(device)
         default = _c.MTLCreateSystemDefaultDevice()
         if not default:
@@ -2982,32 +3055,32 @@ class _MetalDevice:
         return self._described(default)
 
     def _described(self, device: Any) -> dict[str, Any]:
-        said: dict[str, Any] = {name: _send(device, name, "Q") for name in self._WORDS}
-        said["name"] = _text(_send(device, "name", "p"))
-        said["hasUnifiedMemory"] = bool(_send(device, "hasUnifiedMemory", "B"))
-        said["families"] = tuple(f for f in self._FAMILIES if _send(device, "supportsFamily:", "B", "q", f))
+        said: dict[str, Any] = {name: _message(device, name, "Q") for name in self._WORDS}
+        said["name"] = _message_text(_message(device, "name", "p"))
+        said["hasUnifiedMemory"] = bool(_message(device, "hasUnifiedMemory", "B"))
+        said["families"] = tuple(f for f in self._FAMILIES if _message(device, "supportsFamily:", "B", "q", f))
         said["architecture"] = None
-        if _send(device, "respondsToSelector:", "B", "p", _selector("architecture")):       # macOS 14
-            architecture = _send(device, "architecture", "p")
-            said["architecture"] = _text(_send(architecture, "name", "p")) if architecture else None
+        if _message(device, "respondsToSelector:", "B", "p", _message_selector("architecture")):       # macOS 14
+            architecture = _message(device, "architecture", "p")
+            said["architecture"] = _message_text(_message(architecture, "name", "p")) if architecture else None
         return said
 
 
-def _send(receiver: Any, selector: str, result: str, arguments: str = "", *values: Any) -> Any:
+def _message(receiver: Any, selector: str, result: str, arguments: str = "", *values: Any) -> Any:
     """One Objective-C message of known signature; BOOL is read as a byte (C bool on arm64, signed char on x86_64)."""
-    return _c.send(result, arguments)(receiver, _selector(selector), *values)
+    return _c.send(result, arguments)(receiver, _message_selector(selector), *values)
 
 
-def _selector(name: str) -> int:
+def _message_selector(name: str) -> int:
     selector: int | None = _c.sel_registerName(name.encode())
     if not selector:
         raise _broken("objc", "no selector %s" % name)
     return selector
 
 
-def _text(string: Any) -> str | None:
+def _message_text(string: Any) -> str | None:
     """The text of an NSString."""
-    text = _send(string, "UTF8String", "s") if string else None
+    text = _message(string, "UTF8String", "s") if string else None
     return None if text is None else text.decode("utf-8", "replace")
 
 

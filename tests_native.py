@@ -1,6 +1,8 @@
 """The native sources over a small Mac at the C ABI: ownership, bounds, refusals. To be folded into test_pyapplegpu.py."""
 import ctypes
 import os
+import plistlib
+import random
 import struct
 import sys
 import time
@@ -207,6 +209,23 @@ class Mac:
         for held in (key, value):
             self.heap[held].refs += 1
             self.heap[ref].held.append(held)
+
+    def plain(self, ref):
+        found = self.heap[ref]
+        if found.kind == "Array":
+            return [self.plain(item) for item in found.value]
+        if found.kind == "Dictionary":
+            return {name: self.plain(value) for name, (_, value) in found.value.items()}
+        if found.kind not in KINDS:
+            raise TypeError(found.kind)
+        return found.value
+
+    def CFPropertyListCreateData(self, _, ref, format, options, error):
+        assert (format, options, error) == (200, 0, None)
+        try:
+            return self.new("Data", plistlib.dumps(self.plain(ref), fmt=plistlib.FMT_BINARY))
+        except TypeError:
+            return 0
 
     # ---- IOKit
 
@@ -627,6 +646,28 @@ def test_a_nameless_channel_is_called_by_the_characters_of_its_id():
     assert ag._channel_name(0x4543505530202020) == "ECPU0   "
 
 
+@pytest.mark.parametrize("value", [
+    {"s": "p\u00e4 \U0001F600", "i": -5, "u": 200, "w": 70000, "big": (1 << 63) - 1, "min": -(1 << 63), "f": 2.5, "t": True,
+     "n": False, "x": b"\0\1", "e": b"", "a": [1, "two", [3]], "d": {"k": {"deep": 1}}, "same": "two", "empty": [{}, []]},
+    list(range(-300, 300)), "x" * 1000, b"y" * 70000, 17, -1, 0.25, True, {str(i): [i] for i in range(400)}])
+def test_binary_property_lists_read_as_they_were_written(value):
+    read = ag._plist(plistlib.dumps(value, fmt=plistlib.FMT_BINARY))
+    assert read == value and type(read) is type(value)
+
+
+def test_property_lists_of_noise_raise_our_error_only():
+    noise, whole = random.Random(1), plistlib.dumps({"a": [1, {"b": "c" * 40}], "d": b"e"}, fmt=plistlib.FMT_BINARY)
+    for _ in range(4000):
+        data = bytearray(whole)
+        for _ in range(noise.randrange(1, 6)):
+            data[noise.randrange(8, len(data))] = noise.randrange(256)
+        for broken in (bytes(data), bytes(data[:noise.randrange(len(data))]), b"bplist00" + noise.randbytes(60)):
+            try:
+                ag._plist(broken)
+            except ag.AppleGPUError:
+                pass
+
+
 # ---- CoreFoundation
 
 VALUE = {"s": "p\u00e4 \U0001F600", "i": -5, "big": (1 << 63) - 1, "f": 2.5, "t": True, "n": False, "x": b"\0\1", "e": b"",
@@ -642,10 +683,19 @@ def test_values_convert_with_their_types_and_leave_nothing(mac):
     assert not mac.heap
 
 
+def test_a_reading_costs_the_same_whatever_its_size(mac):
+    for value in ("Apple M4", VALUE, [VALUE] * 20):
+        ref, mac.calls = mac.cf(value), []
+        assert ag._cf_read(ref) == value and len(mac.calls) == 4
+        mac.CFRelease(ref)
+    assert not mac.heap
+
+
 def test_an_unknown_type_is_none(mac):
-    ref = mac.cf({"date": object.__call__() if False else 1})
-    assert ag._cf_value(mac.new("Date", 0)) is None
-    mac.CFRelease(ref)
+    ref = mac.new("Date", 0)
+    assert ag._cf_value(ref) is None and ag._cf_read(ref) is None
+    held = mac.new("Array", [ref, ref], [ref, ref])
+    assert ag._cf_read(held) == [None, None]
 
 
 def test_dictionaries_own_what_they_hold(mac):
@@ -1003,7 +1053,8 @@ def tour(machine):
     return failed
 
 
-OPTIONAL = {"CFBooleanGetValue", "IOIteratorReset", "IOReportSimpleGetIntegerValue", "IOReportHistogramGetBucketCount",
+OPTIONAL = {"CFBooleanGetValue", "CFDictionaryGetCount", "CFDictionaryGetKeysAndValues", "CFPropertyListCreateData",
+            "IOIteratorReset", "IOReportSimpleGetIntegerValue", "IOReportHistogramGetBucketCount",
             "IOReportHistogramGetBucketHits", "IOReportStateGetResidency", "MTLCreateSystemDefaultDevice"}
 USED = sorted(set(ag._PROTOTYPES) - {"CFRelease", "IOServiceClose", "IOObjectRelease", "objc_release", "vm_deallocate", "objc_autoreleasePoolPop"})
 

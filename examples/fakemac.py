@@ -1157,6 +1157,29 @@ class CoreFoundation:
     def CFDictionaryContainsKey(self, ref, key):
         return self.mac.entry(self.mac.obj(ref, "CFDictionary"), key_of(self.mac.obj(key))) is not None
 
+    def plain(self, obj):
+        """A property list in Python; TypeError for what has no place in one."""
+        if obj.kind == "CFArray":
+            return [self.plain(self.mac.element(obj, index)) for index in range(len(obj.value))]
+        if obj.kind == "CFDictionary":
+            return {name: self.plain(self.mac.entry(obj, name)) for name in self.mac.content(obj)}
+        if obj.kind == "CFNumber":
+            return float(obj.value) if obj.info[0] == "f" else obj.value
+        if obj.kind not in ("CFString", "CFBoolean", "CFData"):
+            raise TypeError(obj.kind)
+        return bool(obj.value) if obj.kind == "CFBoolean" else obj.value
+
+    @c("p p p q Q p", own="+1")
+    def CFPropertyListCreateData(self, allocator, plist, form, options, error):
+        import plistlib
+        if form != 200:
+            raise Violation("CFPropertyListCreateData: only the binary form (200) is served")
+        try:
+            data = plistlib.dumps(self.plain(self.mac.obj(plist)), fmt=plistlib.FMT_BINARY)
+        except TypeError:
+            return None
+        return self.mac.new("CFData", data, "CFPropertyListCreateData").addr
+
     @c("v p p p")
     def CFDictionaryGetKeysAndValues(self, ref, keys, values):
         dictionary = self.mac.obj(ref, "CFDictionary")
