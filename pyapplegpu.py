@@ -4470,7 +4470,8 @@ def _smc_number(key: str, kind: str, data: bytes) -> float | None:
     """The number in an SMC value; None for a type that holds none, or bytes of the wrong length."""
     if kind in _SMC_TYPES:
         size, decode = _SMC_TYPES[kind]
-        return decode(data) if len(data) == size else None
+        value = decode(data) if len(data) == size else None
+        return value if value is not None and abs(value) < 1e38 else None      # a gated sensor may hold NaN or infinity
     if kind[:2] in ("ui", "si") and kind[2:].strip().isdigit() and len(data) == int(kind[2:]) // 8:
         return int.from_bytes(data, "little" if key.startswith("B0") else "big", signed=kind[0] == "s")
     return None
@@ -4813,7 +4814,7 @@ def _limit_figure(name: str, states: Sequence[str], ratios: Sequence[float]) -> 
 def _busy_percent(old: bytes, new: bytes, cpus: Sequence[int] | None) -> int | None:
     """Percent of ticks that were not idle; counters are u32 and wrap. None when the tables do not fit or nothing moved."""
     count = len(new) // 16
-    if len(old) != len(new) or not count or any(c >= count for c in cpus or ()):
+    if len(old) != len(new) or not count or any(not 0 <= c < count for c in cpus or ()):
         return None
     idle = total = 0
     for cpu in (cpus if cpus is not None else range(count)):
@@ -6226,7 +6227,10 @@ class _Engine:
         self.pmp.refresh(window)
         with self.lock:
             got = {i: self.pmp.ratios(i, window) for i in list(whole) + list(agents)}
-        read = {i: _histogram(self.pmp.channels[i].states, ratios) for i, (ratios, _) in got.items()}
+        try:
+            read = {i: _histogram(self.pmp.channels[i].states, ratios) for i, (ratios, _) in got.items()}
+        except ValueError:      # no state of it names a bandwidth
+            raise self.pmp.missing(REASON_ABSENT) from None
         lanes = whole if whole and (not agents or any(read[i][2] for i in whole)) else agents
         span = max(span for _, span in got.values())
         value = Bandwidth(sum(read[i][0] for i in lanes), True, any(read[i][1] for i in lanes))

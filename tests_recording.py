@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import glob
+import inspect
 import json
 import os
 import random
@@ -536,6 +537,62 @@ def test_random_changes_give_answers_or_our_errors():
             everything(m)
             m.clock.sleep(1)
     assert refused > 500 and read > 300, (refused, read)
+
+
+def gently(data, rng):
+    """Changes values, not shapes: most of what comes out is a recording, of a Mac that lies."""
+    def walk(node):
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()):
+            yield node, key, value
+            yield from walk(value)
+    spots = list(walk({part: data[part] for part in ag._RECORDING_PARTS if part != "time" and data.get(part)}))
+    for _ in range(rng.choice((1, 3, 30, 300))):
+        node, key, value = rng.choice(spots)
+        if isinstance(value, str) and len(value) >= 8 and not value.strip("0123456789abcdef") and len(value) % 2 == 0:
+            size = len(value) // 2
+            node[key] = rng.choice((bytes(size), b"\xff" * size, bytes(rng.randrange(256) for _ in range(size)))).hex()
+        elif type(value) is int and key != 0:
+            node[key] = rng.choice((0, 1, -1, (1 << 63) - 1, -(1 << 63), value + 1, value - 1, rng.randrange(1 << 40), -value))
+        elif isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and rng.random() < 0.3:
+            node[key] = copy.deepcopy(rng.choice((["s", "z"], ["i64", -1], ["b", True], ["x", ""], ["a", []], ["d", {}],
+                                                  ["f64", 1e300], ["a", [["i64", 1]]], ["d", {"a": ["s", "b"]}])))
+        elif isinstance(value, str) and rng.random() < 0.2:
+            node[key] = rng.choice(("", "\xe9", "pid x, y", "pid 99999999999999999999, a", "   9GB/s", "V99P1", "P999999",
+                                    "ECPU99", "DIE_9_CPU Energy", "GPU Energy", "flt ", "ui8 "))
+
+
+def test_a_mac_that_lies_gives_answers_or_our_errors():
+    rng, sources = random.Random(20261121), sorted(glob.glob(os.path.join(HERE, "examples", "recordings", "*.json")))
+    bases = []
+    for source in sources:
+        with open(source) as file:
+            bases.append(json.load(file))
+    extra = {"pid": 357, "fan": 0, "engine": "encode", "caps": 0}
+    calls = []
+    for name, function in vars(ag).items():
+        if inspect.isfunction(function) and name.startswith(("Device", "Memory", "Ane", "Cpu", "Vpu", "Process")):
+            needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+            calls.append((function, [extra.get(p.name, "device") for p in needed]))
+    answers = refusals = 0
+    for _ in range(100 if bases else 0):
+        data = copy.deepcopy(rng.choice(bases))
+        gently(data, rng)
+        with folder() as path:
+            name = os.path.join(path, "a.json")
+            with open(name, "w") as file:
+                json.dump(data, file)
+            try:
+                device = ag.LibraryOpen(name, speed=0)
+            except ag.AppleGPUError:
+                continue
+        for function, names in calls:
+            try:
+                function(*[device if n == "device" else n for n in names])
+                answers += 1
+            except ag.AppleGPUError:
+                refusals += 1
+        ag.LibraryClose(device)
+    assert not bases or (answers > 1000 and refusals > 300), (answers, refusals)
 
 
 def test_random_bytes_of_a_file_give_our_errors():
