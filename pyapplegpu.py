@@ -8164,16 +8164,21 @@ MaxInstancesPerGpuInstance MaxInstancesPerVm Name NumDisplayHeads Resolution
 """
 
 
-def _nvml_names(packed: str) -> Iterator[tuple[str, int]]:
-    """(name, number) for each name of a packed list."""
+def _nvml_names(packed: str) -> dict[str, int]:
+    """The names of a packed list and their numbers."""
+    found: dict[str, int] = {}
     prefix, number = "", -1
     for word in packed.split():
-        if word[-1] == ":":
+        if "=" in word:
+            name, given = word.split("=")
+            number = int(given, 0)
+            found[prefix + name] = number
+        elif word[-1] == ":":
             prefix, number = word[:-1], -1
-            continue
-        name, _, given = word.partition("=")
-        number = int(given, 0) if given else number + 1
-        yield prefix + name, number
+        else:
+            number += 1
+            found[prefix + word] = number
+    return found
 
 
 def _nvml_unsupported(name: str) -> Callable[..., Any]:
@@ -8186,7 +8191,7 @@ def _nvml_unsupported(name: str) -> Callable[..., Any]:
 
 
 globals().update(_nvml_names(_NVML_CONSTANTS))
-globals().update((name, _nvml_unsupported(name)) for name, _ in _nvml_names(_NVML_UNSUPPORTED))
+globals().update([(name, _nvml_unsupported(name)) for name in _nvml_names(_NVML_UNSUPPORTED)])
 
 if TYPE_CHECKING:       # the ones programs often try, for checkers; the packed lists define them
     nvmlDeviceGetCudaComputeCapability: Callable[..., tuple[int, int]]

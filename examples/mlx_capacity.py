@@ -4,7 +4,7 @@
     python mlx_capacity.py model.safetensors --cache 4GiB --fraction 0.9
     python mlx_capacity.py 40GiB --recording recordings/m4-macos27.json
 
-Exit status 0 when it fits, 3 when it does not. What counts is neither the RAM nor what one process allocated: the GPU's
+Exit status 0 when it fits, 3 when it does not, 1 when that cannot be told. What counts is neither the RAM nor what one process allocated: the GPU's
 limit, what all processes hold of it now, and the RAM that is really available.
 """
 from __future__ import annotations
@@ -78,11 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         ag.LibraryInit(options.recording)
+        gpu = ag.LibraryInitDeviceByIndex(0)
+        found = capacity(gpu, options.size + options.cache, options.fraction)
     except ag.AppleGPUError as e:
         print(e, file=sys.stderr)
         return 1
-    gpu = ag.LibraryInitDeviceByIndex(0)
-    found = capacity(gpu, options.size + options.cache, options.fraction)
     print("%s: %s" % (ag.DeviceGetName(gpu), found.why))
     for label, value in zip(("need", "budget", "GPU limit", "GPU in use", "RAM available"), found[1:6]):
         print("%-14s %8.2f GiB" % (label, value / GIB))

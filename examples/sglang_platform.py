@@ -93,11 +93,15 @@ def main(arguments: list[str]) -> int:
         print("no Apple GPU here; give a recording", file=sys.stderr)
         return 1
     platform = AppleGpuPlatform
-    print("name       %s" % platform.get_device_name())
-    print("uuid       %s" % platform.get_device_uuid())
-    print("total      %d bytes" % platform.get_device_total_memory())
-    print("used       %d bytes" % platform.get_current_memory_usage())
-    print("available  %.2f GiB" % platform.get_available_gpu_memory())
+    for label, form, query in (("name", "%s", platform.get_device_name), ("uuid", "%s", platform.get_device_uuid),
+                               ("total", "%d bytes", platform.get_device_total_memory),
+                               ("used", "%d bytes", platform.get_current_memory_usage),
+                               ("available", "%.2f GiB", platform.get_available_gpu_memory)):
+        try:
+            text = form % query()
+        except ag.AppleGPUError as e:       # a virtual machine knows its limit, not what is in use
+            text = "- (%s)" % e
+        print("%-10s %s" % (label, text))
     return 0
 
 
