@@ -1584,7 +1584,7 @@ class IOReport:
         listed = {channel.group for channel in self.everything}
         for group, state in self.groups.items():
             if state != "ok" and group not in listed:      # known to be refused, its channels not recorded
-                self.everything += [Channel({"driver": 1, "channel": number, "group": group, "subgroup": "", "name": name, "type": 0x1000010001,
+                self.everything += [Channel({"driver": 1, "channel": number, "group": group, "subgroup": "Perf Counters", "name": name, "type": 0x1000010001,
                                              "unit": 0x0900820000000000, "rows": [None]}) for number, name in enumerate(("DCS RD", "DCS WR"))]
         self.items_at, self.items = None, {}
 
