@@ -489,6 +489,7 @@ _LIBRARIES = {
     "System": "/usr/lib/libSystem.B.dylib",
     "CoreFoundation": "/System/Library/Frameworks/CoreFoundation.framework/CoreFoundation",
     "CoreGraphics": "/System/Library/Frameworks/CoreGraphics.framework/CoreGraphics",
+    "Foundation": "/System/Library/Frameworks/Foundation.framework/Foundation",
     "IOKit": "/System/Library/Frameworks/IOKit.framework/IOKit",
     "IOReport": "/usr/lib/libIOReport.dylib",
     "Metal": "/System/Library/Frameworks/Metal.framework/Metal",
@@ -587,9 +588,26 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "MTLCreateSystemDefaultDevice": ("Metal", "O", "", 10),
     "MTLCopyAllDevices": ("Metal", "O", "", 10),
     "objc_release": ("objc", "v", "p", 10),
-    "objc_autoreleasePoolPush": ("objc", "p", "", 10),
+    "objc_autoreleasePoolPush": ("objc!", "p", "", 10),
     "objc_autoreleasePoolPop": ("objc", "v", "p", 10),
     "sel_registerName": ("objc", "p", "s", 10),
+    "sel_getName": ("objc", "s", "p", 10),
+    "object_getClass": ("objc!", "p", "p", 10),
+    "objc_retain": ("objc!", "p", "p", 10),                             # borrowed: the count is kept by the bridge
+    "objc_getClass": ("objc", "p", "s", 10),
+    "objc_getProtocol": ("objc", "p", "s", 10),
+    "class_getName": ("objc", "s", "p", 10),
+    "class_getSuperclass": ("objc", "p", "p", 10),
+    "class_isMetaClass": ("objc", "B", "p", 10),
+    "class_getInstanceMethod": ("objc", "p", "pp", 10),
+    "class_copyMethodList": ("objc", "p", "pp", 10),
+    "class_copyProtocolList": ("objc", "p", "pp", 10),
+    "method_getName": ("objc", "p", "p", 10),
+    "method_getTypeEncoding": ("objc", "s", "p", 10),
+    "_protocol_getMethodTypeEncoding": ("objc", "s", "ppBB", 10),
+    "free": ("System", "v", "p", 10),
+    "_Block_copy": ("System", "p", "p", 10),
+    "_Block_release": ("System", "v", "p", 10),
 }
 
 # What owns an owned result: class name -> (ctypes type, the function that releases it), and its result letter.
@@ -927,9 +945,6 @@ def _cf_text(ref: Any) -> str | None:
 # once, and a Python function that checks and converts arguments is compiled for it at the first use. A selector that
 # nothing describes is never sent: an unknown selector, a wrong class or a wrong count would end the process.
 
-_LIBOBJC = "/usr/lib/libobjc.A.dylib"
-_LIBSYSTEM = "/usr/lib/libSystem.B.dylib"
-_FRAMEWORK = "/System/Library/Frameworks/%s.framework/%s"
 _QUALIFIERS = "rnNoORVA"
 _SIZES = {"v": 0, "c": 1, "C": 1, "B": 1, "s": 2, "S": 2, "i": 4, "I": 4, "l": 4, "L": 4, "f": 4,
           "q": 8, "Q": 8, "d": 8, "*": 8, ":": 8, "#": 8}
@@ -1168,14 +1183,9 @@ class _Runtime:
     def __init__(self) -> None:
         if sys.platform != "darwin":
             raise _fail(ERROR_LIBRARY_NOT_FOUND, None, "objc", "Metal is part of macOS; this is %s" % sys.platform)
-        try:
-            free, keep = ctypes.CDLL(_LIBOBJC, use_errno=True), ctypes.PyDLL(_LIBOBJC)
-            system = ctypes.CDLL(_LIBSYSTEM, use_errno=True)
-            self.libraries = {name: ctypes.CDLL(_FRAMEWORK % (name, name), use_errno=True)
-                              for name in ("Foundation", "CoreGraphics", "Metal")}      # without CoreGraphics: no device
-        except OSError as error:
-            raise _fail(ERROR_LIBRARY_NOT_FOUND, REASON_MACOS, "objc", str(error)) from None
-        self._functions(free, keep, system)
+        for name in ("Foundation", "CoreGraphics", "Metal"):       # without CoreGraphics there is no device
+            _c.library(name)
+        self._functions()
         self.thread = _Thread()
         self.lock = RLock()
         self.cache: dict[int, _Reference] = {}      # pointer -> the weak reference to its one Python object
@@ -1188,56 +1198,44 @@ class _Runtime:
         self.blocks: dict[int, list[Any]] = {}      # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}
         self.next_block = 0
+        self.launchers: dict[str, tuple[Any, int]] = {}
+        self.conforming: dict[tuple[type, str], bool] = {}
+        self.device: Any = None             # the default one, once asked for
+        self.dead_counters = False          # counter samples that were zeros: do not ask again
         self.exiting = False
         self.named: dict[str, list[str]] = {}
         for row in _STRUCTS.split(";"):
             name, *rest = row.split(" ")
             self.named[name] = rest
 
-    def _functions(self, free: Any, keep: Any, system: Any) -> None:
-        word, text, count = ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint)
-
+    def _functions(self) -> None:
         class Description(ctypes.Structure):
-            _fields_ = [("name", word), ("types", text)]
+            _fields_ = [("name", ctypes.c_void_p), ("types", ctypes.c_char_p)]
 
-        def take(library: Any, name: str, result: Any, *arguments: Any) -> Any:
-            function = library[name]
-            function.restype, function.argtypes = result, arguments
-            return function
-
-        # These take no lock another thread could hold while it wants the GIL; release and pool pop can run any dealloc.
-        self.class_of = take(keep, "object_getClass", word, word)
-        self.retain = take(keep, "objc_retain", word, word)
-        self.push = take(keep, "objc_autoreleasePoolPush", word)
-        self.release = take(free, "objc_release", None, word)
-        self.pop = take(free, "objc_autoreleasePoolPop", None, word)
-        self.get_class = take(free, "objc_getClass", word, text)
-        self.get_protocol = take(free, "objc_getProtocol", word, text)
-        self.class_name = take(free, "class_getName", text, word)
-        self.superclass = take(free, "class_getSuperclass", word, word)
-        self.is_meta = take(free, "class_isMetaClass", ctypes.c_bool, word)
-        self.method_of = take(free, "class_getInstanceMethod", word, word, word)
-        self.encoding = take(free, "method_getTypeEncoding", text, word)
-        self.method_name = take(free, "method_getName", word, word)
-        self.method_list = take(free, "class_copyMethodList", word, word, count)
-        self.protocol_list = take(free, "class_copyProtocolList", word, word, count)
-        self.described = take(free, "protocol_getMethodDescription", Description, word, word, ctypes.c_bool, ctypes.c_bool)
-        self.selector = take(free, "sel_registerName", word, text)
-        self.selector_name = take(free, "sel_getName", text, word)
+        # Those that keep the GIL ("objc!") take no lock which another thread could hold while it wants the GIL; release
+        # and pool pop give it away, because they can run any dealloc.
+        self.class_of, self.retain, self.release = _c.object_getClass, _c.objc_retain, _c.objc_release
+        self.push, self.pop = _c.objc_autoreleasePoolPush, _c.objc_autoreleasePoolPop
+        self.get_class, self.get_protocol = _c.objc_getClass, _c.objc_getProtocol
+        self.class_name, self.superclass, self.is_meta = _c.class_getName, _c.class_getSuperclass, _c.class_isMetaClass
+        self.method_of, self.encoding = _c.class_getInstanceMethod, _c.method_getTypeEncoding
+        self.method_name, self.method_list = _c.method_getName, _c.class_copyMethodList
+        self.protocol_list, self.free = _c.class_copyProtocolList, _c.free
+        self.selector, self.selector_name = _c.sel_registerName, _c.sel_getName
+        self.described = _c.symbol("objc", "protocol_getMethodDescription")
+        self.described.restype = Description
+        self.described.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool)
+        self.block_copy, self.block_release = _c._Block_copy, _c._Block_release
+        self.send = _c.address("objc", "objc_msgSend")
+        self.stack_block, self.harmless = _c.address("System", "_NSConcreteStackBlock"), _c.address("System", "getpid")
         try:        # not in a public header: it alone names classes and block signatures (exported since 10.8)
-            self.extended = take(free, "_protocol_getMethodTypeEncoding", text, word, word, ctypes.c_bool, ctypes.c_bool)
-        except AttributeError:
+            self.extended = _c._protocol_getMethodTypeEncoding
+        except AppleGPUError:
             self.extended = None
-        self.send = ctypes.cast(free["objc_msgSend"], word).value
         try:        # only on x86_64: results over 16 bytes go through it, and BOOL is a signed char there
-            self.stret = ctypes.cast(free["objc_msgSend_stret"], word).value
-        except AttributeError:
-            self.stret = None
-        self.free = take(system, "free", None, word)
-        self.block_copy = take(system, "_Block_copy", word, word)
-        self.block_release = take(system, "_Block_release", None, word)
-        self.stack_block = ctypes.cast(system["_NSConcreteStackBlock"], word).value
-        self.harmless = ctypes.cast(system["getpid"], word).value
+            self.stret = _c.address("objc", "objc_msgSend_stret")
+        except AppleGPUError:
+            self.stret = 0
 
 
 _runtime: _Runtime | None = None
@@ -1256,13 +1254,13 @@ def _objc() -> _Runtime:
                 import atexit
                 runtime = _Runtime()
                 if hasattr(os, "register_at_fork"):
-                    os.register_at_fork(after_in_child=_objc_after_fork)
+                    os.register_at_fork(after_in_child=_objc_forked)
                 atexit.register(_disarm)
                 _runtime = runtime
     return _runtime
 
 
-def _objc_after_fork() -> None:
+def _objc_forked() -> None:
     """The child forgets every object, releasing none; whoever still holds one gets an error instead of a crash."""
     global _runtime, _forked, _runtime_lock
     runtime, _runtime, _forked, _runtime_lock = _runtime, None, True, allocate_lock()
@@ -1295,8 +1293,9 @@ class MetalObject:
     """An Objective-C object. It holds one retain count, given back when the last Python reference goes (or by
     MetalRelease); one pointer is one Python object. Its class mirrors the Objective-C class, so that methods, dir() and
     help() come from the running system: device.newBufferWithLength_options_(4096, 0)."""
-    __slots__ = ("_pointer", "__weakref__")
+    __slots__ = ("_pointer", "_facts", "__weakref__")
     _pointer: int
+    _facts: Any                 # what the flat functions asked it once: limits, lengths, a device's own queue
     _objc_text = False          # instances are NSStrings
     _objc_class = 0
 
@@ -1408,7 +1407,7 @@ def _wrap(pointer: int | None) -> Any:
             return one
     kind = _mirror(runtime.class_of(pointer))
     if kind._objc_text:
-        return _text(pointer)
+        return _string_of(pointer)
     runtime.retain(pointer)
     return _remember(runtime, pointer, kind)
 
@@ -1427,14 +1426,14 @@ def _adopt(pointer: int | None, text: bool = True) -> Any:
     kind = _mirror(runtime.class_of(pointer))
     if text and kind._objc_text:
         owner = _Temporary(pointer)
-        return _text(owner._pointer)
+        return _string_of(owner._pointer)
     return _remember(runtime, pointer, kind)
 
 
 def _remember(runtime: _Runtime, pointer: int, kind: type[MetalObject]) -> MetalObject:
     """Put an object, whose count is ours, in the cache. No lock unless another thread was first or an entry is dead."""
     one = kind.__new__(kind)
-    one._pointer = pointer
+    one._pointer, one._facts = pointer, None
     reference = _Reference(one, _dropped)
     reference.pointer, reference.owned = pointer, True
     if runtime.cache.setdefault(pointer, reference) is not reference:
@@ -1468,7 +1467,7 @@ def _sweep(runtime: _Runtime) -> None:
         runtime.sweep_at = max(1024, 2 * len(runtime.cache))
 
 
-def _text(pointer: int) -> str:
+def _string_of(pointer: int) -> str:
     """A str of an NSString; embedded NULs are kept, lone surrogates become question marks."""
     runtime = _objc()
     token = runtime.push()
@@ -1556,7 +1555,7 @@ def _forwarded(self: MetalObject, name: str) -> Any:
 
 # -- what a method takes
 
-def _describe(kind: int, selector: str, pointer: int | None) -> tuple[_Type, ...]:
+def _describe_method(kind: int, selector: str, pointer: int | None) -> tuple[_Type, ...]:
     """Types of a method, from the class; else (proxies, private C++ types) from the forwarding target, the class's
     protocols, methodSignatureForSelector:. AttributeError when nothing describes it."""
     runtime = _objc()
@@ -1598,7 +1597,7 @@ def _from_target(kind: int, key: int, selector: str, pointer: int | None) -> tup
     if not target or target == pointer:
         return None
     try:
-        return _describe(runtime.class_of(target), selector, target)
+        return _describe_method(runtime.class_of(target), selector, target)
     except AttributeError:
         return None
 
@@ -1626,7 +1625,7 @@ def _from_protocols(kind: int, key: int) -> tuple[_Type, ...] | None:
 
 
 def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ...] | None:
-    runtime, name = _objc(), _selector(b"methodSignatureForSelector:")
+    runtime, name = _objc(), _selector_of(b"methodSignatureForSelector:")
     method, proxy = runtime.method_of(kind, name), runtime.get_class(b"NSProxy")
     if not pointer or not method or (proxy and method == runtime.method_of(proxy, name)):     # NSProxy's own raises
         return None
@@ -1642,7 +1641,7 @@ def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ..
         return None
 
 
-def _selector(name: bytes) -> int:
+def _selector_of(name: bytes) -> int:
     return int(_objc().selector(name))
 
 
@@ -1755,7 +1754,7 @@ def _prepare(pointer: int, selector: str) -> tuple[Any, int]:
     kind = runtime.class_of(pointer)
     found = runtime.prepared.get((kind, selector))
     if found is None:
-        types = _describe(kind, selector, pointer)
+        types = _describe_method(kind, selector, pointer)
         found = _prototype(types, selector, selector in _KEEP_GIL), runtime.selector(selector.encode())
         runtime.prepared[kind, selector] = found
     return found
@@ -1971,7 +1970,7 @@ def _out(value: Any) -> Any:
 def _selector_argument(value: Any) -> int:
     if not isinstance(value, str):
         raise TypeError("a selector's name is wanted here, not %r" % (value,))
-    return _selector(value.encode())
+    return _selector_of(value.encode())
 
 
 # -- blocks
@@ -2169,7 +2168,7 @@ def _method(kind: int, selector: str, one: MetalObject | None = None) -> Any:
     _refuse(selector)
     runtime = _objc()
     pointer = one._pointer if one is not None else None
-    types = _extend(kind, selector, _describe(kind, selector, pointer))
+    types = _extend(kind, selector, _describe_method(kind, selector, pointer))
     key = (selector, tuple((t.code, t.name, t.const, t.size) for t in types))
     function = runtime.methods.get(key)
     if function is None:
@@ -2185,6 +2184,7 @@ def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
     if len(types) - 1 != selector.count(":"):
         raise AttributeError("%s: its encoding has %d arguments" % (selector, len(types) - 1))
     space: dict[str, Any] = {
+        "__builtins__": {"int": int, "float": float, "tuple": tuple},
         "sel": runtime.selector(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
         "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop, "retain": runtime.retain, "wrap": _wrap,
         "adopt": _adopt, "index": index, "too_big": _range_error, "truth": _truth, "unblock": runtime.block_release,
@@ -2221,7 +2221,7 @@ def _failure(pointer: int | None, selector: int) -> MetalError:
     if not pointer:
         return MetalError("", 0, "%s failed without saying why" % _selector_text(selector))
     texts = [_ask(pointer, name) for name in ("domain", "localizedDescription")]
-    domain, text = [_text(t) if t else "" for t in texts]
+    domain, text = [_string_of(t) if t else "" for t in texts]
     return MetalError(domain, _ask(pointer, "code"), text)
 
 
@@ -7786,6 +7786,1280 @@ def _time_delta(a: Snapshot, b: Snapshot, reasons: dict[str, str]) -> dict[int, 
 # ======================================================================================================================
 # Metal
 # ======================================================================================================================
+
+# ---- values
+
+class MetalDetails(NamedTuple):
+    """What Metal says of a device; None where this macOS has no such property."""
+    name: str
+    registry_id: int                        # of the accelerator in the I/O registry: the same number as DeviceGetRegistryId
+    architecture: str | None                # "applegpu_g16g" (macOS 14)
+    families: tuple[str, ...]               # "Apple7" ... "Metal3", those supportsFamily: says yes to
+    unified_memory: bool
+    working_set_bytes: int                  # recommendedMaxWorkingSetSize
+    max_buffer_bytes: int
+    max_threadgroup_memory_bytes: int
+    max_threads_per_threadgroup: tuple[int, int, int]
+    allocated_bytes: int                    # by this process, now (currentAllocatedSize)
+    raytracing: bool | None                 # (macOS 11)
+    low_power: bool
+    removable: bool
+    headless: bool
+
+
+class MetalPipelineLimits(NamedTuple):
+    """What one compiled kernel allows."""
+    max_threads: int                        # per threadgroup, for this kernel's registers
+    simd_width: int                         # threads that run in step; threadgroups should be a multiple of it
+    threadgroup_memory_bytes: int           # declared inside the kernel
+
+
+class MetalTiming(NamedTuple):
+    """One finished command buffer, seconds. Metal's stamps are host time, as time.CLOCK_UPTIME_RAW; None: no stamp."""
+    gpu_s: float | None                     # GPUStartTime to GPUEndTime
+    kernel_s: float | None                  # the driver's CPU work to schedule it (kernelStartTime to kernelEndTime)
+    scheduling_s: float | None              # commit call to kernelStartTime
+    queue_s: float | None                   # kernelEndTime to GPUStartTime
+    notice_s: float | None                  # GPUEndTime to the return of MetalWait
+    total_s: float | None                   # commit call to the return of MetalWait, host clock alone
+
+
+class MetalDispatchTime(NamedTuple):
+    """GPU time of one dispatch of a profiled work. `seconds` is None when nothing could tell; `method` says why or how."""
+    label: str
+    seconds: float | None
+    method: str                             # "counters", "command buffer", or why there is no figure
+
+
+class MetalComparison(NamedTuple):
+    """Two ways of doing the same, run in turn. Times are GPU seconds where Metal gives them, else host seconds."""
+    n: int
+    a_median_s: float
+    b_median_s: float
+    a_spread_s: float                       # distance between the quartiles
+    b_spread_s: float
+    ratio: float                            # median of b / a, run by run: above 1 a is quicker
+    ratio_low: float                        # 95 % confidence interval of that median (order statistics, no normal law)
+    ratio_high: float
+    confidence: float                       # what the interval really covers; less than 0.95 when n is small
+    clock: str                              # "gpu" or "host"
+    verdict: str                            # "a is quicker", "b is quicker" or "no difference shown"
+
+
+class MetalMemoryInfo(NamedTuple):
+    """Metal memory of this process."""
+    allocated_bytes: int                    # the device's currentAllocatedSize
+    working_set_bytes: int                  # what it may use without paging
+    tracked_bytes: int                      # allocatedSize of the resources Python holds
+    objects: int                            # Objective-C objects Python holds, of every kind
+
+
+# ---- constants: Apple's names, in one table, opened at the first use
+# Enumeration, then its constants without its name; "=n" where a value does not follow the one before, "~" a full name.
+# macOS 14.2 SDK, and the macOS 26 ones of objc2-generated and pyobjc where both agree.
+
+_ENUMS = (
+    "MTL4AlphaToCoverageState Disabled Enabled;MTL4AlphaToOneState Disabled Enabled;MTL4BinaryFunctionOptions "
+    "~MTL4BinaryFunctionOptionNone ~MTL4BinaryFunctionOptionPipelineIndependent=2;MTL4BlendState Disabled Enabled "
+    "Unspecialized;MTL4CommandQueueError None Timeout NotPermitted OutOfMemory DeviceRemoved AccessRevoked "
+    "Internal;MTL4CompilerTaskStatus None Scheduled Compiling Finished;MTL4CounterHeapType Invalid "
+    "Timestamp;MTL4IndirectCommandBufferSupportState Disabled "
+    "Enabled;MTL4LogicalToPhysicalColorAttachmentMappingState Identity "
+    "Inherited;MTL4PipelineDataSetSerializerConfiguration CaptureDescriptors=1 "
+    "CaptureBinaries;MTL4RenderEncoderOptions ~MTL4RenderEncoderOptionNone ~MTL4RenderEncoderOptionSuspending "
+    "~MTL4RenderEncoderOptionResuming;MTL4ShaderReflection None BindingInfo BufferTypeInfo;MTL4TimestampGranularity "
+    "Relaxed Precise;MTL4VisibilityOptions ~MTL4VisibilityOptionNone ~MTL4VisibilityOptionDevice "
+    "~MTL4VisibilityOptionResourceAlias;MTLAccelerationStructureInstanceDescriptorType Default UserID Motion Indirect "
+    "IndirectMotion;MTLAccelerationStructureInstanceOptions ~MTLAccelerationStructureInstanceOptionNone "
+    "~MTLAccelerationStructureInstanceOptionDisableTriangleCulling "
+    "~MTLAccelerationStructureInstanceOptionTriangleFrontFacingWindingCounterClockwise "
+    "~MTLAccelerationStructureInstanceOptionOpaque=4 "
+    "~MTLAccelerationStructureInstanceOptionNonOpaque=8;MTLAccelerationStructureRefitOptions "
+    "~MTLAccelerationStructureRefitOptionVertexData=1 "
+    "~MTLAccelerationStructureRefitOptionPerPrimitiveData;MTLAccelerationStructureUsage None Refit PreferFastBuild "
+    "ExtendedLimits=4 PreferFastIntersection=16 MinimizeMemory=32;MTLArgumentBuffersTier 1 2;MTLArgumentType Buffer "
+    "ThreadgroupMemory Texture Sampler ImageblockData=16 Imageblock VisibleFunctionTable=24 "
+    "PrimitiveAccelerationStructure InstanceAccelerationStructure IntersectionFunctionTable;MTLAttributeFormat "
+    "Invalid UChar2 UChar3 UChar4 Char2 Char3 Char4 UChar2Normalized UChar3Normalized UChar4Normalized "
+    "Char2Normalized Char3Normalized Char4Normalized UShort2 UShort3 UShort4 Short2 Short3 Short4 UShort2Normalized "
+    "UShort3Normalized UShort4Normalized Short2Normalized Short3Normalized Short4Normalized Half2 Half3 Half4 Float "
+    "Float2 Float3 Float4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Int1010102Normalized UInt1010102Normalized "
+    "UChar4Normalized_BGRA UChar=45 Char UCharNormalized CharNormalized UShort Short UShortNormalized ShortNormalized "
+    "Half FloatRG11B10 FloatRGB9E5;MTLBarrierScope Buffers=1 Textures RenderTargets=4;MTLBinaryArchiveError None "
+    "InvalidFile UnexpectedElement CompilationFailure InternalError;MTLBindingAccess ReadOnly ReadWrite WriteOnly "
+    "~MTLArgumentAccessReadOnly=0 ~MTLArgumentAccessReadWrite ~MTLArgumentAccessWriteOnly;MTLBindingType Buffer "
+    "ThreadgroupMemory Texture Sampler ImageblockData=16 Imageblock VisibleFunctionTable=24 "
+    "PrimitiveAccelerationStructure InstanceAccelerationStructure IntersectionFunctionTable ObjectPayload=34 "
+    "Tensor=37;MTLBlendFactor Zero One SourceColor OneMinusSourceColor SourceAlpha OneMinusSourceAlpha "
+    "DestinationColor OneMinusDestinationColor DestinationAlpha OneMinusDestinationAlpha SourceAlphaSaturated "
+    "BlendColor OneMinusBlendColor BlendAlpha OneMinusBlendAlpha Source1Color OneMinusSource1Color Source1Alpha "
+    "OneMinusSource1Alpha Unspecialized;MTLBlendOperation Add Subtract ReverseSubtract Min Max "
+    "Unspecialized;MTLBlitOption None DepthFromDepthStencil StencilFromDepthStencil "
+    "RowLinearPVRTC=4;MTLBufferSparseTier None 1;MTLCPUCacheMode DefaultCache WriteCombined;MTLCaptureDestination "
+    "DeveloperTools=1 GPUTraceDocument;MTLCaptureError NotSupported=1 AlreadyCapturing "
+    "InvalidDescriptor;MTLColorWriteMask None Red=8 Green=4 Blue=2 Alpha=1 All=15 Unspecialized;MTLCommandBufferError "
+    "None Internal Timeout PageFault Blacklisted AccessRevoked=4 NotPermitted=7 OutOfMemory InvalidResource "
+    "Memoryless DeviceRemoved StackOverflow;MTLCommandBufferErrorOption None "
+    "EncoderExecutionStatus;MTLCommandBufferStatus NotEnqueued Enqueued Committed Scheduled Completed "
+    "Error;MTLCommandEncoderErrorState Unknown Completed Affected Pending Faulted;MTLCompareFunction Never Less Equal "
+    "LessEqual Greater NotEqual GreaterEqual Always;MTLCompileSymbolVisibility Default "
+    "Hidden;MTLCounterSampleBufferError OutOfMemory Invalid Internal;MTLCounterSamplingPoint AtStageBoundary "
+    "AtDrawBoundary AtDispatchBoundary AtTileDispatchBoundary AtBlitBoundary;MTLCullMode None Front "
+    "Back;MTLCurveBasis BSpline CatmullRom Linear Bezier;MTLCurveEndCaps None Disk Sphere;MTLCurveType Round "
+    "Flat;MTLDataType None Struct Array Float Float2 Float3 Float4 Float2x2 Float2x3 Float2x4 Float3x2 Float3x3 "
+    "Float3x4 Float4x2 Float4x3 Float4x4 Half Half2 Half3 Half4 Half2x2 Half2x3 Half2x4 Half3x2 Half3x3 Half3x4 "
+    "Half4x2 Half4x3 Half4x4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Short Short2 Short3 Short4 UShort UShort2 "
+    "UShort3 UShort4 Char Char2 Char3 Char4 UChar UChar2 UChar3 UChar4 Bool Bool2 Bool3 Bool4 Texture=58 Sampler "
+    "Pointer R8Unorm=62 R8Snorm R16Unorm R16Snorm RG8Unorm RG8Snorm RG16Unorm RG16Snorm RGBA8Unorm RGBA8Unorm_sRGB "
+    "RGBA8Snorm RGBA16Unorm RGBA16Snorm RGB10A2Unorm RG11B10Float RGB9E5Float RenderPipeline ComputePipeline "
+    "IndirectCommandBuffer Long Long2 Long3 Long4 ULong ULong2 ULong3 ULong4 VisibleFunctionTable=115 "
+    "IntersectionFunctionTable PrimitiveAccelerationStructure InstanceAccelerationStructure BFloat=121 BFloat2 "
+    "BFloat3 BFloat4 DepthStencilState=139 Tensor;MTLDepthClipMode Clip Clamp;MTLDeviceError None "
+    "NotSupported;MTLDeviceLocation BuiltIn Slot External Unspecified=0xffffffffffffffff;MTLDispatchType Serial "
+    "Concurrent;MTLDynamicLibraryError None InvalidFile CompilationFailure UnresolvedInstallName "
+    "DependencyLoadFailure Unsupported;MTLFeatureSet _iOS_GPUFamily1_v1 _iOS_GPUFamily2_v1 _iOS_GPUFamily1_v2 "
+    "_iOS_GPUFamily2_v2 _iOS_GPUFamily3_v1 _iOS_GPUFamily1_v3 _iOS_GPUFamily2_v3 _iOS_GPUFamily3_v2 "
+    "_iOS_GPUFamily1_v4 _iOS_GPUFamily2_v4 _iOS_GPUFamily3_v3 _iOS_GPUFamily4_v1 _iOS_GPUFamily1_v5 "
+    "_iOS_GPUFamily2_v5 _iOS_GPUFamily3_v4 _iOS_GPUFamily4_v2 _iOS_GPUFamily5_v1 _macOS_GPUFamily1_v1=10000 "
+    "_OSX_GPUFamily1_v1=10000 _macOS_GPUFamily1_v2 _OSX_GPUFamily1_v2=10001 _macOS_ReadWriteTextureTier2 "
+    "_OSX_ReadWriteTextureTier2=10002 _macOS_GPUFamily1_v3 _macOS_GPUFamily1_v4 _macOS_GPUFamily2_v1 "
+    "_tvOS_GPUFamily1_v1=30000 _TVOS_GPUFamily1_v1=30000 _tvOS_GPUFamily1_v2 _tvOS_GPUFamily1_v3 _tvOS_GPUFamily2_v1 "
+    "_tvOS_GPUFamily1_v4 _tvOS_GPUFamily2_v2;MTLFunctionLogType Validation;MTLFunctionOptions ~MTLFunctionOptionNone "
+    "~MTLFunctionOptionCompileToBinary ~MTLFunctionOptionStoreFunctionInMetalScript "
+    "~MTLFunctionOptionStoreFunctionInMetalPipelinesScript=2 ~MTLFunctionOptionFailOnBinaryArchiveMiss=4 "
+    "~MTLFunctionOptionPipelineIndependent=8;MTLFunctionType Vertex=1 Fragment Kernel Visible=5 Intersection Mesh "
+    "Object;MTLGPUFamily Apple1=1001 Apple2 Apple3 Apple4 Apple5 Apple6 Apple7 Apple8 Apple9 Mac1=2001 Mac2 "
+    "Common1=3001 Common2 Common3 MacCatalyst1=4001 MacCatalyst2 Metal3=5001 Apple10=1010 "
+    "Metal4=5002;MTLHazardTrackingMode Default Untracked Tracked;MTLHeapType Automatic Placement "
+    "Sparse;MTLIOCommandQueueType Concurrent Serial;MTLIOCompressionMethod Zlib LZFSE LZ4 LZMA "
+    "LZBitmap;MTLIOCompressionStatus Complete Error;MTLIOError URLInvalid=1 Internal;MTLIOPriority High Normal "
+    "Low;MTLIOStatus Pending Cancelled Error Complete;MTLIndexType UInt16 UInt32;MTLIndirectCommandType Draw=1 "
+    "DrawIndexed DrawPatches=4 DrawIndexedPatches=8 ConcurrentDispatch=32 ConcurrentDispatchThreads=64 "
+    "DrawMeshThreadgroups=128 DrawMeshThreads=256;MTLIntersectionFunctionSignature None Instancing TriangleData "
+    "WorldSpaceData=4 InstanceMotion=8 PrimitiveMotion=16 ExtendedLimits=32 MaxLevels=64 CurveData=128 "
+    "IntersectionFunctionBuffer=256 UserData=512;MTLLanguageVersion 1_0=65536 1_1 1_2 2_0=131072 2_1 2_2 2_3 2_4 "
+    "3_0=196608 3_1 3_2 4_0=262144;MTLLibraryError Unsupported=1 Internal CompileFailure CompileWarning "
+    "FunctionNotFound FileNotFound;MTLLibraryOptimizationLevel Default Size;MTLLibraryType Executable "
+    "Dynamic;MTLLoadAction DontCare Load Clear;MTLLogLevel Undefined Debug Info Notice Error Fault;MTLLogStateError "
+    "InvalidSize=1 Invalid;MTLMathFloatingPointFunctions Fast Precise;MTLMathMode Safe Relaxed Fast;MTLMatrixLayout "
+    "ColumnMajor RowMajor;MTLMotionBorderMode Clamp Vanish;MTLMultisampleDepthResolveFilter Sample0 Min "
+    "Max;MTLMultisampleStencilResolveFilter Sample0 DepthResolvedSample;MTLMutability Default Mutable "
+    "Immutable;MTLPatchType None Triangle Quad;MTLPipelineOption None ArgumentInfo BufferTypeInfo "
+    "FailOnBinaryArchiveMiss=4 BindingInfo=1;MTLPixelFormat Invalid A8Unorm R8Unorm=10 R8Unorm_sRGB R8Snorm R8Uint "
+    "R8Sint R16Unorm=20 R16Snorm=22 R16Uint R16Sint R16Float RG8Unorm=30 RG8Unorm_sRGB RG8Snorm RG8Uint RG8Sint "
+    "B5G6R5Unorm=40 A1BGR5Unorm ABGR4Unorm BGR5A1Unorm R32Uint=53 R32Sint R32Float RG16Unorm=60 RG16Snorm=62 RG16Uint "
+    "RG16Sint RG16Float RGBA8Unorm=70 RGBA8Unorm_sRGB RGBA8Snorm RGBA8Uint RGBA8Sint BGRA8Unorm=80 BGRA8Unorm_sRGB "
+    "RGB10A2Unorm=90 RGB10A2Uint RG11B10Float RGB9E5Float BGR10A2Unorm BGR10_XR=554 BGR10_XR_sRGB RG32Uint=103 "
+    "RG32Sint RG32Float RGBA16Unorm=110 RGBA16Snorm=112 RGBA16Uint RGBA16Sint RGBA16Float BGRA10_XR=552 "
+    "BGRA10_XR_sRGB RGBA32Uint=123 RGBA32Sint RGBA32Float BC1_RGBA=130 BC1_RGBA_sRGB BC2_RGBA BC2_RGBA_sRGB BC3_RGBA "
+    "BC3_RGBA_sRGB BC4_RUnorm=140 BC4_RSnorm BC5_RGUnorm BC5_RGSnorm BC6H_RGBFloat=150 BC6H_RGBUfloat BC7_RGBAUnorm "
+    "BC7_RGBAUnorm_sRGB PVRTC_RGB_2BPP=160 PVRTC_RGB_2BPP_sRGB PVRTC_RGB_4BPP PVRTC_RGB_4BPP_sRGB PVRTC_RGBA_2BPP "
+    "PVRTC_RGBA_2BPP_sRGB PVRTC_RGBA_4BPP PVRTC_RGBA_4BPP_sRGB EAC_R11Unorm=170 EAC_R11Snorm=172 EAC_RG11Unorm=174 "
+    "EAC_RG11Snorm=176 EAC_RGBA8=178 EAC_RGBA8_sRGB ETC2_RGB8 ETC2_RGB8_sRGB ETC2_RGB8A1 ETC2_RGB8A1_sRGB "
+    "ASTC_4x4_sRGB=186 ASTC_5x4_sRGB ASTC_5x5_sRGB ASTC_6x5_sRGB ASTC_6x6_sRGB ASTC_8x5_sRGB=192 ASTC_8x6_sRGB "
+    "ASTC_8x8_sRGB ASTC_10x5_sRGB ASTC_10x6_sRGB ASTC_10x8_sRGB ASTC_10x10_sRGB ASTC_12x10_sRGB ASTC_12x12_sRGB "
+    "ASTC_4x4_LDR=204 ASTC_5x4_LDR ASTC_5x5_LDR ASTC_6x5_LDR ASTC_6x6_LDR ASTC_8x5_LDR=210 ASTC_8x6_LDR ASTC_8x8_LDR "
+    "ASTC_10x5_LDR ASTC_10x6_LDR ASTC_10x8_LDR ASTC_10x10_LDR ASTC_12x10_LDR ASTC_12x12_LDR ASTC_4x4_HDR=222 "
+    "ASTC_5x4_HDR ASTC_5x5_HDR ASTC_6x5_HDR ASTC_6x6_HDR ASTC_8x5_HDR=228 ASTC_8x6_HDR ASTC_8x8_HDR ASTC_10x5_HDR "
+    "ASTC_10x6_HDR ASTC_10x8_HDR ASTC_10x10_HDR ASTC_12x10_HDR ASTC_12x12_HDR GBGR422=240 BGRG422 Depth16Unorm=250 "
+    "Depth32Float=252 Stencil8 Depth24Unorm_Stencil8=255 Depth32Float_Stencil8=260 X32_Stencil8 X24_Stencil8 "
+    "Unspecialized;MTLPrimitiveTopologyClass Unspecified Point Line Triangle;MTLPrimitiveType Point Line LineStrip "
+    "Triangle TriangleStrip;MTLPurgeableState KeepCurrent=1 NonVolatile Volatile Empty;MTLReadWriteTextureTier None 1 "
+    "2;MTLRenderStages ~MTLRenderStageVertex=1 ~MTLRenderStageFragment ~MTLRenderStageTile=4 ~MTLRenderStageObject=8 "
+    "~MTLRenderStageMesh=16;MTLResourceOptions ~MTLResourceCPUCacheModeDefaultCache "
+    "~MTLResourceCPUCacheModeWriteCombined ~MTLResourceStorageModeShared=0 ~MTLResourceStorageModeManaged=16 "
+    "~MTLResourceStorageModePrivate=32 ~MTLResourceStorageModeMemoryless=48 ~MTLResourceHazardTrackingModeDefault=0 "
+    "~MTLResourceHazardTrackingModeUntracked=256 ~MTLResourceHazardTrackingModeTracked=512 "
+    "~MTLResourceOptionCPUCacheModeDefault=0 ~MTLResourceOptionCPUCacheModeWriteCombined;MTLResourceUsage Read=1 "
+    "Write Sample=4;MTLSamplerAddressMode ClampToEdge MirrorClampToEdge Repeat MirrorRepeat ClampToZero "
+    "ClampToBorderColor;MTLSamplerBorderColor TransparentBlack OpaqueBlack OpaqueWhite;MTLSamplerMinMagFilter Nearest "
+    "Linear;MTLSamplerMipFilter NotMipmapped Nearest Linear;MTLSamplerReductionMode WeightedAverage Minimum "
+    "Maximum;MTLShaderValidation Default Enabled Disabled;MTLSparsePageSize 16=101 64 256;MTLSparseTextureMappingMode "
+    "Map Unmap;MTLSparseTextureRegionAlignmentMode Outward Inward;MTLStages ~MTLStageVertex=1 ~MTLStageFragment "
+    "~MTLStageTile=4 ~MTLStageObject=8 ~MTLStageMesh=16 ~MTLStageResourceState=0x4000000 ~MTLStageDispatch=0x8000000 "
+    "~MTLStageBlit=0x10000000 ~MTLStageAccelerationStructure=0x20000000 ~MTLStageMachineLearning=0x40000000 "
+    "~MTLStageAll=0x7fffffffffffffff;MTLStencilOperation Keep Zero Replace IncrementClamp DecrementClamp Invert "
+    "IncrementWrap DecrementWrap;MTLStepFunction Constant PerVertex PerInstance PerPatch PerPatchControlPoint "
+    "ThreadPositionInGridX ThreadPositionInGridY ThreadPositionInGridXIndexed "
+    "ThreadPositionInGridYIndexed;MTLStitchedLibraryOptions ~MTLStitchedLibraryOptionNone "
+    "~MTLStitchedLibraryOptionFailOnBinaryArchiveMiss "
+    "~MTLStitchedLibraryOptionStoreLibraryInMetalPipelinesScript;MTLStorageMode Shared Managed Private "
+    "Memoryless;MTLStoreAction DontCare Store MultisampleResolve StoreAndMultisampleResolve Unknown "
+    "CustomSampleDepthStore;MTLStoreActionOptions ~MTLStoreActionOptionNone "
+    "~MTLStoreActionOptionCustomSamplePositions;MTLTensorDataType None Float32=3 Float16=16 BFloat16=121 Int8=45 "
+    "UInt8=49 Int16=37 UInt16=41 Int32=29 UInt32=33 Int4=143 UInt4;MTLTensorError None InternalError "
+    "InvalidDescriptor;MTLTensorUsage Compute=1 Render MachineLearning=4;MTLTessellationControlPointIndexType None "
+    "UInt16 UInt32;MTLTessellationFactorFormat Half;MTLTessellationFactorStepFunction Constant PerPatch PerInstance "
+    "PerPatchAndPerInstance;MTLTessellationPartitionMode Pow2 Integer FractionalOdd "
+    "FractionalEven;MTLTextureCompressionType Lossless Lossy;MTLTextureSparseTier None 1 2;MTLTextureSwizzle Zero One "
+    "Red Green Blue Alpha;MTLTextureType 1D 1DArray 2D 2DArray 2DMultisample Cube CubeArray 3D 2DMultisampleArray "
+    "TextureBuffer;MTLTextureUsage Unknown ShaderRead ShaderWrite RenderTarget=4 PixelFormatView=16 "
+    "ShaderAtomic=32;MTLTransformType PackedFloat4x3 Component;MTLTriangleFillMode Fill Lines;MTLVertexFormat Invalid "
+    "UChar2 UChar3 UChar4 Char2 Char3 Char4 UChar2Normalized UChar3Normalized UChar4Normalized Char2Normalized "
+    "Char3Normalized Char4Normalized UShort2 UShort3 UShort4 Short2 Short3 Short4 UShort2Normalized UShort3Normalized "
+    "UShort4Normalized Short2Normalized Short3Normalized Short4Normalized Half2 Half3 Half4 Float Float2 Float3 "
+    "Float4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Int1010102Normalized UInt1010102Normalized "
+    "UChar4Normalized_BGRA UChar=45 Char UCharNormalized CharNormalized UShort Short UShortNormalized ShortNormalized "
+    "Half FloatRG11B10 FloatRGB9E5;MTLVertexStepFunction Constant PerVertex PerInstance PerPatch "
+    "PerPatchControlPoint;MTLVisibilityResultMode Disabled Boolean Counting;MTLVisibilityResultType Reset "
+    "Accumulate;MTLWinding Clockwise CounterClockwise")
+_constants: dict[str, int] = {}
+
+
+def _open_constants() -> dict[str, int]:
+    if not _constants:
+        for row in _ENUMS.split(";"):
+            prefix, *names = row.split(" ")
+            value = -1
+            for one in names:
+                name, _, number = one.partition("=")
+                value = int(number, 0) if number else value + 1
+                _constants[name[1:] if name[0] == "~" else prefix + name] = value
+    return _constants
+
+
+def __getattr__(name: str) -> Any:
+    """Metal's constants (MTLPixelFormatRGBA8Unorm) and structs (MTLSize); nothing else, and never kept in the module."""
+    if name.startswith(("MTL", "CG", "NS")):
+        value = _open_constants().get(name)
+        if value is not None:
+            return value
+        if any(row.startswith(name + " ") for row in _STRUCTS.split(";")):
+            _objc()
+            return _struct(name)
+    raise AttributeError("module %r has no attribute %r" % (__name__, name))
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_open_constants()) | {row.split(" ")[0] for row in _STRUCTS.split(";")})
+
+
+# ---- any object, any method
+
+def MetalClass(name: str) -> MetalObject:
+    """The Objective-C class `name` (of Foundation, Metal or a framework loaded with MetalFramework), for its class methods:
+    MetalClass("MTLTextureDescriptor").new(). NotFound when there is no such class on this macOS."""
+    pointer = _objc().get_class(name.encode())
+    if not pointer:
+        raise _fail(ERROR_NOT_FOUND, None, "objc", "there is no class %s here" % name)
+    one: MetalObject = _wrap(pointer)
+    return one
+
+
+def MetalSend(receiver: MetalObject, selector: str, *arguments: Any) -> Any:
+    """Send any selector by its Objective-C name: MetalSend(device, "newBufferWithLength:options:", 4096, 0). Types, counts
+    and liveness are checked; values are not: what Metal's validation layer aborts on aborts here too."""
+    if not isinstance(receiver, MetalObject):
+        raise _bad("a Metal object is wanted, not %r" % (receiver,))
+    return _method(_objc().class_of(receiver._pointer), selector, receiver)(receiver, *arguments)
+
+
+def MetalFramework(name: str) -> None:
+    """Load a system framework ("MetalPerformanceShaders", "QuartzCore", "MetalFX"), so that MetalClass finds its classes.
+    NotSupported when this macOS has none of that name."""
+    _objc()
+    _LIBRARIES.setdefault(name, "/System/Library/Frameworks/%s.framework/%s" % (name, name))
+    _c.library(name)
+
+
+def MetalString(symbol: str, framework: str = "Metal") -> str:
+    """The text of an exported NSString constant, for example MetalString("MTLCommonCounterSetTimestamp")."""
+    _objc()
+    text = _wrap(ctypes.c_void_p.from_address(_c.address(framework, symbol)).value)
+    return text if isinstance(text, str) else ""
+
+
+def MetalAddress(one: MetalObject) -> int:
+    """The object's address, to hand it to other code; it stays valid while `one` lives."""
+    return one._pointer
+
+
+def MetalWrap(address: int, owned: bool = False) -> Any:
+    """The Python object of an Objective-C object from elsewhere; `owned` gives its retain count to us."""
+    return _adopt(address) if owned else _wrap(address)
+
+
+def MetalRelease(*objects: MetalObject) -> None:
+    """Give objects back now instead of when Python lets go of them. Every later use of one raises InvalidArgument."""
+    runtime = _objc()
+    for one in objects:
+        pointer = one._pointer
+        with runtime.lock:
+            reference = runtime.cache.get(pointer)
+            ours = reference is not None and reference() is one and reference.owned
+            if ours and reference is not None:
+                reference.owned = False
+                del runtime.cache[pointer]
+                one._facts = None
+                one.__class__ = _Released
+        if ours:
+            runtime.release(pointer)
+
+
+def MetalObjects() -> tuple[MetalObject, ...]:
+    """The Objective-C objects that Python holds now: what is left over after a piece of work is a leak of yours."""
+    if _runtime is None:
+        return ()
+    alive = (reference() for reference in list(_runtime.cache.values()))
+    return tuple(one for one in alive if one is not None)
+
+
+def _conforms(one: Any, protocol: str) -> bool:
+    if not isinstance(one, MetalObject):
+        return False
+    key = (type(one), protocol)
+    known = _objc().conforming.get(key)
+    if known is None:
+        known = _objc().conforming[key] = _is_kind(one._pointer, "", [protocol])
+    return known
+
+
+def _expect(one: Any, protocol: str) -> int:
+    """The pointer of an object of a protocol; a wrong object is an error here, where Metal would crash."""
+    if not _conforms(one, protocol):
+        raise _bad("an %s is wanted, not %r" % (protocol, one))
+    pointer: int = one._pointer
+    return pointer
+
+
+def _maybe(one: MetalObject, name: str) -> Any:
+    """A property that an older macOS does not have, or None."""
+    method = getattr(one, name, None)
+    return method() if method is not None else None
+
+
+# ---- devices
+
+def MetalDevices() -> tuple[MetalObject, ...]:
+    """The Metal devices, the default one first. Asks for all and for the default: under ssh the one fails, in a sandbox
+    the other. LibraryNotFound off macOS, NotSupported when there is no device (a build server without a GPU)."""
+    _objc()
+    with MetalPool():
+        owners = _c.MTLCreateSystemDefaultDevice(), _c.MTLCopyAllDevices()     # they hold the counts until we have ours
+        default, every = [_wrap(owner.value) for owner in owners]
+        found = [default] if default is not None else []
+        found += [one for one in every or () if one is not default]
+    if not found:
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_SOURCE_FAILED, "Metal", "Metal gives no device to this process")
+    return tuple(found)
+
+
+def MetalDevice(registry_id: int | None = None) -> MetalObject:
+    """The default Metal device, or the one of a registry id (DeviceGetRegistryId). NotFound for an unknown id."""
+    runtime = _objc()
+    if registry_id is None:
+        if runtime.device is None:
+            runtime.device = MetalDevices()[0]
+        device: MetalObject = runtime.device
+        return device
+    for device in MetalDevices():
+        if device.registryID() == registry_id:
+            return device
+    raise _fail(ERROR_NOT_FOUND, None, "Metal", "no Metal device has the registry id %d" % registry_id)
+
+
+def MetalFamilies(device: MetalObject | None = None) -> tuple[str, ...]:
+    """The GPU families a device supports ("Apple9", "Metal3", ...), asked one by one with supportsFamily:."""
+    device = _device(device)
+    prefix = "MTLGPUFamily"
+    return tuple(name[len(prefix):] for name, value in _open_constants().items()
+                 if name.startswith(prefix) and device.supportsFamily_(value))
+
+
+def MetalDeviceInfo(device: MetalObject | None = None) -> MetalDetails:
+    """Name, limits and families of a Metal device; bytes and counts as Metal gives them."""
+    device = _device(device)
+    with MetalPool():
+        architecture = _maybe(device, "architecture")
+        return MetalDetails(
+            device.name(), device.registryID(), architecture.name() if architecture is not None else None,
+            MetalFamilies(device), device.hasUnifiedMemory(), device.recommendedMaxWorkingSetSize(),
+            device.maxBufferLength(), device.maxThreadgroupMemoryLength(), tuple(device.maxThreadsPerThreadgroup()),
+            device.currentAllocatedSize(), _maybe(device, "supportsRaytracing"), device.isLowPower(),
+            device.isRemovable(), device.isHeadless())
+
+
+def _device(device: MetalObject | None) -> MetalObject:
+    if device is None:
+        return MetalDevice()
+    _expect(device, "MTLDevice")
+    return device
+
+
+def MetalQueue(device: MetalObject | None = None, label: str | None = None) -> MetalObject:
+    """A new command queue. Functions that are given none use one queue per device, made at the first use."""
+    queue: MetalObject = _device(device).newCommandQueue()
+    if queue is None:
+        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command queue")
+    if label is not None:
+        queue.setLabel_(label)
+    return queue
+
+
+def _queue(device: MetalObject) -> MetalObject:
+    facts = device._facts
+    if facts is None:
+        facts = device._facts = MetalQueue(device)
+    return facts        # type: ignore[no-any-return]
+
+
+# ---- code
+
+_MATH = {"safe": 0, "relaxed": 1, "fast": 2}
+
+
+def MetalCompile(source: str, device: MetalObject | None = None, *, version: str | int | None = None, math: str | None = None,
+                 macros: Mapping[str, Any] | None = None) -> MetalObject:
+    """A library compiled from Metal Shading Language source.
+
+    version: "3.1" or an MTLLanguageVersion constant (default: the newest this macOS has). math: "safe", "relaxed" or
+    "fast" (relaxed needs macOS 15). macros: names to numbers or strings. MetalError with the compiler's text on failure;
+    a warning beside a good library is no failure.
+    """
+    if not isinstance(source, str):
+        raise _bad("the source is a str, not %r" % type(source).__name__)
+    device = _device(device)
+    with MetalPool():
+        options = None
+        if version is not None or math is not None or macros:
+            options = MetalClass("MTLCompileOptions").new()
+            _compile_options(options, version, math, macros)
+        library: MetalObject = device.newLibraryWithSource_options_error_(source, options)
+    return library
+
+
+def _compile_options(options: MetalObject, version: str | int | None, math: str | None, macros: Mapping[str, Any] | None) -> None:
+    if version is not None:
+        options.setLanguageVersion_(_language(version))
+    if math is not None:
+        if math not in _MATH:
+            raise _bad("math is safe, relaxed or fast, not %r" % (math,))
+        if hasattr(options, "setMathMode_"):
+            options.setMathMode_(_MATH[math])
+        elif math == "relaxed":
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "relaxed math came with macOS 15")
+        else:
+            options.setFastMathEnabled_(math == "fast")
+    if macros:
+        options.setPreprocessorMacros_(dict(macros))
+
+
+def _language(version: str | int) -> int:
+    if isinstance(version, int):
+        return version
+    major, _, minor = version.partition(".")
+    if not major.isdigit() or not (minor or "0").isdigit():
+        raise _bad("a language version looks like \"3.1\", not %r" % (version,))
+    return int(major) << 16 | int(minor or 0)
+
+
+def MetalLoad(path: str, device: MetalObject | None = None) -> MetalObject:
+    """A library from a .metallib file. NotFound without the file, MetalError when Metal cannot use it."""
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise _fail(ERROR_NOT_FOUND, None, "Metal", "no such file: %s" % path)
+    with MetalPool():
+        library: MetalObject = _device(device).newLibraryWithURL_error_(_file_url(path))
+    return library
+
+
+def _file_url(path: str) -> MetalObject:
+    url: MetalObject = MetalClass("NSURL").fileURLWithPath_(os.path.abspath(path))
+    return url
+
+
+def MetalFunctions(library: MetalObject) -> tuple[str, ...]:
+    """Names of a library's functions."""
+    _expect(library, "MTLLibrary")
+    with MetalPool():
+        return tuple(library.functionNames())
+
+
+# MSL type -> (MTLDataType, struct format); what a function constant can be
+_SCALARS = {"bool": (53, "?"), "int": (29, "i"), "uint": (33, "I"), "float": (3, "f"), "half": (16, "e"), "short": (37, "h"),
+            "ushort": (41, "H"), "char": (45, "b"), "uchar": (49, "B")}
+
+
+def MetalFunction(library: MetalObject, name: str, constants: Mapping[int | str, Any] | None = None) -> MetalObject:
+    """A function of a library, specialised when constants are given: {0: True, "tile": (16, "ushort")}. A bare bool, int
+    or float is MSL's bool, int or float. NotFound for an unknown name, MetalError when specialising fails."""
+    _expect(library, "MTLLibrary")
+    with MetalPool():
+        if name not in library.functionNames():
+            raise _fail(ERROR_NOT_FOUND, None, "Metal", "the library has no function %r; it has %s"
+                        % (name, ", ".join(library.functionNames()) or "none"))
+        if not constants:
+            function: MetalObject = library.newFunctionWithName_(name)
+            return function
+        values = MetalClass("MTLFunctionConstantValues").new()
+        for key, value in constants.items():
+            data, kind = _constant(value)
+            if isinstance(key, str):
+                values.setConstantValue_type_withName_(data, kind, key)
+            else:
+                values.setConstantValue_type_atIndex_(data, kind, key)
+        function = library.newFunctionWithName_constantValues_error_(name, values)
+        return function
+
+
+def _constant(value: Any) -> tuple[bytes, int]:
+    kind = "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
+    if isinstance(value, tuple) and len(value) == 2:
+        value, kind = value
+    if kind not in _SCALARS:
+        raise _bad("a constant's type is one of %s, not %r" % (", ".join(_SCALARS), kind))
+    code, form = _SCALARS[kind]
+    try:
+        return struct.pack("=" + form, value), code
+    except (struct.error, OverflowError):
+        raise _bad("%r is no %s" % (value, kind)) from None
+
+
+def MetalPipeline(function: MetalObject, *, label: str | None = None, max_threads: int | None = None,
+                  indirect: bool = False) -> MetalObject:
+    """A compute pipeline of a kernel function. max_threads: the largest threadgroup you will use (more registers for
+    each thread when small); indirect: usable from indirect command buffers. MetalError with Metal's text on failure."""
+    _expect(function, "MTLFunction")
+    device: MetalObject = function.device()
+    with MetalPool():
+        if function.functionType() != 3:
+            raise _bad("%s is no kernel" % function.name())
+        if label is None and max_threads is None and not indirect:
+            pipeline: MetalObject = device.newComputePipelineStateWithFunction_error_(function)
+            return pipeline
+        descriptor = MetalClass("MTLComputePipelineDescriptor").new()
+        descriptor.setComputeFunction_(function)
+        if label is not None:
+            descriptor.setLabel_(label)
+        if max_threads is not None:
+            descriptor.setMaxTotalThreadsPerThreadgroup_(max_threads)
+        if indirect:
+            descriptor.setSupportIndirectCommandBuffers_(True)
+        pipeline = device.newComputePipelineStateWithDescriptor_options_reflection_error_(descriptor, 0, None)
+        return pipeline
+
+
+def MetalKernel(source: str, name: str, device: MetalObject | None = None, *, constants: Mapping[int | str, Any] | None = None,
+                **options: Any) -> MetalObject:
+    """MetalCompile, MetalFunction and MetalPipeline in one: the pipeline of kernel `name` in `source`."""
+    return MetalPipeline(MetalFunction(MetalCompile(source, device, **options), name, constants))
+
+
+def MetalPipelineInfo(pipeline: MetalObject) -> MetalPipelineLimits:
+    """Limits of a compute pipeline; asked once per pipeline."""
+    _expect(pipeline, "MTLComputePipelineState")
+    facts = pipeline._facts
+    if facts is None:
+        one = pipeline._pointer
+        facts = pipeline._facts = MetalPipelineLimits(_ask(one, "maxTotalThreadsPerThreadgroup"),
+                                                      _ask(one, "threadExecutionWidth"),
+                                                      _ask(one, "staticThreadgroupMemoryLength"))
+    limits: MetalPipelineLimits = facts
+    return limits
+
+
+# ---- buffers
+
+_MODES = {"shared": 0, "managed": 16, "private": 32}
+_PAGE = 16384               # of Apple silicon; a multiple of Intel's
+
+
+def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "shared", copy: bool = True,
+                label: str | None = None) -> MetalObject:
+    """A buffer of `data` bytes (an int), or with the content of bytes, bytearray, memoryview, array or NumPy array.
+
+    copy=False uses the caller's memory itself: it must be writable, start on a page and fill whole pages (MetalPages
+    makes such memory), and is kept alive until Metal is done. mode "private" is the GPU's alone: fill it with
+    MetalEncodeCopy. InvalidArgument for a length of 0, one over maxBufferLength, or memory that does not fit copy=False;
+    Memory when Metal has no room.
+    """
+    device = _device(device)
+    if mode not in _MODES:
+        raise _bad("mode is shared, managed or private, not %r" % (mode,))
+    with MetalPool():
+        if isinstance(data, int) and not isinstance(data, bool):
+            buffer = _checked_length(device, data) and device.newBufferWithLength_options_(data, _MODES[mode])
+        elif copy:
+            if mode == "private":
+                raise _bad("a private buffer takes no data: the CPU cannot reach it; fill it with MetalEncodeCopy")
+            view = _bytes_of(data)
+            _checked_length(device, len(view))
+            buffer = device.newBufferWithBytes_length_options_(view, len(view), _MODES[mode])
+        else:
+            buffer = _borrow(device, data)
+        if buffer is None:
+            raise _fail(ERROR_MEMORY, None, "Metal", "Metal has no room for this buffer")
+        if label is not None:
+            buffer.setLabel_(label)
+    return buffer       # type: ignore[no-any-return]
+
+
+def _checked_length(device: MetalObject, length: int) -> int:
+    most = device.maxBufferLength()
+    if not 0 < length <= most:
+        raise _bad("a buffer holds 1 to %d bytes, not %d" % (most, length))
+    return length
+
+
+def _bytes_of(data: Any) -> Any:
+    """A contiguous buffer of bytes of what has the buffer protocol."""
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise _bad("%s has no buffer of bytes" % type(data).__name__) from None
+    if not view.c_contiguous:
+        raise _bad("the data is not contiguous: copy it first")
+    return view.cast("B") if view.nbytes else b""
+
+
+def _borrow(device: MetalObject, data: Any) -> MetalObject:
+    """A buffer over the caller's own memory. A deallocator block holds the memory until Metal lets go of the buffer."""
+    view = _bytes_of(data)
+    if isinstance(view, bytes) or view.readonly:
+        raise _bad("copy=False needs writable memory")
+    hold = (ctypes.c_ubyte * len(view)).from_buffer(view)
+    address = ctypes.addressof(hold)
+    if address % _PAGE or len(view) % _PAGE:
+        raise _bad("copy=False needs memory that starts on a page and fills whole pages of %d bytes (this: %d bytes, %d past a "
+                   "page); MetalPages makes it" % (_PAGE, len(view), address % _PAGE))
+    _checked_length(device, len(view))
+    keep: list[Any] = [hold]
+    buffer: MetalObject = device.newBufferWithBytesNoCopy_length_options_deallocator_(
+        address, len(view), 0, lambda pointer, length: keep.clear())
+    if buffer is not None and buffer.length() != len(view):     # seen in virtual machines (actions/runner-images 10663)
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "this device cannot use memory without copying")
+    return buffer
+
+
+def MetalPages(length: int) -> memoryview:
+    """Zeroed memory for MetalBuffer(copy=False): whole pages, `length` rounded up; NumPy can view it."""
+    import mmap
+    size = -(-length // _PAGE) * _PAGE
+    area = mmap.mmap(-1, size + _PAGE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(area)) % _PAGE
+    return memoryview(area)[start:start + size]
+
+
+def _span(buffer: MetalObject) -> tuple[int, int]:
+    """(length, address for the CPU or 0) of a buffer; asked once."""
+    facts = buffer._facts
+    if facts is None:
+        _expect(buffer, "MTLBuffer")
+        facts = buffer._facts = (_ask(buffer._pointer, "length"), _ask(buffer._pointer, "contents") or 0)
+    span: tuple[int, int] = facts
+    return span
+
+
+def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
+    """The buffer's memory itself, writable, as a memoryview of a struct format ("B" bytes, "f" float, "I" uint, ...); it
+    keeps the buffer alive, and np.frombuffer(view, dtype) shares it. InvalidArgument for a private buffer."""
+    length, address = _span(buffer)
+    if not address:
+        raise _bad("a private buffer is not in the CPU's reach: copy it to a shared one with MetalEncodeCopy")
+    memory = (ctypes.c_ubyte * length).from_address(address)
+    memory.buffer = buffer
+    view = memoryview(memory).cast("B")
+    if format == "B":
+        return view
+    size = struct.calcsize(format)
+    return view[:length // size * size].cast(format)    # type: ignore[call-overload]
+
+
+def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
+    """A copy of bytes of a shared buffer; InvalidArgument outside of it."""
+    view = MetalContents(buffer)
+    length = len(view) - offset if length is None else length
+    _inside(len(view), offset, length)
+    return bytes(view[offset:offset + length])
+
+
+def MetalWrite(buffer: MetalObject, data: Any, offset: int = 0) -> None:
+    """Copy bytes into a shared buffer; InvalidArgument outside of it."""
+    view, source = MetalContents(buffer), _bytes_of(data)
+    _inside(len(view), offset, len(source))
+    view[offset:offset + len(source)] = source
+
+
+def _inside(size: int, offset: int, length: int) -> None:
+    if offset < 0 or length < 0 or offset + length > size:
+        raise _bad("%d bytes at %d do not lie in a buffer of %d" % (length, offset, size))
+
+
+# ---- work: recorded, checked at once, and sent to Metal in one go by MetalCommit
+
+class MetalWork:
+    """Commands for one command buffer. Nothing reaches Metal before MetalCommit, so a work that is dropped costs nothing
+    and leaves no open encoder (which Metal aborts on)."""
+    __slots__ = ("queue", "label", "profile", "operations", "command_buffers", "committed_ns", "finished_ns", "samples", "labels")
+
+    def __init__(self, queue: MetalObject, label: str | None, profile: bool) -> None:
+        self.queue, self.label, self.profile = queue, label, profile
+        self.operations: list[tuple[Any, ...]] = []
+        self.command_buffers: list[MetalObject] = []
+        self.committed_ns = self.finished_ns = 0
+        self.samples: Any = None            # (counter sample buffer, calibration before)
+        self.labels: list[str] = []
+
+
+def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, profile: bool = False) -> MetalWork:
+    """A new work for a queue (default: the default device's own queue). profile: each dispatch gets an encoder of its own
+    and is timed (MetalDispatchTimes)."""
+    if queue is None:
+        queue = _queue(MetalDevice())
+    else:
+        _expect(queue, "MTLCommandQueue")
+    return MetalWork(queue, label, profile)
+
+
+def _record(work: MetalWork, *operation: Any) -> None:
+    if not isinstance(work, MetalWork):
+        raise _bad("a work of MetalBegin is wanted, not %r" % (work,))
+    if work.committed_ns:
+        raise _bad("this work was committed: begin a new one")
+    work.operations.append(operation)
+
+
+def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any,
+                        group: int | Sequence[int] | None = None, groups: int | Sequence[int] | None = None,
+                        memory: Sequence[int] = (), textures: Sequence[MetalObject] = (), uses: Sequence[MetalObject] = (),
+                        wait: Sequence[MetalObject] = (), update: MetalObject | None = None, label: str | None = None) -> None:
+    """Record one run of a kernel.
+
+    threads: the grid in threads, one to three numbers; or None with `groups`, the grid in threadgroups. group: threads per
+    threadgroup; by default up to 256 in the shape of the grid. arguments: for [[buffer(0)]] and up: a buffer, (buffer,
+    offset), None to leave one out, or a value: int (32 bits), float (32 bits), bool, or up to 4,096 bytes. memory: bytes of
+    [[threadgroup(i)]] arguments. uses: resources reached through argument buffers. wait, update: fences.
+    InvalidArgument for whatever Metal would abort on: an empty grid, a threadgroup over the pipeline's limit, more memory
+    than a threadgroup has, an offset outside a buffer, more than 31 arguments, more than 4,096 bytes by value.
+    """
+    limits = MetalPipelineInfo(pipeline)
+    by_threads = groups is None
+    grid = _size(threads if by_threads else groups, "grid")
+    if not by_threads and threads is not None:
+        raise _bad("give the grid in threads or in groups, not both")
+    block = _group(grid, limits, by_threads) if group is None else _size(group, "threadgroup")
+    if block[0] * block[1] * block[2] > limits.max_threads:
+        raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows" % (*block, limits.max_threads))
+    if len(arguments) > 31:
+        raise _bad("a kernel takes at most 31 buffers, not %d" % len(arguments))
+    bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
+    _check_memory(work, limits, memory)
+    size = _struct("MTLSize")
+    _record(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
+            [(_expect(t, "MTLTexture"), t) for t in textures], [(_expect(u, "MTLResource"), u) for u in uses],
+            [(_expect(f, "MTLFence"), f) for f in wait], update, label)
+    if update is not None:
+        _expect(update, "MTLFence")
+
+
+def _size(value: Any, what: str) -> tuple[int, int, int]:
+    """A grid or threadgroup as three numbers of at least 1."""
+    parts = [value] if hasattr(value, "__index__") else list(value) if isinstance(value, (tuple, list)) else []
+    if not 1 <= len(parts) <= 3 or not all(hasattr(p, "__index__") and 0 < p.__index__() < 1 << 32 for p in parts):
+        raise _bad("a %s is one to three numbers greater than 0, not %r" % (what, value))
+    return tuple([p.__index__() for p in parts] + [1] * (3 - len(parts)))       # type: ignore[return-value]
+
+
+def _group(grid: tuple[int, int, int], limits: MetalPipelineLimits, by_threads: bool) -> tuple[int, int, int]:
+    """A threadgroup for a grid: whole SIMD groups, 256 threads where the pipeline allows them."""
+    most = min(256, limits.max_threads)
+    if not by_threads:
+        raise _bad("a grid in groups needs the size of a group")
+    if grid[1] == grid[2] == 1:
+        return min(most, grid[0]), 1, 1
+    width = min(limits.simd_width, grid[0], most)
+    height = min(max(most // width, 1), grid[1])
+    return width, height, min(max(most // (width * height), 1), grid[2])
+
+
+def _check_memory(work: MetalWork, limits: MetalPipelineLimits, memory: Sequence[int]) -> None:
+    for length in memory:
+        if not hasattr(length, "__index__") or length <= 0 or length % 16:
+            raise _bad("threadgroup memory is a multiple of 16 bytes, not %r" % (length,))
+    if memory:
+        most = work.queue.device().maxThreadgroupMemoryLength()
+        if limits.threadgroup_memory_bytes + sum(memory) > most:
+            raise _bad("%d bytes of threadgroup memory, %d are there" % (limits.threadgroup_memory_bytes + sum(memory), most))
+
+
+def _argument(index: int, value: Any) -> tuple[Any, ...]:
+    """(index, object, pointer, offset) for a buffer, (index, bytes) for a value."""
+    offset: Any = 0
+    if type(value) is tuple and len(value) == 2 and isinstance(value[0], MetalObject):
+        value, offset = value
+    if isinstance(value, MetalObject):
+        length = _span(value)[0] if _conforms(value, "MTLBuffer") else _expect(value, "MTLBuffer")
+        if not hasattr(offset, "__index__") or not 0 <= offset < length:
+            raise _bad("argument %d: the offset %r is not inside a buffer of %d bytes" % (index, offset, length))
+        return index, value, value._pointer, offset
+    data = _by_value(value)
+    if not 0 < len(data) <= 4096:
+        raise _bad("argument %d: 1 to 4096 bytes go by value, not %d; make a MetalBuffer" % (index, len(data)))
+    return index, data
+
+
+def _by_value(value: Any) -> bytes:
+    try:
+        if isinstance(value, bool):
+            return struct.pack("=?", value)
+        if isinstance(value, int):
+            return struct.pack("=i" if value < 0 else "=I", value)
+        if isinstance(value, float):
+            return struct.pack("=f", value)
+    except (struct.error, OverflowError):
+        raise _bad("%r does not fit 32 bits; pass the bytes of the type that the kernel declares" % (value,)) from None
+    return bytes(_bytes_of(value))
+
+
+def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, length: int | None = None, *,
+                    source_offset: int = 0, target_offset: int = 0) -> None:
+    """Record a copy between buffers on the GPU, private ones too; offsets and length in bytes, multiples of 4.
+    InvalidArgument outside of either buffer."""
+    have, room = _span(source)[0], _span(target)[0]
+    length = have - source_offset if length is None else length
+    _inside(have, source_offset, length)
+    _inside(room, target_offset, length)
+    if (source_offset | target_offset | length) % 4 or not length:
+        raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
+    _record(work, "copy", source, source_offset, target, target_offset, length)
+
+
+def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0, length: int | None = None) -> None:
+    """Record filling bytes of a buffer with one byte value; offset and length are multiples of 4."""
+    size = _span(buffer)[0]
+    length = size - offset if length is None else length
+    _inside(size, offset, length)
+    if (offset | length) % 4 or not length or not 0 <= value < 256:
+        raise _bad("a fill has an offset and a length that are multiples of 4, is not empty, and a value of 0 to 255")
+    _record(work, "fill", buffer, offset, length, value)
+
+
+def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
+    """Record: when the work so far is done, set an event to `value` (64 bits)."""
+    _expect(event, "MTLEvent")
+    _record(work, "encodeSignalEvent:value:", event, _u64(value))
+
+
+def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
+    """Record: what follows starts when an event has reached `value`."""
+    _expect(event, "MTLEvent")
+    _record(work, "encodeWaitForEvent:value:", event, _u64(value))
+
+
+def _u64(value: int) -> int:
+    if not hasattr(value, "__index__") or not 0 <= value < 1 << 64:
+        raise _bad("%r is no 64-bit unsigned number" % (value,))
+    return int(value)
+
+
+def _fast(pointer: int, selector: str) -> tuple[Any, int]:
+    """A prepared raw send of the launch path: one look-up by selector."""
+    launchers = _objc().launchers
+    found: tuple[Any, int] | None = launchers.get(selector)
+    if found is None:
+        found = launchers[selector] = _prepare(pointer, selector)
+    return found
+
+
+def _call(pointer: int, selector: str, *arguments: Any) -> Any:
+    function, key = _fast(pointer, selector)
+    return function(pointer, key, *arguments)
+
+
+def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
+    """Encode the recorded commands and commit them; returns at once. `then` is called with the MTLCommandBuffer when it is
+    done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
+    if work.committed_ns:
+        raise _bad("this work was committed already")
+    runtime = _objc()
+    token = runtime.push()
+    try:
+        parts, samples = _plan(work)
+        buffers = []
+        for operations in parts:
+            pointer = _call(work.queue._pointer, "commandBuffer")
+            if not pointer:
+                raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
+            buffers.append(_wrap(pointer))
+            if work.label is not None:
+                buffers[-1].setLabel_(work.label)
+            _encode(pointer, operations, samples)
+        if then is not None:
+            buffers[-1].addCompletedHandler_(then)
+        work.command_buffers = buffers
+        work.committed_ns = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
+        for buffer in buffers:
+            _call(buffer._pointer, "commit")
+        work.operations = []
+    finally:
+        runtime.pop(token)
+    return work
+
+
+def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
+    """How a work becomes command buffers: one; or, profiled without usable counters, one per dispatch."""
+    dispatches = [op for op in work.operations if op[0] == "dispatch"]
+    work.labels = [op[-1] or op[1].label() or "dispatch %d" % n for n, op in enumerate(dispatches)] if work.profile else []
+    if not work.profile or not dispatches:
+        return [work.operations], None
+    work.samples = _samples(work.queue.device(), 2 * len(dispatches))
+    if work.samples is not None:
+        return [work.operations], work.samples[0]
+    parts: list[list[tuple[Any, ...]]] = [[]]
+    for op in work.operations:
+        if op[0] == "dispatch" and any(other[0] == "dispatch" for other in parts[-1]):
+            parts.append([])
+        parts[-1].append(op)
+    return parts, None
+
+
+def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> None:
+    """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
+    them in order; profiled ones each have their own."""
+    encoder, kind, count = 0, "", 0
+    try:
+        for op in operations:
+            wanted = {"dispatch": "compute", "copy": "blit", "fill": "blit"}.get(op[0], "")
+            if encoder and (wanted != kind or samples is not None or wanted == "compute" and (op[9] or op[10])):
+                _call(encoder, "endEncoding")
+                encoder = 0
+            if wanted and not encoder:
+                encoder = _encoder(buffer, wanted, samples, count)
+            kind = wanted
+            if wanted == "compute":
+                _encode_dispatch(encoder, op)
+                count += 1
+            elif op[0] == "copy":
+                _call(encoder, "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", op[1]._pointer, op[2],
+                      op[3]._pointer, op[4], op[5])
+            elif op[0] == "fill":
+                _call(encoder, "fillBuffer:range:value:", op[1]._pointer, _struct("NSRange")(op[2], op[3]), op[4])
+            else:
+                _call(buffer, op[0], op[1]._pointer, op[2])
+    finally:
+        if encoder:
+            _call(encoder, "endEncoding")
+
+
+def _encoder(buffer: int, kind: str, samples: Any, count: int) -> int:
+    if kind == "compute" and samples is not None:
+        descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
+        attachment = descriptor.sampleBufferAttachments()[0]
+        attachment.setSampleBuffer_(samples)
+        attachment.setStartOfEncoderSampleIndex_(2 * count)
+        attachment.setEndOfEncoderSampleIndex_(2 * count + 1)
+        encoder = _call(buffer, "computeCommandEncoderWithDescriptor:", descriptor._pointer)
+    else:
+        encoder = _call(buffer, "computeCommandEncoder" if kind == "compute" else "blitCommandEncoder")
+    if not encoder:
+        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
+    return int(encoder)
+
+
+def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
+    _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
+    for pointer, _ in wait:
+        _call(encoder, "waitForFence:", pointer)
+    if label is not None:
+        text = _make_object(label)
+        _call(encoder, "pushDebugGroup:", text._pointer)        # type: ignore[union-attr]
+    _call(encoder, "setComputePipelineState:", pipeline._pointer)
+    for one in bound:
+        if len(one) == 4:
+            _call(encoder, "setBuffer:offset:atIndex:", one[1]._pointer, one[3], one[0])    # raises if released meanwhile
+        else:
+            _call(encoder, "setBytes:length:atIndex:", one[1], len(one[1]), one[0])
+    for index, length in enumerate(memory):
+        _call(encoder, "setThreadgroupMemoryLength:atIndex:", length, index)
+    for index, (pointer, _) in enumerate(textures):
+        _call(encoder, "setTexture:atIndex:", pointer, index)
+    for pointer, _ in uses:
+        _call(encoder, "useResource:usage:", pointer, 3)        # MTLResourceUsageRead | MTLResourceUsageWrite
+    _call(encoder, "dispatchThreads:threadsPerThreadgroup:" if by_threads else "dispatchThreadgroups:threadsPerThreadgroup:",
+          grid, block)
+    if label is not None:
+        _call(encoder, "popDebugGroup")
+    if update is not None:
+        _call(encoder, "updateFence:", update._pointer)
+
+
+def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
+    """Wait until a committed work is done. MetalError with Metal's text when the GPU failed, Timeout after `timeout`
+    seconds (the work goes on). Other threads run meanwhile."""
+    if not work.committed_ns:
+        raise _bad("this work was not committed")
+    end = None if timeout is None else time.monotonic() + timeout
+    for buffer in work.command_buffers:
+        if end is None:
+            buffer.waitUntilCompleted()
+        else:
+            _poll(buffer, end)
+    if not work.finished_ns:
+        work.finished_ns = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
+    for buffer in work.command_buffers:
+        if buffer.status() == 5:        # MTLCommandBufferStatusError
+            raise _command_error(buffer)
+    return work
+
+
+def _poll(buffer: MetalObject, end: float) -> None:
+    pause = 0.0002
+    while buffer.status() < 4:
+        if time.monotonic() >= end:
+            raise _fail(ERROR_TIMEOUT, None, "Metal", "the GPU is not done yet")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+
+
+def _command_error(buffer: MetalObject) -> AppleGPUError:
+    with MetalPool():
+        error = buffer.error()
+        if error is None:
+            return MetalError("MTLCommandBufferErrorDomain", 0, "the command buffer failed without saying why")
+        return MetalError(error.domain(), error.code(), error.localizedDescription())
+
+
+def MetalDispatch(pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any, queue: MetalObject | None = None,
+                  timeout: float | None = None, **options: Any) -> MetalWork:
+    """Run a kernel once and wait for it: MetalBegin, MetalEncodeDispatch, MetalCommit and MetalWait in one. The arguments
+    and errors are those of MetalEncodeDispatch and MetalWait."""
+    if queue is None:
+        device: MetalObject = pipeline.device() if _conforms(pipeline, "MTLComputePipelineState") else MetalDevice()
+        queue = _queue(device)
+    work = MetalBegin(queue)
+    MetalEncodeDispatch(work, pipeline, threads, *arguments, **options)
+    return MetalWait(MetalCommit(work), timeout)
+
+
+# ---- events, fences, argument buffers, residency
+
+def MetalEvent(device: MetalObject | None = None, *, shared: bool = True) -> MetalObject:
+    """An event for MetalEncodeSignal and MetalEncodeWait; a shared one can be set and waited for by the CPU as well."""
+    device = _device(device)
+    event: MetalObject = device.newSharedEvent() if shared else device.newEvent()
+    return event
+
+
+def MetalEventSet(event: MetalObject, value: int) -> None:
+    """Set a shared event from the CPU; a value below the present one is ignored by Metal."""
+    _expect(event, "MTLSharedEvent")
+    event.setSignaledValue_(_u64(value))
+
+
+def MetalEventWait(event: MetalObject, value: int, timeout: float = 60.0) -> None:
+    """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds."""
+    _expect(event, "MTLSharedEvent")
+    value, end, pause = _u64(value), time.monotonic() + timeout, 0.0002
+    if hasattr(event, "waitUntilSignaledValue_timeoutMS_"):        # macOS 12
+        if not event.waitUntilSignaledValue_timeoutMS_(value, max(int(timeout * 1000), 0)):
+            raise _fail(ERROR_TIMEOUT, None, "Metal", "the event has not reached %d" % value)
+        return
+    while event.signaledValue() < value:
+        if time.monotonic() >= end:
+            raise _fail(ERROR_TIMEOUT, None, "Metal", "the event has not reached %d" % value)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
+
+
+def MetalFence(device: MetalObject | None = None) -> MetalObject:
+    """A fence: `update=fence` of one dispatch, `wait=[fence]` of a later one. Needed only for resources whose hazards Metal
+    does not track (heaps, argument buffers, MTLHazardTrackingModeUntracked)."""
+    fence: MetalObject = _device(device).newFence()
+    return fence
+
+
+def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, Any]) -> MetalObject:
+    """A buffer for a struct argument `constant Arguments &a [[buffer(index)]]`: member [[id(n)]] -> a buffer, (buffer,
+    offset), or a value as in MetalEncodeDispatch. Name its buffers in `uses` of the dispatch."""
+    _expect(function, "MTLFunction")
+    if not hasattr(index, "__index__") or not 0 <= index < 31:
+        raise _bad("an argument index is 0 to 30, not %r" % (index,))
+    with MetalPool():
+        encoder = function.newArgumentEncoderWithBufferIndex_(index)
+        if encoder is None:
+            raise _bad("argument %d of %s is no struct of arguments" % (index, function.name()))
+        buffer = MetalBuffer(encoder.encodedLength(), function.device())
+        encoder.setArgumentBuffer_offset_(buffer, 0)
+        for number, value in values.items():
+            bound = _argument(number, value)
+            if len(bound) == 4:
+                encoder.setBuffer_offset_atIndex_(bound[1], bound[3], number)
+            else:
+                ctypes.memmove(encoder.constantDataAtIndex_(number), bound[1], len(bound[1]))
+    return buffer
+
+
+def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None = None, *, label: str | None = None,
+                      queue: MetalObject | None = None) -> MetalObject:
+    """A residency set of buffers, textures or heaps, made resident now and, with `queue`, for all of a queue's work.
+    NotSupported before macOS 15."""
+    device = _device(device)
+    if not hasattr(device, "newResidencySetWithDescriptor_error_"):
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "residency sets came with macOS 15")
+    with MetalPool():
+        descriptor = MetalClass("MTLResidencySetDescriptor").new()
+        if label is not None:
+            descriptor.setLabel_(label)
+        made: MetalObject = device.newResidencySetWithDescriptor_error_(descriptor)
+        for one in objects:
+            made.addAllocation_(one)
+        made.commit()
+        made.requestResidency()
+        if queue is not None:
+            queue.addResidencySet_(made)
+    return made
+
+
+# ---- timing
+
+def MetalTimes(work: MetalWork) -> MetalTiming:
+    """Where the time of a finished work went, in seconds. NotReady before MetalWait has returned."""
+    if not work.finished_ns:
+        raise _fail(ERROR_NOT_READY, REASON_FIRST, "Metal", "wait for the work first (MetalWait)")
+    first, last = work.command_buffers[0], work.command_buffers[-1]
+    with MetalPool():
+        kernel_start, gpu_start = first.kernelStartTime(), first.GPUStartTime()
+        kernel_end, gpu_end = first.kernelEndTime(), last.GPUEndTime()
+    commit, done = work.committed_ns * 1e-9, work.finished_ns * 1e-9
+    return MetalTiming(_between(gpu_start, gpu_end), _between(kernel_start, kernel_end), _between(commit, kernel_start),
+                       _between(kernel_end, gpu_start), _between(gpu_end, done), _between(commit, done))
+
+
+def _between(start: float, end: float) -> float | None:
+    """Seconds from one stamp to the next; None when one is missing (0.0) or the clocks do not agree."""
+    return end - start if start and end and end >= start else None
+
+
+def _samples(device: MetalObject, count: int) -> Any:
+    """(counter sample buffer, (cpu, gpu) stamps) for `count` stage-boundary timestamps, or None where that cannot be had:
+    no such point or set, too many, all 32 of the process in use, or counters that gave nothing before."""
+    runtime = _objc()
+    if runtime.dead_counters or 8 * count > 32768 or not hasattr(device, "supportsCounterSampling_"):
+        return None
+    if not device.supportsCounterSampling_(0):      # MTLCounterSamplingPointAtStageBoundary, the one Apple GPUs have
+        return None
+    wanted = [s for s in device.counterSets() or () if s.name() == "timestamp"]
+    if not wanted:
+        return None
+    descriptor = MetalClass("MTLCounterSampleBufferDescriptor").new()
+    descriptor.setCounterSet_(wanted[0])
+    descriptor.setSampleCount_(count)
+    descriptor.setStorageMode_(0)
+    try:
+        made = device.newCounterSampleBufferWithDescriptor_error_(descriptor)
+    except MetalError:
+        return None
+    return made, _stamps(device)
+
+
+def _stamps(device: MetalObject) -> tuple[int, int]:
+    cpu, gpu = ctypes.c_uint64(), ctypes.c_uint64()
+    device.sampleTimestamps_gpuTimestamp_(cpu, gpu)
+    return cpu.value, gpu.value
+
+
+def MetalDispatchTimes(work: MetalWork) -> tuple[MetalDispatchTime, ...]:
+    """GPU time of each dispatch of a work begun with profile=True and waited for.
+
+    From timestamp counters at the edges of each dispatch's encoder. A counter of 0 or 2^64-1 is no sample (macOS 26 gives
+    only zeros on some Macs): then the figure is None, and later works are timed with a command buffer per dispatch, as on
+    devices without counters.
+    """
+    if not work.profile or not work.finished_ns:
+        raise _bad("begin the work with profile=True, and wait for it")
+    if work.samples is None:
+        with MetalPool():
+            times = [_between(b.GPUStartTime(), b.GPUEndTime()) for b in work.command_buffers]
+        return tuple(MetalDispatchTime(name, seconds, "command buffer" if seconds is not None else "Metal gave no GPU times")
+                     for name, seconds in zip(work.labels, times))
+    with MetalPool():
+        data = bytes(work.samples[0].resolveCounterRange_((0, 2 * len(work.labels))) or b"")
+        period = _period(work.samples[1], _stamps(work.queue.device()))
+    stamps = struct.unpack("=%dQ" % (len(data) // 8), data)
+    return tuple(_dispatch_time(work, name, stamps[2 * n:2 * n + 2], period) for n, name in enumerate(work.labels))
+
+
+def _period(before: tuple[int, int], after: tuple[int, int]) -> float:
+    """Nanoseconds per GPU tick. 1 on Apple GPUs; elsewhere (83.333 on Intel) two pairs of stamps tell."""
+    cpu, gpu = after[0] - before[0], after[1] - before[1]
+    rate = cpu / gpu if cpu > 0 and gpu > 0 else 1.0
+    return 1.0 if 0.9 < rate < 1.1 else rate
+
+
+def _dispatch_time(work: MetalWork, name: str, pair: tuple[int, ...], period: float) -> MetalDispatchTime:
+    if len(pair) == 2 and all(0 < stamp < (1 << 64) - 1 for stamp in pair) and pair[1] >= pair[0]:
+        return MetalDispatchTime(name, (pair[1] - pair[0]) * period * 1e-9, "counters")
+    _objc().dead_counters = True
+    if len(work.labels) == 1:
+        with MetalPool():
+            buffer = work.command_buffers[0]
+            seconds = _between(buffer.GPUStartTime(), buffer.GPUEndTime())
+        return MetalDispatchTime(name, seconds, "command buffer")
+    return MetalDispatchTime(name, None, "the counters gave no sample; profile again")
+
+
+def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30, warmup: int = 3) -> MetalComparison:
+    """Time two pieces of work against each other: each is a function that returns a work (committed or not). They run in
+    turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio, and is
+    "no difference shown" when that contains 1."""
+    if n < 6:
+        raise _bad("fewer than 6 runs give no confidence interval")
+    first: list[MetalTiming] = []
+    second: list[MetalTiming] = []
+    for turn in range(warmup + n):
+        pairs = ((a, first), (b, second)) if turn % 2 else ((b, second), (a, first))
+        for function, times in pairs:
+            one = _finished(function())
+            if turn >= warmup:
+                times.append(MetalTimes(one))
+    clock = "gpu" if all(t.gpu_s for t in first + second) else "host"
+    mine, other = ([(t.gpu_s if clock == "gpu" else t.total_s) or 0.0 for t in times] for times in (first, second))
+    return _compare(mine, other, clock)
+
+
+def _finished(work: Any) -> MetalWork:
+    if not isinstance(work, MetalWork):
+        raise _bad("the function must return a work, not %r" % (work,))
+    return MetalWait(work if work.committed_ns else MetalCommit(work))
+
+
+def _compare(a: Sequence[float], b: Sequence[float], clock: str) -> MetalComparison:
+    """The statistics of paired times. Order statistics of the ratios: the median lies between the k-th smallest and the
+    k-th largest with a probability that only counts, whatever the distribution."""
+    ratios, n = sorted(y / x if x else float("inf") for x, y in zip(a, b)), len(a)
+    k, confidence = _rank(n)
+    low, high = ratios[k - 1], ratios[n - k]
+    verdict = "a is quicker" if low > 1 else "b is quicker" if high < 1 else "no difference shown"
+    return MetalComparison(n, _quantile(a, 0.5), _quantile(b, 0.5), _quantile(a, 0.75) - _quantile(a, 0.25),
+                           _quantile(b, 0.75) - _quantile(b, 0.25), _quantile(ratios, 0.5), low, high, confidence, clock, verdict)
+
+
+def _rank(n: int) -> tuple[int, float]:
+    """(k, coverage): the largest k with P(k-th smallest < median < k-th largest) of 95 % or more, for n values."""
+    below, term, k = 0.0, 0.5 ** n, 0
+    while below + term <= 0.025:
+        below += term
+        k += 1
+        term *= (n - k + 1) / k
+    k = max(k, 1)
+    return k, 1 - 2 * (below if below else 0.5 ** n)
+
+
+def _quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    place = q * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
+    """Metal memory of this process, bytes; for all processes see MemoryGetUsed."""
+    device = _device(device)
+    objects = MetalObjects()
+    with MetalPool():
+        tracked = sum(one.allocatedSize() for one in objects if _conforms(one, "MTLResource") and hasattr(one, "allocatedSize"))
+        return MetalMemoryInfo(device.currentAllocatedSize(), device.recommendedMaxWorkingSetSize(), tracked, len(objects))
 
 
 # ======================================================================================================================
