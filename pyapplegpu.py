@@ -379,7 +379,7 @@ class AneUtilization(NamedTuple):
 class VpuUtilization(NamedTuple):
     """An estimate by nature: Apple publishes no utilisation of its video engines."""
     percent: int
-    method: str                     # "bandwidth"
+    method: str                     # "bandwidth" (of an assumed 7 GB/s) or "histogram" (time above the lowest bucket)
 
 
 class AneState(NamedTuple):
@@ -4725,6 +4725,13 @@ def _histogram(states: Sequence[str], ratios: Sequence[float]) -> tuple[float, b
     return mean * 1e9, sum(r for gb, r in pairs if gb == top) / weight > 0.01, mean > low
 
 
+def _floor_share(states: Sequence[str], ratios: Sequence[float]) -> float:
+    """Share of time in the lowest bucket of a bandwidth histogram, where idle engines stay."""
+    pairs = [(gb, r) for gb, r in zip(map(_bucket_gb, states), ratios) if gb is not None]
+    low, weight = min((gb for gb, _ in pairs), default=0.0), sum(r for _, r in pairs)
+    return sum(r for gb, r in pairs if gb == low) / weight if weight else 1.0
+
+
 # ---- memory
 
 def _memory_info(vm: bytes, page: int, total: int) -> MemoryInfo:
@@ -5981,6 +5988,8 @@ class _Engine:
 
     def package_power(self, window: int) -> _Figure:
         """CPU + GPU + ANE, all three or none: the sum of means over different spans."""
+        for feed in dict.fromkeys(self.rail(rail)[0] for rail in ("cpu", "ane")):
+            feed.refresh(window)        # both baselines before one of them is waited for
         parts = [self.rail_power(window, "cpu"), self.gpu_power(window), self.ane_power(window)]
         return _Figure(sum(p.value for p in parts), max(p.age_s or 0.0 for p in parts),
                        max(p.interval_s or 0.0 for p in parts), "ioreport:Energy Model", any(p.estimated for p in parts))
@@ -6211,17 +6220,24 @@ class _Engine:
 
     def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
         """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents."""
+        whole, agents = self._histogram_lanes(direction, stems)
+        if whole or agents:
+            return self._histograms(window, whole, agents)
+        listed = any(_traffic(c.name) and not _agent_matches(c.name.split(" ")[0], ("AMCC",)) for c in self.pmp.channels)
+        refused = self.facts["amc dead"].reason == REASON_MACOS and not listed
+        raise self.lacking("ioreport:AMC Stats", "AMC Stats gives no byte counters here, and PMP has no histogram for this",
+                           REASON_MACOS if refused else REASON_CHIP)
+
+    def _histogram_lanes(self, direction: str, stems: Sequence[str]) -> tuple[list[int], list[int]]:
+        """(lanes of the whole controller, lanes of the agents), DRAM side first; ([], []) when there are none."""
         for subgroup in ("DCS BW", "AF BW"):
             parsed = [(_traffic(c.name), i) for i, c in enumerate(self.pmp.channels) if c.subgroup == subgroup and c.states]
             named = [(t[0], i) for t, i in parsed if t is not None and t[1] == direction]
             whole = [i for unit, i in named if _agent_matches(unit, ("AMCC",))]
             agents = [i for unit, i in named if i not in whole and (not stems or _agent_matches(unit, stems))]
             if agents or (whole and not stems):
-                return self._histograms(window, whole if not stems else [], agents)
-        listed = any(_traffic(c.name) and not _agent_matches(c.name.split(" ")[0], ("AMCC",)) for c in self.pmp.channels)
-        refused = self.facts["amc dead"].reason == REASON_MACOS and not listed
-        raise self.lacking("ioreport:AMC Stats", "AMC Stats gives no byte counters here, and PMP has no histogram for this",
-                           REASON_MACOS if refused else REASON_CHIP)
+                return ([] if stems else whole), agents
+        return [], []
 
     def _histograms(self, window: int, whole: Sequence[int], agents: Sequence[int]) -> _Figure:
         self.pmp.refresh(window)
@@ -6310,10 +6326,20 @@ class _Engine:
         return self._both_ways(window, _ENGINE_STEMS[engine])
 
     def engine_utilization(self, window: int, engine: str) -> _Figure:
-        """Traffic of an assumed full 7 GB/s (NeoAsitop's scale): tells idle from busy, no more."""
+        """Share of time above the lowest bucket, or traffic of an assumed full 7 GB/s: tells idle from busy, no more."""
         figure = self.engine_bandwidth(window, engine)
-        percent = min(100, int(figure.value.bytes_per_s / _VPU_FULL * 100 + 0.5))
-        return figure._replace(value=VpuUtilization(percent, "bandwidth"), estimated=True)
+        if figure.value.estimated:
+            busy, method = self._above_floor(window, _ENGINE_STEMS[engine]), "histogram"
+        else:
+            busy, method = figure.value.bytes_per_s / _VPU_FULL, "bandwidth"
+        return figure._replace(value=VpuUtilization(min(100, int(busy * 100 + 0.5)), method), estimated=True)
+
+    def _above_floor(self, window: int, stems: Sequence[str]) -> float:
+        """The larger share of time that reads or writes of an agent stood above their lowest bucket."""
+        lanes = [lane for way in ("RD", "WR") for lane in self._histogram_lanes(way, stems)[1]]
+        with self.lock:
+            got = [(self.pmp.channels[i].states, self.pmp.ratios(i, window)[0]) for i in lanes]
+        return max(1.0 - _floor_share(states, ratios) for states, ratios in got)
 
     # ---- CPU
 
@@ -7321,7 +7347,7 @@ def VpuGetBandwidth(device: Device, engine: str, window: float | None = None, ti
 
 def VpuGetUtilization(device: Device, engine: str, window: float | None = None,
                       timeout: float | None = None) -> VpuUtilization:
-    """An estimate in percent: its traffic of an assumed full 7 GB/s. Tells idle from busy; Apple publishes no figure."""
+    """An estimate in percent, with the method. Tells idle from busy, no more: Apple publishes no figure."""
     return _rate(device, _Engine.engine_utilization, window, timeout, _choice(engine, ENGINES, "engine"))  # type: ignore[no-any-return]
 
 
@@ -7578,19 +7604,19 @@ class Snapshot:
     system_power_source: PowerSource | None
 
     def __init__(self, engine: _Engine, parts: tuple[str, ...]) -> None:
-        now, continuous = engine.machine.clock.now()
-        self.time_unix_s = engine.machine.clock.unix()
-        self.time_mono_s = now / _NS
+        self._stamp(engine)
         self.interval_s = None
         self.source = engine.machine.name
         self.parts = parts
         self.reasons, self.messages, self.ages, self.intervals, self.sources = {}, {}, {}, {}, {}
         self.estimated = ()
-        self._asleep_ns = continuous - now
         self._points: dict[str, list[tuple[int, float]]] = {}       # per rail, for SnapshotDelta
         self._active_ns: tuple[int, float] | None = None            # (time, GPU seconds active since boot)
         self._bytes: dict[str, tuple[int, int]] = {}
         self._clients: dict[int, tuple[int, str, int]] | None = None
+
+    def _stamp(self, engine: _Engine) -> None:
+        self.time_unix_s, self.time_mono_s = engine.machine.clock.unix(), engine.machine.clock.now()[0] / _NS
 
     def _take(self, row: tuple[Any, ...], figure: _Figure) -> None:
         for field, attribute in row[3]:
@@ -7603,7 +7629,7 @@ class Snapshot:
                 self.intervals[field] = figure.interval_s
             if figure.source:
                 self.sources[field] = figure.source
-            if figure.estimated:
+            if figure.estimated and field not in self.estimated:
                 self.estimated += (field,)
 
     def _miss(self, row: tuple[Any, ...], reason: str, message: str) -> None:
@@ -7617,7 +7643,7 @@ class Snapshot:
         head = {"schema": 1, "time_unix_s": self.time_unix_s, "time_mono_s": self.time_mono_s, "interval_s": self.interval_s,
                 "source": self.source, "parts": list(self.parts)}
         tail = {"reasons": dict(self.reasons), "messages": dict(self.messages), "ages": dict(self.ages),
-                "intervals": dict(self.intervals), "sources": dict(self.sources), "estimated": sorted(set(self.estimated))}
+                "intervals": dict(self.intervals), "sources": dict(self.sources), "estimated": sorted(self.estimated)}
         return {**head, **fields, **tail}
 
     def __repr__(self) -> str:
@@ -7652,18 +7678,16 @@ def DeviceGetSnapshot(device: Device, parts: Sequence[str] | None = None, timeou
     engine, wanted, wait = _of(device), _wanted_parts(parts), _timeout_ns(timeout)
     engine.machine.clock.step()
     snapshot = Snapshot(engine, wanted)
-    pending = [row for row in _SNAPSHOT if set(row[0]) & set(wanted)]
+    rows = [row for row in _SNAPSHOT if set(row[0]) & set(wanted)]
     for row in _SNAPSHOT:
-        if row not in pending:
+        if row not in rows:
             snapshot._miss(row, REASON_NOT_ASKED, _ADVICE[REASON_NOT_ASKED])
     began = engine.machine.clock.now()[0]
-    while True:
-        hopeful = [row for row in pending if _collect(engine, snapshot, row, wait)]
-        now = engine.machine.clock.now()[0]
-        if not hopeful or now - began >= wait:
+    while any([_collect(engine, snapshot, row, wait) for row in rows]):
+        if engine.machine.clock.now()[0] - began >= wait:
             break
-        pending = hopeful
         engine.machine.clock.sleep(_STEP / _NS)
+        snapshot._stamp(engine)     # and all rows anew: a snapshot is of one moment
     _finish_snapshot(engine, snapshot)
     return snapshot
 
@@ -8469,18 +8493,18 @@ def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -
     """A copy of bytes of a shared buffer; InvalidArgument outside of it."""
     view = MetalContents(buffer)
     length = len(view) - offset if length is None else length
-    _inside(len(view), offset, length)
+    _in_buffer(len(view), offset, length)
     return bytes(view[offset:offset + length])
 
 
 def MetalWrite(buffer: MetalObject, data: Any, offset: int = 0) -> None:
     """Copy bytes into a shared buffer; InvalidArgument outside of it."""
     view, source = MetalContents(buffer), _bytes_of(data)
-    _inside(len(view), offset, len(source))
+    _in_buffer(len(view), offset, len(source))
     view[offset:offset + len(source)] = source
 
 
-def _inside(size: int, offset: int, length: int) -> None:
+def _in_buffer(size: int, offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length > size:
         raise _bad("%d bytes at %d do not lie in a buffer of %d" % (length, offset, size))
 
@@ -8511,7 +8535,7 @@ def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, pr
     return MetalWork(queue, label, profile)
 
 
-def _record(work: MetalWork, *operation: Any) -> None:
+def _encoded(work: MetalWork, *operation: Any) -> None:
     if not isinstance(work, MetalWork):
         raise _bad("a work of MetalBegin is wanted, not %r" % (work,))
     if work.committed_ns:
@@ -8545,7 +8569,7 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
     bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
     _check_memory(work, limits, memory)
     size = _struct("MTLSize")
-    _record(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
+    _encoded(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
             [(_expect(t, "MTLTexture"), t) for t in textures], [(_expect(u, "MTLResource"), u) for u in uses],
             [(_expect(f, "MTLFence"), f) for f in wait], update, label)
     if update is not None:
@@ -8617,33 +8641,33 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
     InvalidArgument outside of either buffer."""
     have, room = _span(source)[0], _span(target)[0]
     length = have - source_offset if length is None else length
-    _inside(have, source_offset, length)
-    _inside(room, target_offset, length)
+    _in_buffer(have, source_offset, length)
+    _in_buffer(room, target_offset, length)
     if (source_offset | target_offset | length) % 4 or not length:
         raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
-    _record(work, "copy", source, source_offset, target, target_offset, length)
+    _encoded(work, "copy", source, source_offset, target, target_offset, length)
 
 
 def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0, length: int | None = None) -> None:
     """Record filling bytes of a buffer with one byte value; offset and length are multiples of 4."""
     size = _span(buffer)[0]
     length = size - offset if length is None else length
-    _inside(size, offset, length)
+    _in_buffer(size, offset, length)
     if (offset | length) % 4 or not length or not 0 <= value < 256:
         raise _bad("a fill has an offset and a length that are multiples of 4, is not empty, and a value of 0 to 255")
-    _record(work, "fill", buffer, offset, length, value)
+    _encoded(work, "fill", buffer, offset, length, value)
 
 
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
     _expect(event, "MTLEvent")
-    _record(work, "encodeSignalEvent:value:", event, _u64(value))
+    _encoded(work, "encodeSignalEvent:value:", event, _u64(value))
 
 
 def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
     _expect(event, "MTLEvent")
-    _record(work, "encodeWaitForEvent:value:", event, _u64(value))
+    _encoded(work, "encodeWaitForEvent:value:", event, _u64(value))
 
 
 def _u64(value: int) -> int:
@@ -10024,6 +10048,22 @@ def _nvmlGetFunctionPointer(name: str) -> Callable[..., int]:
     return _nvmlGetFunctionPointer_cache[name]
 
 
+# ---- what a star import brings: functions, errors, value types and every NVML name; Apple's Metal constants are not in it
+
+__all__ = [_name for _name, _value in list(globals().items()) if not _name.startswith("_") and _name not in (
+    "annotations", "TYPE_CHECKING", "NamedTuple", "itemgetter", "allocate_lock", "RLock", "get_ident", "array")
+    and type(_value) is not type(sys)] + ["__version__"]
+
+
 # ======================================================================================================================
 # main
 # ======================================================================================================================
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    sys.stderr.write("pyapplegpu: this is not macOS on Apple silicon; replay a Mac with --recording FILE\n")
+    return ERROR_LIBRARY_NOT_FOUND
+
+
+if __name__ == "__main__":
+    sys.exit(main())

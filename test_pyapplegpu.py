@@ -710,7 +710,8 @@ def test_expected_over_the_c_abi(mac, monkeypatch):
 
 def test_every_function_is_expected_of_every_mac():
     functions = {n for n in ag.__all__ if n.startswith(("Device", "Memory", "Ane", "Cpu", "Vpu", "Process", "System"))
-                 and inspect.isfunction(getattr(ag, n))} - {"DeviceGetSnapshot"}
+                 and inspect.isfunction(getattr(ag, n))} - {
+        "DeviceGetSnapshot", "DeviceGetTopologyLevel", "DeviceGetP2PStatus"}
     for mac, data in MACS.items():
         asked = {case["call"] for case in data["expected"]}
         fans = next(c for c in data["expected"] if c["call"] == "DeviceCountFan")
@@ -772,7 +773,7 @@ def test_a_part_not_asked_for_costs_nothing(part):
             assert (snapshot.reasons.get(field) == "not_asked") == (part not in row[0]), field
     feeds = {"bandwidth": "amc", "processes": "clients", "cpu": "ticks"}
     for other, feed in feeds.items():
-        if part != other:
+        if part != other and (part, other) != ("clocks", "cpu"):        # clusters are of both parts
             assert getattr(device._engine, feed).time is None, (part, feed)
 
 
@@ -1172,7 +1173,7 @@ def test_imports_are_the_cheap_ones():
     code = ("import sys; before = set(sys.modules); import ctypes, struct, array; mine = set(sys.modules)\n"
             "import pyapplegpu; print(sorted(set(sys.modules) - mine - {'pyapplegpu'}))")
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=HERE, capture_output=True, text=True, check=True)
-    assert set(ast.literal_eval(done.stdout)) <= {"weakref", "_weakrefset", "_weakref", "_operator", "itertools"}
+    assert set(ast.literal_eval(done.stdout)) <= {"__future__", "weakref", "_weakrefset", "_weakref", "_operator", "itertools"}
 
 
 def test_runs_without_what_other_systems_lack():
