@@ -2235,7 +2235,7 @@ def _failure(pointer: int | None, selector: int) -> MetalError:
 
 _NOT_PRIVILEGED, _NOT_PERMITTED, _UNSUPPORTED = 0xE00002C1, 0xE00002E2, 0xE00002C7      # IOReturn
 _INVALID_DEST, _NOT_OPEN = 0x10000003, 0xE00002CD                                       # the other side is gone
-_EPERM, _ENOENT, _ESRCH, _ENOMEM, _EINVAL = 1, 2, 3, 12, 22
+_EPERM, _ENOENT, _ESRCH, _ENOMEM, _EACCES, _EINVAL = 1, 2, 3, 12, 13, 22
 
 
 def _io_error(source: str, call: str, code: int) -> AppleGPUError:
@@ -2271,26 +2271,29 @@ class _Sysctl:
 
     def raw(self, name: str) -> bytes | None:
         """The bytes of a name, None where this macOS does not know it."""
+        room = 256      # most values fit: one call; a longer one is asked for its size, and may have grown meanwhile
         with self.lock:
-            for _ in range(4):      # a value may grow between the two calls
-                size = ctypes.c_uint64(0)
-                if self._failed(name, _c.sysctlbyname(name.encode(), None, ctypes.byref(size), None, 0)):
+            for _ in range(4):
+                data, size = ctypes.create_string_buffer(room), ctypes.c_uint64(room)
+                code = self._ask(name, data, size)
+                if code != _ENOMEM:
+                    return None if code else data.raw[:min(size.value, room)]
+                if self._ask(name, None, size):
                     return None
                 room = size.value + 64
-                data, size = ctypes.create_string_buffer(room), ctypes.c_uint64(room)
-                if not self._failed(name, _c.sysctlbyname(name.encode(), data, ctypes.byref(size), None, 0)):
-                    return data.raw[:min(size.value, room)]
-        return None
+        raise _broken("sysctl", "%s grows faster than it can be read" % name)
 
     @staticmethod
-    def _failed(name: str, result: int) -> bool:
-        """True: not there, or (ENOMEM) to be asked again; another failure raises."""
-        code = ctypes.get_errno() if result else 0
-        if code == _EPERM:
+    def _ask(name: str, data: Any, size: ctypes.c_uint64) -> int:
+        """0, ENOENT or ENOMEM; another failure raises."""
+        if not _c.sysctlbyname(name.encode(), data, ctypes.byref(size), None, 0):
+            return 0
+        code = ctypes.get_errno()
+        if code in (_EPERM, _EACCES):
             raise _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, "sysctl", "%s is not readable" % name)
-        if result and code not in (_ENOENT, _ENOMEM):
+        if code not in (_ENOENT, _ENOMEM):
             raise _broken("sysctl", "%s: errno %d" % (name, code))
-        return bool(result)
+        return code
 
     def text(self, name: str) -> str | None:
         data = self.raw(name)

@@ -491,6 +491,9 @@ class Mac:
                 self.grow -= 1
                 ctypes.set_errno(ENOMEM)
                 return -1
+            if size.value < len(data):
+                ctypes.set_errno(ENOMEM)
+                return -1
             ctypes.memmove(where, data, len(data))
         size.value = len(data)
         return 0
@@ -945,8 +948,17 @@ def test_sysctl(mac):
     sysctl = ag._LiveMachine().sysctl
     assert sysctl.number("hw.memsize") == 16 << 30 and sysctl.text("machdep.cpu.brand_string") == "Apple M4"
     assert sysctl.raw("nothing") is None and sysctl.text("nothing") is None and sysctl.number("nothing") is None
+    mac.calls = []
+    sysctl.number("hw.memsize")
+    assert mac.calls == ["sysctlbyname"]
     mac.grow = 2
     assert sysctl.number("hw.memsize") == 16 << 30
+    mac.sysctls["long"] = bytes(range(256)) * 4
+    assert sysctl.raw("long") == mac.sysctls["long"]
+    mac.grow = 9
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        sysctl.raw("long")
+    mac.grow = 0
     with pytest.raises(ag.AppleGPUError_OperatingSystem):
         sysctl.number("machdep.cpu.brand_string")
     mac.errors["sysctl"] = EPERM
@@ -1056,7 +1068,8 @@ def tour(machine):
 OPTIONAL = {"CFBooleanGetValue", "CFDictionaryGetCount", "CFDictionaryGetKeysAndValues", "CFPropertyListCreateData",
             "IOIteratorReset", "IOReportSimpleGetIntegerValue", "IOReportHistogramGetBucketCount",
             "IOReportHistogramGetBucketHits", "IOReportStateGetResidency", "MTLCreateSystemDefaultDevice"}
-USED = sorted(set(ag._PROTOTYPES) - {"CFRelease", "IOServiceClose", "IOObjectRelease", "objc_release", "vm_deallocate", "objc_autoreleasePoolPop"})
+USED = sorted(symbol for symbol in ag._PROTOTYPES if hasattr(Mac, symbol) and symbol not in (
+    "CFRelease", "IOServiceClose", "IOObjectRelease", "objc_release", "vm_deallocate", "objc_autoreleasePoolPop"))
 
 
 @pytest.mark.parametrize("symbol", USED)
