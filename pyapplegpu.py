@@ -3168,7 +3168,7 @@ class _Wrong(Exception):
         self.where: list[str] = []
 
 
-def _inside(key: Any, check: Callable[[Any], None], value: Any) -> None:
+def _check_inside(key: Any, check: Callable[[Any], None], value: Any) -> None:
     try:
         check(value)
     except _Wrong as wrong:
@@ -3227,7 +3227,7 @@ def _is_list(check: Callable[[Any], None], least: int, most: int) -> Callable[[A
         if type(value) is not list or not least <= len(value) <= most:
             raise _Wrong("is not a list of %d to %d" % (least, most))
         for i, item in enumerate(value):
-            _inside(i, check, item)
+            _check_inside(i, check, item)
     return check_all
 
 
@@ -3239,7 +3239,7 @@ def _is_table(check: Callable[[Any], None], most: int = 4096) -> Callable[[Any],
             raise _Wrong("is not an object of at most %d" % most)
         for key in value:
             name(key)
-            _inside(key, check, value[key])
+            _check_inside(key, check, value[key])
     return check_all
 
 
@@ -3250,10 +3250,10 @@ def _is_object(required: dict[str, Any], optional: dict[str, Any] = {}) -> Calla
         for key, check in required.items():
             if key not in value:
                 raise _Wrong("has no %r" % key)
-            _inside(key, check, value[key])
+            _check_inside(key, check, value[key])
         for key, check in optional.items():
             if key in value:
-                _inside(key, check, value[key])
+                _check_inside(key, check, value[key])
     return check_all
 
 
@@ -3275,7 +3275,7 @@ def _is_series(check: Callable[[Any], None], instants: int) -> Callable[[Any], N
             if not before < pair[0] < instants or (i == 0 and pair[0] != 0):
                 raise _Wrong("must name instants from 0 to %d in ascending order, the first 0" % (instants - 1))
             before = pair[0]
-            _inside(before, check, pair[1])
+            _check_inside(before, check, pair[1])
     return check_all
 
 
@@ -4138,6 +4138,15 @@ def _is_system_program(name: str, path: str | None) -> bool:
     return path.startswith(_SYSTEM_FOLDERS) and bool(name) and os.path.basename(path).startswith(name)
 
 
+def _kept_subscriptions(machine: Any) -> dict[str, Any]:
+    """The recorder's own, by group, kept with the machine: releasing one has crashed (metrics.md 2.3)."""
+    owner, kept = getattr(machine, "recorder", (0, {}))
+    if owner != os.getpid():        # none yet, or a parent's
+        kept = {}
+        machine.recorder = os.getpid(), kept
+    return kept
+
+
 class _Recorder:
     """Takes frames, each everything that is permitted at one instant, under keys like ("smc", "Tg05"); then writes down
     for each key when it changed."""
@@ -4183,8 +4192,9 @@ class _Recorder:
         self.entries.append((entry, number, _RECORDED_PROPERTIES[kind]))
 
     def _subscribe(self, group: str) -> None:
+        kept = _kept_subscriptions(self.machine)
         try:
-            made = self.machine.ioreport.subscribe([(group, None)], lambda *channel: True)
+            made = kept.get(group) or self.machine.ioreport.subscribe([(group, None)], lambda *channel: True)
         except NVMLError_NotSupported:
             self.groups[group] = "refuses"
             return
@@ -4192,6 +4202,7 @@ class _Recorder:
             return
         if made is not None:
             self.groups[group] = "ok"
+            kept[group] = made
             self.subscriptions.append(made)
 
     # -- one instant --
@@ -4411,7 +4422,7 @@ def _write_whole(path: str, text: str) -> None:
                     "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
 
 
-def _record(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
+def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
     """Writes what a machine, live or recorded, says during `seconds` to a file that can be replayed."""
     import json
     for name, value, low, high in (("seconds", seconds, 0, 3600), ("interval", interval, 0.01, 3600)):
@@ -6943,7 +6954,7 @@ def LibraryRecord(path: str | os.PathLike[str], seconds: float = 3.0, interval: 
         raise _bad("seconds must be above 0 and at most 3600, not %r" % (seconds,))
     if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not 0.05 <= interval <= 60:
         raise _bad("interval must be 0.05 to 60 seconds, not %r" % (interval,))
-    _record(_default().machine, os.fspath(path), float(seconds), float(interval), bool(names))
+    _write_recording(_default().machine, os.fspath(path), float(seconds), float(interval), bool(names))
 
 
 def Try(function: Callable[..., Any], *args: Any, **named: Any) -> Reading:
