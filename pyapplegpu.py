@@ -3147,7 +3147,8 @@ class _LiveMachine:
 
 _RECORDING_FORMAT = 1
 _RECORDING_LARGEST = 16 << 20
-_RECORDING_PARTS = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal", "time")
+_RECORDING_PARTS = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal",
+                    "time")
 _PLATFORM_CLASS = "IOPlatformExpertDevice"
 
 # Fields that count up, and so are carried forward when a recording starts again (facts: xnu proc_info.h, resource.h).
@@ -3280,7 +3281,7 @@ def _is_series(check: Callable[[Any], None], instants: int) -> Callable[[Any], N
 
 
 def _is_cf(value: Any, depth: int = 0) -> None:
-    """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]], ["d", {...}] ..."""
+    """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]] ..."""
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str or depth > 16:
         raise _Wrong("is not a [type, value] pair")
     kind, inner = value
@@ -3397,7 +3398,7 @@ def _check_recording(data: Any) -> None:
         raise _Wrong("is not a recording: it has no \"format\"")
     if data["format"] != _RECORDING_FORMAT:
         raise _Wrong("has format %d; this version reads format %d%s" % (
-            data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" if data["format"] > _RECORDING_FORMAT else ""))
+            data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" * (data["format"] > _RECORDING_FORMAT)))
     _is_object({"time": _check_time})(data)
     schema = _recording_schema(len(data["time"]["ticks"]))
     _is_object({}, {key: _or_null(check) for key, check in schema.items()})(data)
@@ -4044,8 +4045,8 @@ _RECORDED_PROPERTIES = {    # what may be written, by class or device tree name
 }
 _RECORDED_GROUPS = ("Energy Model", "GPU Stats", "CPU Stats", "AMC Stats", "PMP", "PMP0", "PMP1", "H11ANE", "ANE")
 _RECORDED_SYSCTLS = (
-    "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency", "hw.cputype",
-    "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
+    "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency",
+    "hw.cputype", "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
     "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present",
     "kern.memorystatus_level", "kern.memorystatus_vm_pressure_level", "vm.memory_pressure", "vm.swapusage",
     "sysctl.proc_translated", "iogpu.wired_limit_mb", "debug.iogpu.wired_limit",
@@ -4107,7 +4108,8 @@ def _numbers(value: Any, more: tuple[type, ...] = ()) -> Any:
 def _configuration(value: Any) -> Any:
     """GPUConfigurationVariable: numbers, core_mask_list, and letters like gpu_var."""
     items = _numbers(value, (list, str)) or {}
-    return {k: _numbers(v) if isinstance(v, list) else v for k, v in items.items() if not isinstance(v, str) or len(v) < 3}
+    return {k: _numbers(v) if isinstance(v, list) else v for k, v in items.items()
+            if not isinstance(v, str) or len(v) < 3}
 
 
 def _usage(value: Any) -> Any:
@@ -4182,7 +4184,8 @@ class _Recorder:
             for entry in _asked(registry.named, name) or ():
                 self._add_entry(entry, "cpu" if name[:3] == "cpu" else name, name, [])
 
-    def _add_entry(self, entry: Any, kind: str, name: str | None, conforms: list[str], parent: int | None = None) -> None:
+    def _add_entry(self, entry: Any, kind: str, name: str | None, conforms: list[str],
+                   parent: int | None = None) -> None:
         registry = self.machine.registry
         number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
         if number is None or class_name is None or number in self.nodes:
@@ -4330,7 +4333,7 @@ class _Recorder:
         vm, cpu, page = self._series("vm"), self._series("cpu"), _asked(machine.mach.page_size)
         thermal, power = self._series("thermal"), self._series("power")
         origin = {"kind": "observed" if machine.name == "live" else "composed",
-                  "from": "the recorder of pyapplegpu" + ("" if machine.name == "live" else ", replaying another recording")}
+                  "from": "the recorder of pyapplegpu" + ", replaying another recording" * (machine.name != "live")}
         return {
             "format": _RECORDING_FORMAT, "title": "%s, macOS %s" % (brand, version), "macos": version, "chip": brand,
             "provenance": {part: origin for part in _RECORDING_PARTS},
@@ -4422,7 +4425,8 @@ def _write_whole(path: str, text: str) -> None:
                     "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
 
 
-def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
+def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25,
+                     names: bool = False) -> None:
     """Writes what a machine, live or recorded, says during `seconds` to a file that can be replayed."""
     import json
     for name, value, low, high in (("seconds", seconds, 0, 3600), ("interval", interval, 0.01, 3600)):
