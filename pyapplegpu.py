@@ -3150,7 +3150,8 @@ class _LiveMachine:
 
 _RECORDING_FORMAT = 1
 _RECORDING_LARGEST = 16 << 20
-_RECORDING_PARTS = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal", "time")
+_RECORDING_PARTS = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal",
+                    "time")
 _PLATFORM_CLASS = "IOPlatformExpertDevice"
 
 # Fields that count up, and so are carried forward when a recording starts again (facts: xnu proc_info.h, resource.h).
@@ -3171,7 +3172,7 @@ class _Wrong(Exception):
         self.where: list[str] = []
 
 
-def _inside(key: Any, check: Callable[[Any], None], value: Any) -> None:
+def _check_inside(key: Any, check: Callable[[Any], None], value: Any) -> None:
     try:
         check(value)
     except _Wrong as wrong:
@@ -3230,7 +3231,7 @@ def _is_list(check: Callable[[Any], None], least: int, most: int) -> Callable[[A
         if type(value) is not list or not least <= len(value) <= most:
             raise _Wrong("is not a list of %d to %d" % (least, most))
         for i, item in enumerate(value):
-            _inside(i, check, item)
+            _check_inside(i, check, item)
     return check_all
 
 
@@ -3242,7 +3243,7 @@ def _is_table(check: Callable[[Any], None], most: int = 4096) -> Callable[[Any],
             raise _Wrong("is not an object of at most %d" % most)
         for key in value:
             name(key)
-            _inside(key, check, value[key])
+            _check_inside(key, check, value[key])
     return check_all
 
 
@@ -3253,10 +3254,10 @@ def _is_object(required: dict[str, Any], optional: dict[str, Any] = {}) -> Calla
         for key, check in required.items():
             if key not in value:
                 raise _Wrong("has no %r" % key)
-            _inside(key, check, value[key])
+            _check_inside(key, check, value[key])
         for key, check in optional.items():
             if key in value:
-                _inside(key, check, value[key])
+                _check_inside(key, check, value[key])
     return check_all
 
 
@@ -3278,12 +3279,12 @@ def _is_series(check: Callable[[Any], None], instants: int) -> Callable[[Any], N
             if not before < pair[0] < instants or (i == 0 and pair[0] != 0):
                 raise _Wrong("must name instants from 0 to %d in ascending order, the first 0" % (instants - 1))
             before = pair[0]
-            _inside(before, check, pair[1])
+            _check_inside(before, check, pair[1])
     return check_all
 
 
 def _is_cf(value: Any, depth: int = 0) -> None:
-    """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]], ["d", {...}] ..."""
+    """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]] ..."""
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str or depth > 16:
         raise _Wrong("is not a [type, value] pair")
     kind, inner = value
@@ -3400,7 +3401,7 @@ def _check_recording(data: Any) -> None:
         raise _Wrong("is not a recording: it has no \"format\"")
     if data["format"] != _RECORDING_FORMAT:
         raise _Wrong("has format %d; this version reads format %d%s" % (
-            data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" if data["format"] > _RECORDING_FORMAT else ""))
+            data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" * (data["format"] > _RECORDING_FORMAT)))
     _is_object({"time": _check_time})(data)
     schema = _recording_schema(len(data["time"]["ticks"]))
     _is_object({}, {key: _or_null(check) for key, check in schema.items()})(data)
@@ -4047,8 +4048,8 @@ _RECORDED_PROPERTIES = {    # what may be written, by class or device tree name
 }
 _RECORDED_GROUPS = ("Energy Model", "GPU Stats", "CPU Stats", "AMC Stats", "PMP", "PMP0", "PMP1", "H11ANE", "ANE")
 _RECORDED_SYSCTLS = (
-    "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency", "hw.cputype",
-    "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
+    "hw.model", "hw.memsize", "hw.ncpu", "hw.physicalcpu", "hw.logicalcpu", "hw.pagesize", "hw.tbfrequency",
+    "hw.cputype", "hw.cpufamily", "hw.packages", "hw.optional.arm64", "hw.nperflevels", "machdep.cpu.brand_string",
     "kern.osproductversion", "kern.osversion", "kern.osrelease", "kern.hv_vmm_present",
     "kern.memorystatus_level", "kern.memorystatus_vm_pressure_level", "vm.memory_pressure", "vm.swapusage",
     "sysctl.proc_translated", "iogpu.wired_limit_mb", "debug.iogpu.wired_limit",
@@ -4110,7 +4111,8 @@ def _numbers(value: Any, more: tuple[type, ...] = ()) -> Any:
 def _configuration(value: Any) -> Any:
     """GPUConfigurationVariable: numbers, core_mask_list, and letters like gpu_var."""
     items = _numbers(value, (list, str)) or {}
-    return {k: _numbers(v) if isinstance(v, list) else v for k, v in items.items() if not isinstance(v, str) or len(v) < 3}
+    return {k: _numbers(v) if isinstance(v, list) else v for k, v in items.items()
+            if not isinstance(v, str) or len(v) < 3}
 
 
 def _usage(value: Any) -> Any:
@@ -4139,6 +4141,15 @@ def _is_system_program(name: str, path: str | None) -> bool:
     if path is None:
         return name in _SYSTEM_PROGRAMS or name.startswith("com.apple.")
     return path.startswith(_SYSTEM_FOLDERS) and bool(name) and os.path.basename(path).startswith(name)
+
+
+def _kept_subscriptions(machine: Any) -> dict[str, Any]:
+    """The recorder's own, by group, kept with the machine: releasing one has crashed (metrics.md 2.3)."""
+    owner, kept = getattr(machine, "recorder", (0, {}))
+    if owner != os.getpid():        # none yet, or a parent's
+        kept = {}
+        machine.recorder = os.getpid(), kept
+    return kept
 
 
 class _Recorder:
@@ -4176,7 +4187,8 @@ class _Recorder:
             for entry in _asked(registry.named, name) or ():
                 self._add_entry(entry, "cpu" if name[:3] == "cpu" else name, name, [])
 
-    def _add_entry(self, entry: Any, kind: str, name: str | None, conforms: list[str], parent: int | None = None) -> None:
+    def _add_entry(self, entry: Any, kind: str, name: str | None, conforms: list[str],
+                   parent: int | None = None) -> None:
         registry = self.machine.registry
         number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
         if number is None or class_name is None or number in self.nodes:
@@ -4186,8 +4198,9 @@ class _Recorder:
         self.entries.append((entry, number, _RECORDED_PROPERTIES[kind]))
 
     def _subscribe(self, group: str) -> None:
+        kept = _kept_subscriptions(self.machine)
         try:
-            made = self.machine.ioreport.subscribe([(group, None)], lambda *channel: True)
+            made = kept.get(group) or self.machine.ioreport.subscribe([(group, None)], lambda *channel: True)
         except NVMLError_NotSupported:
             self.groups[group] = "refuses"
             return
@@ -4195,6 +4208,7 @@ class _Recorder:
             return
         if made is not None:
             self.groups[group] = "ok"
+            kept[group] = made
             self.subscriptions.append(made)
 
     # -- one instant --
@@ -4322,7 +4336,7 @@ class _Recorder:
         vm, cpu, page = self._series("vm"), self._series("cpu"), _asked(machine.mach.page_size)
         thermal, power = self._series("thermal"), self._series("power")
         origin = {"kind": "observed" if machine.name == "live" else "composed",
-                  "from": "the recorder of pyapplegpu" + ("" if machine.name == "live" else ", replaying another recording")}
+                  "from": "the recorder of pyapplegpu" + ", replaying another recording" * (machine.name != "live")}
         return {
             "format": _RECORDING_FORMAT, "title": "%s, macOS %s" % (brand, version), "macos": version, "chip": brand,
             "provenance": {part: origin for part in _RECORDING_PARTS},
@@ -4414,7 +4428,8 @@ def _write_whole(path: str, text: str) -> None:
                     "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
 
 
-def _record(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
+def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25,
+                     names: bool = False) -> None:
     """Writes what a machine, live or recorded, says during `seconds` to a file that can be replayed."""
     import json
     for name, value, low, high in (("seconds", seconds, 0, 3600), ("interval", interval, 0.01, 3600)):
@@ -6972,7 +6987,7 @@ def LibraryRecord(path: str | os.PathLike[str], seconds: float = 3.0, interval: 
         raise _bad("seconds must be above 0 and at most 3600, not %r" % (seconds,))
     if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not 0.05 <= interval <= 60:
         raise _bad("interval must be 0.05 to 60 seconds, not %r" % (interval,))
-    _record(_default().machine, os.fspath(path), float(seconds), float(interval), bool(names))
+    _write_recording(_default().machine, os.fspath(path), float(seconds), float(interval), bool(names))
 
 
 def Try(function: Callable[..., Any], *args: Any, **named: Any) -> Reading:

@@ -1,6 +1,7 @@
 """Section recording: the file format, the replay rules, the recorder."""
 from __future__ import annotations
 
+import ast
 import copy
 import glob
 import inspect
@@ -245,7 +246,7 @@ def test_every_source_answers_or_raises_its_own_error():
     assert m.libproc.short_info(357)[16:28] == b"WindowServer" and len(m.libproc.rusage(900)) == 464
     with raises(ag.ERROR_NO_PERMISSION, ag.REASON_PERMISSION):
         m.libproc.task_info(357)
-    with raises(ag.ERROR_NOT_FOUND):
+    with raises(ag.ERROR_NOT_FOUND, ag.REASON_ABSENT):
         m.libproc.rusage(5)
     assert m.notify.state("com.apple.system.thermalpressurelevel") == 0 and m.power.providing() == "AC Power"
     with raises(ag.ERROR_NO_DATA, ag.REASON_RECORDING):
@@ -615,7 +616,7 @@ def test_random_bytes_of_a_file_give_our_errors():
 
 def record(source, path, seconds=100.0, names=False, interval=1.0):
     m = source if hasattr(source, "clock") else ag._RecordedMachine(source, 0, loop=False)
-    ag._record(m, path, seconds, interval, names)
+    ag._write_recording(m, path, seconds, interval, names)
     with open(path) as file:
         return file.read()
 
@@ -753,6 +754,18 @@ def test_the_recorder_survives_sources_that_fail():
             everything(ag._RecordedMachine(name, 0))
 
 
+def test_recording_again_subscribes_no_more():
+    m, made = machine(), []
+    real = m.ioreport.subscribe
+    m.ioreport.subscribe = lambda groups, want: made.append(groups) or real(groups, want)
+    with folder() as path:
+        record(m, os.path.join(path, "a.json"), 3)
+        first = len(made)
+        record(m, os.path.join(path, "a.json"), 3)
+    again = [group for group, _ in sum(made[first:], [])]
+    assert first == len(ag._RECORDED_GROUPS) and not {"Energy Model", "GPU Stats"} & set(again)
+
+
 def test_a_full_disk_and_wrong_arguments():
     with folder() as path:
         name = os.path.join(path, "a.json")
@@ -765,15 +778,15 @@ def test_a_full_disk_and_wrong_arguments():
         os.fsync = full
         try:
             with raises(ag.ERROR_OPERATING_SYSTEM, ag.REASON_SOURCE_FAILED, "No space left on device"):
-                ag._record(machine(loop=False), name, 100, 1)
+                ag._write_recording(machine(loop=False), name, 100, 1)
         finally:
             os.fsync = real
         assert os.listdir(path) == ["a.json"] and open(name).read() == "before"
         with raises(ag.ERROR_OPERATING_SYSTEM, ag.REASON_SOURCE_FAILED, "none"):
-            ag._record(machine(loop=False), os.path.join(path, "none", "a.json"), 100, 1)
+            ag._write_recording(machine(loop=False), os.path.join(path, "none", "a.json"), 100, 1)
         for args in (("x", -1), ("x", "3"), ("x", 3, 0), ("x", float("nan")), ("x", 3600, 0.01), (5,), (None,)):
             with raises(ag.ERROR_INVALID_ARGUMENT):
-                ag._record(machine(), *args)
+                ag._write_recording(machine(), *args)
 
 
 def test_a_recording_at_real_speed_takes_only_new_instants():
@@ -783,10 +796,18 @@ def test_a_recording_at_real_speed_takes_only_new_instants():
         now[0] += max(seconds, 0.001)
     with folder() as path:
         name = os.path.join(path, "a.json")
-        ag._record(machine(speed=1, monotonic=lambda: now[0], sleep=sleep), name, 8, 0.25)
+        ag._write_recording(machine(speed=1, monotonic=lambda: now[0], sleep=sleep), name, 8, 0.25)
         with open(name) as file:
             ticks = json.load(file)["time"]["ticks"]
         assert [(t - T0) // SECOND for t in ticks] == [0, 1, 2, 4, 5, 6, 8]
+
+
+def test_no_section_redefines_a_name_of_another():
+    with open(ag.__file__) as file:
+        body = ast.parse(file.read()).body
+    names = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    names += [t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+    assert not {name for name in names if names.count(name) > 1}
 
 
 if __name__ == "__main__":
