@@ -584,6 +584,7 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "proc_pid_rusage": ("System", "i", "iip", 10),
     "notify_register_check": ("System", "I", "sp", 10),
     "notify_get_state": ("System", "I", "ip", 10),
+    "notify_cancel": ("System", "I", "i", 10),
 
     "MTLCreateSystemDefaultDevice": ("Metal", "O", "", 10),
     "MTLCopyAllDevices": ("Metal", "O", "", 10),
@@ -2622,14 +2623,17 @@ class _IOReport:
 
     def __init__(self) -> None:
         self.lock = RLock()
+        self.made: dict[Any, _Subscription] = {}        # one for the same question, whoever asks again
 
     forked = __init__
 
     def subscribe(self, groups: Iterable[tuple[str, str | None]],
                   want: Callable[[str, str, str, str], bool]) -> _Subscription | None:
         """Subscribes to the channels that `want(group, subgroup, name, unit)` picks, None if there are none."""
-        groups = list(groups)
+        groups = tuple(groups)
         with self.lock:
+            if (groups, want) in self.made:
+                return self.made[groups, want]
             chosen, channels = _cf_array(), []
             for group, subgroup in groups:
                 for item, channel in self._listed(group, subgroup):
@@ -2641,6 +2645,7 @@ class _IOReport:
             made = self._open(chosen, channels)
             if any(c.format == _STATE and not c.states for c in made.channels):
                 made.sample()       # a listing without state names: the sample has them
+            self.made[groups, want] = made
             return made
 
     @staticmethod
@@ -2989,8 +2994,8 @@ class _Notify:
         value = ctypes.c_uint64()
         with self.lock:
             status = _c.notify_get_state(self._token(name), ctypes.byref(value))
-            if status:
-                self.tokens.pop(name, None)
+            if status:      # notifyd started anew: a new token next time
+                _c.notify_cancel(self.tokens.pop(name))
                 raise _broken("notify", "%s: status %d" % (name, status))
         return value.value
 
@@ -4152,6 +4157,10 @@ def _kept_subscriptions(machine: Any) -> dict[str, Any]:
     return kept
 
 
+def _want_all(group: str, subgroup: str, name: str, unit: str) -> bool:
+    return True
+
+
 class _Recorder:
     """Takes frames, each everything that is permitted at one instant, under keys like ("smc", "Tg05"); then writes down
     for each key when it changed."""
@@ -4200,7 +4209,7 @@ class _Recorder:
     def _subscribe(self, group: str) -> None:
         kept = _kept_subscriptions(self.machine)
         try:
-            made = kept.get(group) or self.machine.ioreport.subscribe([(group, None)], lambda *channel: True)
+            made = kept.get(group) or self.machine.ioreport.subscribe([(group, None)], _want_all)
         except NVMLError_NotSupported:
             self.groups[group] = "refuses"
             return
@@ -6727,6 +6736,7 @@ class _Library:
         self.opened: tuple[Any, ...] | None = None      # what the engine was made from
         self.engines: weakref.WeakSet[_Engine] = weakref.WeakSet()
         self.hooked = False
+        self.live: _LiveMachine | None = None
         self.last = _local()                            # .figure of this thread, for Try
 
 
@@ -6745,7 +6755,9 @@ def _machine(recording: str | None, speed: float, loop: bool) -> Any:
     if sys.platform != "darwin":
         raise _fail(ERROR_LIBRARY_NOT_FOUND, None, None, "this is not macOS on Apple silicon; pass recording=FILE (or set "
                     "PYAPPLEGPU_RECORDING) to replay a Mac")
-    return _LiveMachine()
+    if _library.live is None:       # one for every engine: a Mac has one set of subscriptions, one HID client
+        _library.live = _LiveMachine()
+    return _library.live
 
 
 def _new_engine(recording: str | None, window: float, timeout: float, speed: float, loop: bool) -> _Engine:
@@ -8511,18 +8523,18 @@ def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -
     """A copy of bytes of a shared buffer; InvalidArgument outside of it."""
     view = MetalContents(buffer)
     length = len(view) - offset if length is None else length
-    _in_buffer(len(view), offset, length)
+    _in_bounds(len(view), offset, length)
     return bytes(view[offset:offset + length])
 
 
 def MetalWrite(buffer: MetalObject, data: Any, offset: int = 0) -> None:
     """Copy bytes into a shared buffer; InvalidArgument outside of it."""
     view, source = MetalContents(buffer), _bytes_of(data)
-    _in_buffer(len(view), offset, len(source))
+    _in_bounds(len(view), offset, len(source))
     view[offset:offset + len(source)] = source
 
 
-def _in_buffer(size: int, offset: int, length: int) -> None:
+def _in_bounds(size: int, offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length > size:
         raise _bad("%d bytes at %d do not lie in a buffer of %d" % (length, offset, size))
 
@@ -8553,7 +8565,7 @@ def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, pr
     return MetalWork(queue, label, profile)
 
 
-def _encoded(work: MetalWork, *operation: Any) -> None:
+def _note_operation(work: MetalWork, *operation: Any) -> None:
     if not isinstance(work, MetalWork):
         raise _bad("a work of MetalBegin is wanted, not %r" % (work,))
     if work.committed_ns:
@@ -8587,7 +8599,7 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
     bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
     _check_memory(work, limits, memory)
     size = _struct("MTLSize")
-    _encoded(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
+    _note_operation(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
             [(_expect(t, "MTLTexture"), t) for t in textures], [(_expect(u, "MTLResource"), u) for u in uses],
             [(_expect(f, "MTLFence"), f) for f in wait], update, label)
     if update is not None:
@@ -8659,33 +8671,33 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
     InvalidArgument outside of either buffer."""
     have, room = _span(source)[0], _span(target)[0]
     length = have - source_offset if length is None else length
-    _in_buffer(have, source_offset, length)
-    _in_buffer(room, target_offset, length)
+    _in_bounds(have, source_offset, length)
+    _in_bounds(room, target_offset, length)
     if (source_offset | target_offset | length) % 4 or not length:
         raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
-    _encoded(work, "copy", source, source_offset, target, target_offset, length)
+    _note_operation(work, "copy", source, source_offset, target, target_offset, length)
 
 
 def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0, length: int | None = None) -> None:
     """Record filling bytes of a buffer with one byte value; offset and length are multiples of 4."""
     size = _span(buffer)[0]
     length = size - offset if length is None else length
-    _in_buffer(size, offset, length)
+    _in_bounds(size, offset, length)
     if (offset | length) % 4 or not length or not 0 <= value < 256:
         raise _bad("a fill has an offset and a length that are multiples of 4, is not empty, and a value of 0 to 255")
-    _encoded(work, "fill", buffer, offset, length, value)
+    _note_operation(work, "fill", buffer, offset, length, value)
 
 
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
     _expect(event, "MTLEvent")
-    _encoded(work, "encodeSignalEvent:value:", event, _u64(value))
+    _note_operation(work, "encodeSignalEvent:value:", event, _u64(value))
 
 
 def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
     _expect(event, "MTLEvent")
-    _encoded(work, "encodeWaitForEvent:value:", event, _u64(value))
+    _note_operation(work, "encodeWaitForEvent:value:", event, _u64(value))
 
 
 def _u64(value: int) -> int:

@@ -539,6 +539,10 @@ class Mac:
         ctypes.c_uint64.from_address(where).value = 2
         return self.kr.get("notify", 0)
 
+    def notify_cancel(self, token):
+        assert token == 77
+        return 0
+
     # ---- Objective-C
 
     def objc_autoreleasePoolPush(self):
