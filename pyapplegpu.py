@@ -8523,18 +8523,18 @@ def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -
     """A copy of bytes of a shared buffer; InvalidArgument outside of it."""
     view = MetalContents(buffer)
     length = len(view) - offset if length is None else length
-    _in_bounds(len(view), offset, length)
+    _in_buffer(len(view), offset, length)
     return bytes(view[offset:offset + length])
 
 
 def MetalWrite(buffer: MetalObject, data: Any, offset: int = 0) -> None:
     """Copy bytes into a shared buffer; InvalidArgument outside of it."""
     view, source = MetalContents(buffer), _bytes_of(data)
-    _in_bounds(len(view), offset, len(source))
+    _in_buffer(len(view), offset, len(source))
     view[offset:offset + len(source)] = source
 
 
-def _in_bounds(size: int, offset: int, length: int) -> None:
+def _in_buffer(size: int, offset: int, length: int) -> None:
     if offset < 0 or length < 0 or offset + length > size:
         raise _bad("%d bytes at %d do not lie in a buffer of %d" % (length, offset, size))
 
@@ -8565,7 +8565,7 @@ def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, pr
     return MetalWork(queue, label, profile)
 
 
-def _note_operation(work: MetalWork, *operation: Any) -> None:
+def _add_to(work: MetalWork, *operation: Any) -> None:
     if not isinstance(work, MetalWork):
         raise _bad("a work of MetalBegin is wanted, not %r" % (work,))
     if work.committed_ns:
@@ -8599,7 +8599,7 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
     bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
     _check_memory(work, limits, memory)
     size = _struct("MTLSize")
-    _note_operation(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
+    _add_to(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
             [(_expect(t, "MTLTexture"), t) for t in textures], [(_expect(u, "MTLResource"), u) for u in uses],
             [(_expect(f, "MTLFence"), f) for f in wait], update, label)
     if update is not None:
@@ -8671,33 +8671,33 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
     InvalidArgument outside of either buffer."""
     have, room = _span(source)[0], _span(target)[0]
     length = have - source_offset if length is None else length
-    _in_bounds(have, source_offset, length)
-    _in_bounds(room, target_offset, length)
+    _in_buffer(have, source_offset, length)
+    _in_buffer(room, target_offset, length)
     if (source_offset | target_offset | length) % 4 or not length:
         raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
-    _note_operation(work, "copy", source, source_offset, target, target_offset, length)
+    _add_to(work, "copy", source, source_offset, target, target_offset, length)
 
 
 def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0, length: int | None = None) -> None:
     """Record filling bytes of a buffer with one byte value; offset and length are multiples of 4."""
     size = _span(buffer)[0]
     length = size - offset if length is None else length
-    _in_bounds(size, offset, length)
+    _in_buffer(size, offset, length)
     if (offset | length) % 4 or not length or not 0 <= value < 256:
         raise _bad("a fill has an offset and a length that are multiples of 4, is not empty, and a value of 0 to 255")
-    _note_operation(work, "fill", buffer, offset, length, value)
+    _add_to(work, "fill", buffer, offset, length, value)
 
 
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
     _expect(event, "MTLEvent")
-    _note_operation(work, "encodeSignalEvent:value:", event, _u64(value))
+    _add_to(work, "encodeSignalEvent:value:", event, _u64(value))
 
 
 def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
     _expect(event, "MTLEvent")
-    _note_operation(work, "encodeWaitForEvent:value:", event, _u64(value))
+    _add_to(work, "encodeWaitForEvent:value:", event, _u64(value))
 
 
 def _u64(value: int) -> int:
