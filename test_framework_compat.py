@@ -99,8 +99,12 @@ class Figures:
                     if "IOUserClientCreator" in e["properties"] and "AppUsage" in str(e)]
         return {int(re.match(r"pid (\d+)", text).group(1)) for text in creators}
 
+    def one_of(self, value, values, slack):
+        """Whether a client's figure is one that some interval of the recording gives."""
+        return any(abs(value - v) <= slack for v in values)
+
     def near(self, value, values, slack):
-        """Whether a client's figure lies in the range the recording gives."""
+        """Whether it lies in the range the recording gives: a mean, or the first reading after a longer pause."""
         return bool(values) and min(values) - slack <= value <= max(values) + slack
 
 
@@ -303,7 +307,7 @@ def test_values_and_shapes(mac_name, monkeypatch):
         assert f.near(rates.gpu, f.utilization, 1) and rates.memory == 0
         if f.temperature:
             celsius = nv.nvmlDeviceGetTemperature(h, nv.NVML_TEMPERATURE_GPU)
-            assert type(celsius) is int and f.near(celsius, f.temperature, 1)
+            assert type(celsius) is int and f.one_of(celsius, f.temperature, 0.5)
             assert abs(nv.nvmlDeviceGetTemperatureV(h, nv.NVML_TEMPERATURE_GPU) - celsius) <= 1
         if f.power:
             assert f.near(nv.nvmlDeviceGetPowerUsage(h), f.power, 1)
@@ -541,7 +545,7 @@ VLLM = (
 )
 TORCH_CUDA = (
     ("nvmlDeviceGetUtilizationRates", (H,), lambda v, f: f.near(v.gpu, f.utilization, 1) and type(v.memory) is int),
-    ("nvmlDeviceGetTemperature", (H, 0), lambda v, f: f.near(v, f.temperature, 1)),
+    ("nvmlDeviceGetTemperature", (H, 0), lambda v, f: f.one_of(v, f.temperature, 0.5)),
     ("nvmlDeviceGetPowerUsage", (H,), lambda v, f: f.near(v, f.power, 1)),
     ("nvmlDeviceGetMaxClockInfo", (H, 1), lambda v, f: v > 0),
     ("nvmlDeviceGetMemoryInfo", (H,), lambda v, f: v.used in f.used),
@@ -668,10 +672,10 @@ def test_gpustat_json(mac_name):
     gpu, = report["gpus"]
     assert report["driver_version"] == f.os and gpu["name"] == f.name and gpu["index"] == 0
     assert gpu["memory.total"] == f.total // 2 ** 20 and gpu["memory.used"] in {u // 2 ** 20 for u in f.used}
-    assert f.near(gpu["utilization.gpu"], f.utilization, 1)
-    assert f.near(gpu["power.draw"], [p / 1000 for p in f.power], 1) if f.power else gpu["power.draw"] is None
+    assert f.one_of(gpu["utilization.gpu"], f.utilization, 1)
+    assert f.one_of(gpu["power.draw"], [p // 1000 for p in f.power], 0.5) if f.power else gpu["power.draw"] is None
     if f.temperature:
-        assert f.near(gpu["temperature.gpu"], f.temperature, 1)
+        assert f.one_of(gpu["temperature.gpu"], f.temperature, 0.5)
     assert (gpu["fan.speed"] is None) == (f.fan is None) and (gpu["enforced.power.limit"] is None) == (f.cap is None)
     assert gpu["utilization.enc"] is None and gpu["uuid"].startswith("GPU-")
 
@@ -721,10 +725,10 @@ def test_nvitop_once(mac_name):
     assert abs(float(mib.group(3)) * scale[mib.group(4)] / f.total - 1) < 0.01
     assert any(abs(float(mib.group(1)) * scale[mib.group(2)] - u) <= 0.06 * scale[mib.group(2)] + u * 0.01 for u in f.used)
     percents = [int(p) for p in re.findall(r"\| +(\d+)% +Default", out)]
-    assert percents and f.near(percents[0], f.utilization, 1)
+    assert percents and f.one_of(percents[0], f.utilization, 1)
     if f.temperature:
         celsius = re.search(r"(\d+)C ", out)
-        assert celsius and f.near(int(celsius.group(1)), f.temperature, 1)
+        assert celsius and f.one_of(int(celsius.group(1)), f.temperature, 0.5)
     for pid in f.pids:
         assert re.search(r"\b%d\b" % pid, out), "process %d is missing" % pid
 
@@ -767,10 +771,10 @@ def test_glances(mac_name):
     needs("glances")
     gpu, = script(GLANCES, mac_name)
     f = figures(mac_name)
-    assert gpu["name"] == f.name and f.near(gpu["proc"], f.utilization, 1)
+    assert gpu["name"] == f.name and f.one_of(gpu["proc"], f.utilization, 1)
     assert any(abs(gpu["mem"] - 100 * u / f.total) <= 1 for u in f.used)
     assert (gpu["fan_speed"] is None) == (f.fan is None)
-    assert f.near(gpu["temperature"], f.temperature, 1) if f.temperature else gpu["temperature"] is None
+    assert f.one_of(gpu["temperature"], f.temperature, 0.5) if f.temperature else gpu["temperature"] is None
 
 
 CODECARBON = """
@@ -799,8 +803,8 @@ def test_codecarbon(tmp_path):
     assert seen["count"] == 1 and f.name in seen["model"]
     assert seen["kwh"] > 0 and seen["static"][0]["total_memory"] == f.total
     details = seen["details"][0]
-    assert details["used_memory"] in f.used and f.near(details["gpu_utilization"], f.utilization, 1)
-    assert f.near(details["power_usage"], [p / 1000 for p in f.power], 0.1)
+    assert details["used_memory"] in f.used and f.one_of(details["gpu_utilization"], f.utilization, 1)
+    assert f.one_of(details["power_usage"], [p / 1000 for p in f.power], 0.001)
 
 
 ZEUS = """
@@ -826,7 +830,7 @@ def test_zeus(mac_name):
     seen = script(ZEUS, mac_name)
     f = figures(mac_name)
     assert seen["name"] == f.name and seen["counter"] is True
-    assert f.near(seen["mw"], f.power, 1) and f.near(seen["now"], f.power, 1)
+    assert f.one_of(seen["mw"], f.power, 1) and f.near(seen["now"], f.power, 1)
     watts = [p / 1000 for p in f.power]
     # the counter moves when the driver publishes, so one publication may belong to a neighbour
     assert 0 < seen["joules"] <= max(watts) * (seen["seconds"] + 2.5)
@@ -878,7 +882,7 @@ def test_distributed(mac_name):
     seen = script(DISTRIBUTED, mac_name)
     f = figures(mac_name)
     assert seen["count"] == 1 and seen["one"] == {"memory-total": f.total, "name": f.name}
-    assert seen["real"]["memory-used"] in f.used and f.near(seen["real"]["utilization"], f.utilization, 1)
+    assert seen["real"]["memory-used"] in f.used and f.one_of(seen["real"]["utilization"], f.utilization, 1)
     assert seen["mig"] == [0, 0] and seen["context"] is False and seen["back"] == 0 and seen["uuid"].startswith("GPU-")
     assert seen["monitor"]["gpu_memory_used"] in f.used
 
@@ -896,8 +900,8 @@ def test_torch():
     needs("torch")
     seen = script(TORCH, "m4pro")
     f = figures("m4pro")
-    assert f.near(seen["busy"], f.utilization, 1) and f.near(seen["celsius"], f.temperature, 1)
-    assert f.near(seen["mw"], f.power, 1) and seen["mhz"] > 0
+    assert f.one_of(seen["busy"], f.utilization, 1) and f.one_of(seen["celsius"], f.temperature, 0.5)
+    assert f.one_of(seen["mw"], f.power, 1) and seen["mhz"] > 0
 
 
 # Programs nobody here had in mind when the names were written: what a client of NVML touches must work for all of them.
@@ -935,7 +939,7 @@ def test_carbontracker(mac_name):
     if not f.power:
         pytest.skip("this recording has no GPU power")
     available, names, watts = script(CARBONTRACKER, mac_name)
-    assert available is True and names == [f.name] and f.near(watts[0], [p / 1000 for p in f.power], 0.01)
+    assert available is True and names == [f.name] and f.one_of(watts[0], [p / 1000 for p in f.power], 0.001)
 
 
 def test_pyjoules():
