@@ -2713,6 +2713,11 @@ def begin(options, parent=None):
     mac = Mac(options["recording"], faults=options["fault"], speed=options["speed"], allow=options["allow"])
     mac.__enter__()
     atexit.register(finish, mac, options)
+    if options.get("metal"):
+        sys.path.append(os.path.dirname(os.path.abspath(os.environ.get("FAKEMAC_FILE", __file__))))
+        import fakeobjc
+        sys.path.pop()
+        fakeobjc.attach(mac)
     return mac
 
 
@@ -2787,7 +2792,7 @@ def split_arguments(arguments):
     """(our options, the program and its arguments)."""
     place = 0
     while place < len(arguments) and arguments[place].startswith("--"):
-        alone = "=" in arguments[place].partition(" ")[0] or arguments[place] in ("--calls", "--leaks", "--help")
+        alone = "=" in arguments[place].partition(" ")[0] or arguments[place] in ("--calls", "--leaks", "--metal", "--help")
         place += 1 if alone else 2
     if arguments[place:place + 1] == ["-h"]:
         place += 1
@@ -2800,6 +2805,7 @@ def main(arguments=None):
     parser.add_argument("--recording", help="the recorded Mac (default: examples/recordings/m4-macos27.json)")
     parser.add_argument("--speed", type=float, default=1.0, help="1 = real time; 0 = each sleep moves one recorded instant")
     parser.add_argument("--fault", action="append", default=[], help="FUNCTION=null|error[:code]|int64min|wrongtype|short[@n[+]], ...")
+    parser.add_argument("--metal", action="store_true", help="the whole of Metal (fakeobjc.py; needs a C compiler), kernels on the CPU")
     parser.add_argument("--allow", action="append", default=[], help="'second subscription' or 'second HID client'")
     parser.add_argument("--report", metavar="FILE", help="append the account to FILE")
     parser.add_argument("--calls", action="store_true", help="show how often each function was called")

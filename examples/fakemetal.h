@@ -14,8 +14,10 @@ static id the_device, the_wrapper;
 static int (*compile_hook)(const char *source, const char *macros, char *path, char *names, char *error, u64 size);
 void fake_modes(int counters, int device, int fail) { counter_mode = counters, device_mode = device, fail_next = fail; }
 void fake_compiler(void *hook) { compile_hook = hook; }
-static double seconds(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
-static u64 nanoseconds(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000ULL + t.tv_nsec; }
+static int64_t clock_offset;
+void fake_clock(int64_t offset) { clock_offset = offset; }       /* ns: to agree with a replayed Mac's clock */
+static u64 nanoseconds(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1000000000ULL + t.tv_nsec + clock_offset; }
+static double seconds(void) { return nanoseconds() * 1e-9; }
 
 /* device */
 static id m_device(void)

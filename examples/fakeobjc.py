@@ -22,7 +22,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 NAMES = ("libobjc.A.dylib", "Foundation", "Metal", "CoreGraphics", "QuartzCore", "libSystem.B.dylib")
 PATHS = {"/usr/lib/" + n if n.endswith("dylib") else "/System/Library/Frameworks/%s.framework/%s" % (n, n) for n in NAMES}
 INTEL = os.uname().machine == "x86_64" if hasattr(os, "uname") else True
-REAL_CDLL, REAL_PYDLL = ctypes.CDLL, ctypes.PyDLL
+REAL_CDLL, REAL_PYDLL, REAL_MONOTONIC = ctypes.CDLL, ctypes.PyDLL, time.monotonic_ns
+while REAL_CDLL.__module__ != "ctypes":          # imported under fakemac: the loaders below its own
+    REAL_CDLL, REAL_PYDLL = REAL_CDLL.__mro__[1], REAL_PYDLL.__mro__[1]
 
 
 def api():
@@ -210,6 +212,7 @@ def cpp_compiler():
 class Fake:
     """The loaded runtime."""
     _one = None
+    installed = False
 
     def __new__(cls):
         if cls._one is None:
@@ -396,22 +399,46 @@ class Fake:
         """counters: 1 zeros, 2 error values, 3 none; device: 1 debug wrapper, 2 capture wrapper, 3 proxy, 4 none."""
         self.lib.fake_modes(counters, device, fail)
 
+    def device(self, facts):
+        """The device of a recording's "metal" part."""
+        families = [int(f) for f in facts.get("supportsFamily:") or ()]
+        word = ctypes.c_uint64
+        self.lib.fake_device((facts.get("name") or "").encode(), word(facts.get("registryID") or 0),
+                             word(facts.get("recommendedMaxWorkingSetSize") or 0), word(facts.get("maxBufferLength") or 0),
+                             word(facts.get("maxThreadgroupMemoryLength") or 0), (facts.get("architecture") or "").encode(),
+                             (ctypes.c_int * len(families))(*families), len(families))
+
     def library(self, path, keep=False):
         """The ctypes library for one of PATHS."""
         return (REAL_PYDLL if keep else REAL_CDLL)(self.path)
 
 
+BLOCKS = ("_Block_copy", "_Block_release", "_NSConcreteStackBlock", "_NSConcreteGlobalBlock", "free", "getpid")
+
+
 def install(platform=True):
-    """Serve PATHS from here in this process."""
+    """Serve PATHS from here in this process; on top of fakemac, if that is there: libSystem then gives only the block
+    symbols from here."""
     fake = Fake()
+    if fake.installed:
+        return fake
+    fake.installed = True
+    below = ctypes.CDLL is not REAL_CDLL
 
     def opener(real, keep):
         class Library(real):
             def __new__(cls, name=None, *args, **kw):
-                return fake.library(name, keep) if name in PATHS else real(name, *args, **kw)
-        Library.__name__ = real.__name__
+                if name not in PATHS or below and "libSystem" in name:
+                    return object.__new__(cls)
+                return fake.library(name, keep)
+
+            def __getitem__(self, symbol):
+                if symbol in BLOCKS and "libSystem" in (self._name or ""):
+                    return fake.library(self._name, keep)[symbol]
+                return real.__getitem__(self, symbol)
+        Library.__name__ = Library.__qualname__ = real.__name__
         return Library
-    ctypes.CDLL, ctypes.PyDLL = opener(REAL_CDLL, False), opener(REAL_PYDLL, True)
+    ctypes.CDLL, ctypes.PyDLL = opener(ctypes.CDLL, False), opener(ctypes.PyDLL, True)
     if platform:
         sys.platform = "darwin"
         for name in ("CLOCK_UPTIME_RAW", "CLOCK_MONOTONIC_RAW"):
@@ -419,8 +446,22 @@ def install(platform=True):
     return fake
 
 
+def attach(mac):
+    """Give a running fakemac.Mac the whole of Metal, with the device of its recording."""
+    fake = install(platform=False)
+    devices = (mac.recording.get("metal") or {}).get("devices") or []
+    if devices:
+        fake.device(devices[0])
+    else:
+        fake.modes(device=4)
+    fake.lib.fake_clock.argtypes = [ctypes.c_int64]
+    fake.lib.fake_clock(time.clock_gettime_ns(time.CLOCK_UPTIME_RAW) - REAL_MONOTONIC())
+    return fake
+
+
 if __name__ == "__main__":
     import runpy
+    sys.modules["fakeobjc"] = sys.modules["__main__"]
     install()
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
