@@ -9795,7 +9795,7 @@ def nvmlDeviceGetMemoryInfo(handle: Device, version: int | None = None) -> Any:
 
 
 def nvmlDeviceGetUtilizationRates(handle: Device) -> Any:
-    """`.gpu` as DeviceGetUtilization; `.memory` (share of time memory was busy) is always 0: Apple has no such counter."""
+    """`.gpu` as DeviceGetUtilization; `.memory` (share of time it was busy) is always 0: Apple has no such counter."""
     return c_nvmlUtilization_t(min(100, DeviceGetUtilization(handle)), 0)
 
 
@@ -10083,6 +10083,8 @@ def _nvmlGetFunctionPointer(name: str) -> Callable[..., int]:
 __all__ = [_name for _name, _value in list(globals().items()) if not _name.startswith("_") and _name not in (
     "annotations", "TYPE_CHECKING", "NamedTuple", "itemgetter", "allocate_lock", "RLock", "get_ident", "array")
     and type(_value) is not type(sys)] + ["__version__"]
+# gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do.
+__all__ += ["_nvmlGetFunctionPointer", "_nvmlGetFunctionPointer_cache", "_nvmlCheckReturn", "_PrintableStructure"]
 
 
 # ======================================================================================================================

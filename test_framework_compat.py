@@ -2,10 +2,10 @@
 
     python test_framework_compat.py [pytest arguments]
 
-Three parts: the names and shapes themselves (compared with nvidia-ml-py where that is installed), the call sequences of
-hosts that vendor or alias the bindings (sglang, vLLM, torch, accelerate, pymtml's own sglang script) as tables, and real
-programs, unmodified, in subprocesses that find a pynvml.py which puts this module in its own place. A program that is not
-installed is skipped with a reason; `pip install 'pyapplegpu[compat]'` brings the light ones and the heavy ones.
+Three parts: the names and shapes themselves (compared with nvidia-ml-py where that is installed), the call sequences
+of hosts that vendor or alias the bindings (sglang, vLLM, torch, accelerate, pymtml's own sglang script) as tables, and
+real programs, unmodified, in subprocesses that find a pynvml.py which puts this module in its own place. A program that
+is not installed is skipped with a reason; `pip install 'pyapplegpu[test,compat]'` brings them.
 """
 from __future__ import annotations
 
@@ -328,7 +328,7 @@ def test_values_and_shapes(mac_name, monkeypatch):
         for kind in (nv.NVML_CLOCK_MEM, nv.NVML_CLOCK_VIDEO):
             pytest.raises(nv.NVMLError_NotSupported, nv.nvmlDeviceGetMaxClockInfo, h, kind)
         clocks = nv.nvmlDeviceGetSupportedGraphicsClocks(h, 0)
-        assert clocks == sorted(clocks, reverse=True) and max(clocks) == nv.nvmlDeviceGetMaxClockInfo(h, nv.NVML_CLOCK_SM)
+        assert clocks == sorted(clocks, reverse=True) and clocks[0] == nv.nvmlDeviceGetMaxClockInfo(h, nv.NVML_CLOCK_SM)
         pytest.raises(nv.NVMLError_InvalidArgument, nv.nvmlDeviceGetHandleByIndex, 1)
         pytest.raises(nv.NVMLError_NotFound, nv.nvmlDeviceGetHandleByUUID, "GPU-00000000-0000-0000-0000-000000000000")
     finally:
@@ -399,7 +399,8 @@ def test_c_process_list_asks_for_room(mac):
                 assert [array[i].pid for i in range(count.value)] == pids
                 assert array[0].usedGpuMemory == nv.NVML_VALUE_NOT_AVAILABLE_ulonglong.value
     for kind in ("Graphics", "MPSCompute"):
-        assert nv._nvmlGetFunctionPointer("nvmlDeviceGet%sRunningProcesses_v3" % kind)(mac, ctypes.byref(count), None) == 0
+        f = nv._nvmlGetFunctionPointer("nvmlDeviceGet%sRunningProcesses_v3" % kind)
+        assert f(mac, ctypes.byref(count), None) == 0
         assert count.value == 0
 
 
@@ -649,14 +650,20 @@ def test_accelerate_style_probing():
     assert probe[:2] == [True, True] and probe[3:] == ["pyapplegpu", "nvmlDeviceGetCount", 0]
 
 
-def test_star_import_brings_every_nvml_name():
+def test_star_import_brings_every_nvml_name(tmp_path):
+    """Also those with an underscore that clients look for, so a pynvml.py of one star import serves them too."""
     names = script("""
         import json
         from pyapplegpu import *
         print(json.dumps([n for n in globals()]))
     """, None)
-    wanted = {n for n in vars(nv) if re.match(r"nvml[A-Z]|NVML_|NVMLError|c_nvml", n)}
+    wanted = {n for n in vars(nv) if re.match(r"nvml[A-Z]|NVML_|NVMLError|c_nvml|_nvml[A-Z]\w*|_Printable", n)}
     assert wanted - set(names) == set()
+    needs("gpustat")
+    (tmp_path / "pynvml.py").write_text("from pyapplegpu import *\n")
+    code = "import sys, runpy; sys.path.insert(0, %r); sys.argv = ['gpustat', '--json']; " % str(tmp_path)
+    out, _ = run(["-c", code + "runpy.run_module('gpustat', run_name='__main__')"], "m4pro")
+    assert json.loads(out)["gpus"][0]["name"] == figures("m4pro").name
 
 
 # ======================================================================================================================
@@ -706,7 +713,8 @@ def test_gpustats_own_tests(tmp_path):
     spec = importlib.util.find_spec("gpustat.test_gpustat")
     if spec is None:
         pytest.skip("this gpustat has no tests in its package")
-    with start(["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), spec.origin], None) as process:
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), spec.origin]
+    with start(arguments, None) as process:
         out, err = process.communicate(timeout=180)
     passed = re.search(r"(\d+) passed", out)
     assert passed and int(passed.group(1)) >= 10, out + err
@@ -723,7 +731,8 @@ def test_nvitop_once(mac_name):
     assert mib, out
     scale = {"M": 2 ** 20, "G": 2 ** 30}
     assert abs(float(mib.group(3)) * scale[mib.group(4)] / f.total - 1) < 0.01
-    assert any(abs(float(mib.group(1)) * scale[mib.group(2)] - u) <= 0.06 * scale[mib.group(2)] + u * 0.01 for u in f.used)
+    used, unit = float(mib.group(1)), scale[mib.group(2)]
+    assert any(abs(used * unit - u) <= 0.06 * unit + u * 0.01 for u in f.used)
     percents = [int(p) for p in re.findall(r"\| +(\d+)% +Default", out)]
     assert percents and f.one_of(percents[0], f.utilization, 1)
     if f.temperature:
@@ -820,7 +829,8 @@ ZEUS = """
     window = monitor.end_window("w", sync_execution=False)
     print(json.dumps({"name": gpus.get_name(0), "mw": first, "now": gpus.get_instant_power_usage(0),
                       "joules": window.total_energy, "seconds": window.time,
-                      "celsius": gpus.get_gpu_temperature(0), "counter": gpus.supports_get_total_energy_consumption(0)}))
+                      "celsius": gpus.get_gpu_temperature(0),
+                      "counter": gpus.supports_get_total_energy_consumption(0)}))
 """
 
 
@@ -963,7 +973,8 @@ def test_nvidias_own_example():
     example = [str(f.locate()) for f in files if f.name == "example.py"]
     if not example:
         pytest.skip("this nvidia-ml-py has no example.py")
-    out, err = run([os.path.join(HERE, "examples", "as_pynvml.py"), "--recording", recording("m4pro"), example[0]], None)
+    alias = os.path.join(HERE, "examples", "as_pynvml.py")
+    out, err = run([alias, "--recording", recording("m4pro"), example[0]], None)
     assert "<driver_version>%s</driver_version>" % figures("m4pro").os in out
     assert "Not Supported" in out       # it ends at the PCI address, which this GPU has not
 

@@ -144,6 +144,7 @@ def test_meter_of_its_own_ends_what_it_began(monkeypatch):
     monkeypatch.setenv("PYAPPLEGPU_RECORDING", recording("m4pro"))
     with training_hook.Meter() as meter:
         meter.step()
+    assert "gpu/energy_j" not in meter.summary()        # no time has passed, so there is no energy: absent, not 0
     with pytest.raises(ag.AppleGPUError_Uninitialized):
         ag.LibraryCountDevice()
 

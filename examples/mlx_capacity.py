@@ -4,8 +4,8 @@
     python mlx_capacity.py model.safetensors --cache 4GiB --fraction 0.9
     python mlx_capacity.py 40GiB --recording recordings/m4-macos27.json
 
-Exit status 0 when it fits, 3 when it does not, 1 when that cannot be told. What counts is neither the RAM nor what one process allocated: the GPU's
-limit, what all processes hold of it now, and the RAM that is really available.
+Exit status 0 when it fits, 3 when it does not, 1 when that cannot be told. What counts is neither the RAM nor what one
+process allocated: the GPU's limit, what all processes hold of it now, and the RAM that is really available.
 """
 from __future__ import annotations
 

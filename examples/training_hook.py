@@ -3,13 +3,13 @@
     with Meter() as meter:
         for batch in loader:
             train(batch)
-            metrics = meter.step(samples=len(batch))    # None between reports, else a dict for mlflow, wandb, trackio ...
+            metrics = meter.step(samples=len(batch))    # None between reports, else a dict for mlflow, wandb ...
             if metrics:
                 mlflow.log_metrics(metrics, step=step)
     print(meter.summary())
 
-Nothing waits and no thread runs: a figure that is not ready is left out of the dict, it is never 0. Energy comes from the
-driver's counter at both ends of the loop, so it does not depend on how often anything was sampled.
+Nothing waits and no thread runs: a figure that is not ready is left out of the dict, it is never 0. Energy comes from
+the driver's counter at both ends of the loop, so it does not depend on how often anything was sampled.
 
     python training_hook.py [recording.json]        # a pretended loop of 3 seconds
 """
@@ -55,7 +55,10 @@ class Meter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._delta = ag.SnapshotDelta(self._start, ag.DeviceGetSnapshot(self._gpu, PARTS))
+        try:
+            self._delta = ag.SnapshotDelta(self._start, ag.DeviceGetSnapshot(self._gpu, PARTS))
+        except ag.AppleGPUError:        # no time has passed, or the GPU is lost: never hide the training's own error
+            self._delta = None
         if self._own:
             ag.LibraryShutDown()
 
@@ -84,8 +87,10 @@ class Meter:
         result = {name + "_mean": sum(values) / len(values) for name, values in self._sums.items()}
         if "gpu/memory_used_gib" in self._sums:
             result["gpu/memory_used_gib_peak"] = max(self._sums["gpu/memory_used_gib"])
-        joules = self._delta.joules["gpu"]
+        if self._delta is None:
+            return result
         result["seconds"] = self._delta.seconds
+        joules = self._delta.joules["gpu"]
         if joules is not None:
             result["gpu/energy_j"] = joules
             result["gpu/energy_j_per_sample"] = joules / max(1, self.samples)

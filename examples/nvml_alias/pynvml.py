@@ -7,7 +7,8 @@ Works for command-line programs and the processes they start. The module itself 
 would lose the names with a leading underscore that gpustat, nvitop and zeus look for.
 
 Only for programs that read NVML to show figures. A program that takes NVML for CUDA (vLLM, exo and sglang choose their
-back-end by it), or that reads this Mac's power in another way as well (zeus, codecarbon), is misled: do not make it global.
+back-end by it), or that reads this Mac's power in another way as well (zeus, codecarbon), is misled: do not make it
+global.
 """
 import sys
 
