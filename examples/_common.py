@@ -1,0 +1,417 @@
+"""What the example tools share: finding pyapplegpu, opening a Mac or a recording, snapshots as flat rows, numbers as text.
+
+A figure that is missing is None here and a dash on the screen; `why` has the reason. Nothing turns it into 0.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import time
+from typing import Any, Callable, Iterable, Iterator, Sequence
+
+try:
+    import pyapplegpu as ag
+except ImportError:     # not installed: the file stands next to this folder
+    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+    import pyapplegpu as ag
+
+DASH = "-"
+GIB = 1 << 30
+PASSING = (ag.REASON_FIRST, ag.REASON_SLEPT, ag.REASON_RESET, ag.REASON_STALE)     # worth waiting for
+
+# ---- options and opening
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """The options every tool has: which Mac to read."""
+    group = parser.add_argument_group("source")
+    group.add_argument("--recording", metavar="FILE", help="replay a recorded Mac instead of reading this one, on any OS "
+                       "(default: the environment's PYAPPLEGPU_RECORDING)")
+    group.add_argument("--speed", type=float, default=1.0, metavar="X",
+                       help="replay X times as fast; 0 moves one recorded sample per reading")
+    group.add_argument("--no-loop", dest="loop", action="store_false", help="stop where the recording ends")
+    group.add_argument("--window", type=seconds, default=1.0, metavar="TIME",
+                       help="span over which rates are averaged (default 1s)")
+
+
+def open_device(args: argparse.Namespace) -> ag.Device:
+    """The Mac that the options name, as a private device. Raises AppleGPUError or OSError with a sentence to show."""
+    return ag.LibraryOpen(args.recording, window=args.window, speed=args.speed, loop=args.loop)
+
+
+def seconds(text: str) -> float:
+    """"500ms", "0.5s", "2m" or a number of seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|sec|m|min|h)?\s*", text)
+    if not match or not float(match.group(1)):
+        raise argparse.ArgumentTypeError("%r is not a time such as 500ms, 0.5s or 2m" % text)
+    return float(match.group(1)) * {"ms": 0.001, "m": 60, "min": 60, "h": 3600}.get(match.group(2) or "", 1)
+
+
+def interval(text: str) -> float:
+    """As `seconds`, but a bare number from 100 is milliseconds: nobody refreshes every 100 seconds, metop counts in ms."""
+    if re.fullmatch(r"\s*\d+\s*", text) and int(text) >= 100:
+        return int(text) / 1000
+    return seconds(text)
+
+
+def is_recording(snapshot: ag.Snapshot) -> bool:
+    return bool(snapshot.source != "live")
+
+
+def source_name(snapshot: ag.Snapshot) -> str:
+    """"live", or "recording NAME": stands in every header."""
+    if not is_recording(snapshot):
+        return "live"
+    return "recording " + clean(os.path.splitext(os.path.basename(snapshot.source))[0])
+
+
+# ---- snapshots
+
+
+def late(snapshot: ag.Snapshot, fields: Iterable[str] | None = None) -> list[str]:
+    """The fields (default: all) that lack only a second sample, and are there a moment later."""
+    wanted = list(snapshot.reasons if fields is None else fields)
+    found = [field for field in wanted if snapshot.reasons.get(field) in PASSING]
+    if fields is None or "processes" in wanted:
+        rows = snapshot.processes or ()
+        found += ["processes"] if rows and all(p.gpu_percent is None for p in rows) else []
+    if fields is None or "cpu_clusters" in wanted:
+        for cluster in snapshot.cpu_clusters or ():
+            found += ["cpu_clusters"] if any(r in PASSING for r in cluster.reasons.values()) else []
+    return found
+
+
+def settled(device: ag.Device, parts: Sequence[str] | None = None, fields: Iterable[str] | None = None,
+            timeout: float = 2.5) -> ag.Snapshot:
+    """A snapshot whose rates have their second sample; waits only for the fields that are wanted."""
+    end = time.monotonic() + timeout
+    while True:
+        snapshot = ag.DeviceGetSnapshot(device, parts, timeout=0)
+        if not late(snapshot, fields) or time.monotonic() >= end:
+            return snapshot
+        time.sleep(0.1)
+
+
+def why(snapshot: ag.Snapshot, field: str) -> str:
+    """The sentence for a missing figure."""
+    return clean(snapshot.messages.get(field) or "the source did not say")
+
+
+_SCALARS = (
+    "gpu_utilization_percent gpu_active_ratio gpu_scaled_ratio gpu_device_percent gpu_renderer_percent gpu_tiler_percent "
+    "gpu_clock_mhz gpu_max_clock_mhz gpu_recovery_count gpu_power_mw gpu_energy_mj gpu_power_limit_mw gpu_sram_power_mw "
+    "gpu_temperature_celsius gpu_temperature_max_celsius cpu_temperature_celsius thermal_pressure_level "
+    "memory_total_bytes memory_used_bytes memory_free_bytes memory_allocated_bytes memory_wired_limit_bytes "
+    "memory_headroom_bytes memory_utilization_percent cpu_power_mw cpu_energy_mj ane_power_mw ane_energy_mj "
+    "memory_power_mw memory_energy_mj package_power_mw system_power_mw encode_power_mw decode_power_mw "
+    "memory_max_bytes_per_s ane_utilization_percent ane_utilization_method ane_power_state cpu_utilization_percent").split()
+_RATES = ("memory_read", "memory_write") + tuple(
+    "memory_%s_%s" % (agent, way) for agent in ag.AGENTS for way in ("read", "write")) + (
+    "encode_bandwidth", "decode_bandwidth", "prores_bandwidth")
+_NESTED = (
+    ("gpu_throttle", "cltm_ratio", "gpu_throttle_cltm_ratio"), ("gpu_throttle", "ppm_percent", "gpu_throttle_ppm_percent"),
+    ("system_memory", "total_bytes", "ram_total_bytes"), ("system_memory", "used_bytes", "ram_used_bytes"),
+    ("system_memory", "available_bytes", "ram_available_bytes"), ("system_memory", "app_bytes", "ram_app_bytes"),
+    ("system_memory", "wired_bytes", "ram_wired_bytes"), ("system_memory", "active_bytes", "ram_active_bytes"),
+    ("system_memory", "inactive_bytes", "ram_inactive_bytes"),
+    ("system_memory", "compressed_bytes", "ram_compressed_bytes"), ("system_memory", "cached_bytes", "ram_cached_bytes"),
+    ("system_memory", "free_bytes", "ram_free_bytes"), ("system_swap", "total_bytes", "swap_total_bytes"),
+    ("system_swap", "used_bytes", "swap_used_bytes"), ("system_memory_pressure", "level", "memory_pressure_level"),
+    ("system_memory_pressure", "available_percent", "memory_pressure_available_percent"),
+    ("system_power_source", "source", "power_source"), ("system_power_source", "battery_percent", "battery_percent"),
+    ("system_power_source", "battery_power_mw", "battery_power_mw"))
+CORE_TYPES = ("Efficiency", "Performance", "Super")
+
+
+def flat(snapshot: ag.Snapshot, elapsed_s: float | None = None) -> dict[str, Any]:
+    """One flat row with always the same keys, None where there is no value: what CSV, JSON lines and histories hold."""
+    row: dict[str, Any] = {"time_unix_s": round(snapshot.time_unix_s, 3), "elapsed_s": elapsed_s,
+                           "interval_s": snapshot.interval_s}
+    for field in _SCALARS:
+        row[field] = getattr(snapshot, field)
+    for field in _RATES:
+        value = getattr(snapshot, field)
+        row[field + "_bytes_per_s"] = None if value is None else value.bytes_per_s
+    row["memory_bandwidth_estimated"] = None if snapshot.memory_read is None else snapshot.memory_read.estimated
+    for field, attribute, key in _NESTED:
+        row[key] = getattr(getattr(snapshot, field), attribute, None)
+    for kind in CORE_TYPES:
+        row.update(_of_clusters(snapshot, kind))
+    fans = [fan.rpm for fan in snapshot.fans or ()]
+    row["fan_max_rpm"] = max(fans) if fans else None
+    row["gpu_process_count"] = None if snapshot.processes is None else len(snapshot.processes)
+    return row
+
+
+def _of_clusters(snapshot: ag.Snapshot, kind: str) -> dict[str, Any]:
+    """Use (mean by cores), clock (highest) and power (sum) of the clusters of a kind of core."""
+    group = [c for c in snapshot.cpu_clusters or () if c.core_type == kind]
+    use = [(c.utilization_percent, c.cores) for c in group]
+    known = bool(use) and all(u is not None and n for u, n in use)
+    clocks = [c.clock_mhz for c in group if c.clock_mhz is not None]
+    watts = [c.power_mw for c in group]
+    key = "cpu_" + kind.lower()
+    return {key + "_utilization_percent": round(sum(u * n for u, n in use) / sum(n for _, n in use), 1) if known else None,
+            key + "_clock_mhz": max(clocks) if clocks else None,
+            key + "_power_mw": sum(watts) if watts and None not in watts else None}
+
+
+def cores_by_kind(snapshot: ag.Snapshot) -> dict[str, int]:
+    """{"Efficiency": 4, "Performance": 6}, kinds this Mac has; {} when the clusters are not known."""
+    kinds: dict[str, int] = {}
+    for cluster in snapshot.cpu_clusters or ():
+        if cluster.cores:
+            kinds[cluster.core_type] = kinds.get(cluster.core_type, 0) + cluster.cores
+    return kinds
+
+
+def missing(snapshot: ag.Snapshot) -> list[tuple[str, str, str]]:
+    """(field, reason, sentence) of everything that was asked for and is not there, the clusters' figures included."""
+    rows = [(field, reason, why(snapshot, field)) for field, reason in snapshot.reasons.items()
+            if reason != ag.REASON_NOT_ASKED]
+    for cluster in snapshot.cpu_clusters or ():
+        rows += [("%s %s" % (cluster.name, field), reason, _SENTENCES.get(reason, reason))
+                 for field, reason in cluster.reasons.items()]
+    throttle = snapshot.gpu_throttle
+    rows += [("gpu_throttle." + field, ag.REASON_CHIP, "this chip does not publish it")
+             for field in ("cltm_ratio", "ppm_percent") if throttle is not None and getattr(throttle, field) is None]
+    return rows
+
+
+_SENTENCES = {ag.REASON_CPU_ASLEEP: "the cluster was off for the whole interval", ag.REASON_FIRST: "a rate needs a second "
+              "sample", ag.REASON_FROZEN: "the driver publishes a zero that cannot be true", ag.REASON_CHIP: "this chip "
+              "does not publish it", ag.REASON_STALE: "the driver has published nothing new"}
+
+# ---- writing rows
+
+
+class RowWriter:
+    """Appends flat rows to a file, as CSV or JSON lines by its ending; a row is on disk when `write` returns."""
+
+    def __init__(self, path: str, kind: str | None = None) -> None:
+        self.csv = (kind or ("csv" if path.lower().endswith(".csv") else "jsonl")) == "csv"
+        self.file = open(path, "a", encoding="utf-8", newline="")
+        self.columns: list[str] | None = None
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.csv:
+            if self.columns is None:
+                self.columns = list(row)
+                if not self.file.tell():
+                    self.file.write(",".join(self.columns) + "\n")
+            self.file.write(",".join(_csv(row.get(column)) for column in self.columns) + "\n")
+        else:
+            self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _csv(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return '"%s"' % text.replace('"', '""') if any(c in text for c in ',"\r\n') else text
+
+
+# ---- numbers as text
+
+def clean(text: Any) -> str:
+    """Text from outside (process names, recordings) without control characters, so that it cannot drive the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
+
+
+def show(value: Any, form: Callable[[Any], str] | str) -> str:
+    """The value in a form, or a dash."""
+    if value is None:
+        return DASH
+    return form % value if isinstance(form, str) else form(value)
+
+
+def percent(value: float | None) -> str:
+    return show(value, "%.0f %%")
+
+
+def ratio(value: float | None) -> str:
+    return DASH if value is None else "%.0f %%" % (100 * value)
+
+
+def watts(milliwatts: float | None) -> str:
+    """"12.3 W"; below a watt "123 mW"."""
+    if milliwatts is None:
+        return DASH
+    return "%.0f mW" % milliwatts if milliwatts < 999.5 else "%.1f W" % (milliwatts / 1000)
+
+
+def joules(value: float | None) -> str:
+    if value is None:
+        return DASH
+    return "%.0f mJ" % (value * 1000) if value < 0.9995 else "%.1f J" % value if value < 9999.5 else "%.2f kJ" % (value / 1000)
+
+
+def size(count: float | None) -> str:
+    """Memory, in GB of 2**30 bytes as Activity Monitor counts them."""
+    if count is None:
+        return DASH
+    for power, unit in ((40, "TB"), (30, "GB"), (20, "MB")):
+        if count >= 1 << power:
+            return "%.*f %s" % (0 if unit == "MB" else 1, count / (1 << power), unit)
+    return "%.0f KB" % (count / 1024) if count else "0"
+
+
+def pair(used: float | None, total: float | None) -> str:
+    """"29.0 / 107.5 GB"."""
+    if used is None and total is None:
+        return DASH
+    return "%s / %s GB" % (show(used, lambda v: "%.1f" % (v / GIB)), show(total, lambda v: "%.1f" % (v / GIB)))
+
+
+def speed(bytes_per_s: float | None) -> str:
+    """Traffic, in powers of ten."""
+    if bytes_per_s is None:
+        return DASH
+    for power, unit in ((12, "TB/s"), (9, "GB/s"), (6, "MB/s"), (3, "kB/s")):
+        if bytes_per_s >= 10 ** power:
+            scaled = bytes_per_s / 10 ** power
+            return "%.*f %s" % (1 if scaled < 99.95 and power > 6 else 0, scaled, unit)
+    return "%.0f B/s" % bytes_per_s
+
+
+def bandwidth(value: ag.Bandwidth | None) -> str:
+    """"~128 GB/s": ~ estimated from histograms; ">" the truth is higher (the top bucket is full)."""
+    if value is None:
+        return DASH
+    return (">" if value.saturated else "~" if value.estimated else "") + speed(value.bytes_per_s)
+
+
+def celsius(value: float | None) -> str:
+    return show(value, "%.0f°C")
+
+
+def mhz(value: float | None) -> str:
+    return show(value, "%.0f MHz")
+
+
+def clock_time(span_s: float | None) -> str:
+    """"0:09.6", "1:40", "2:03:10": GPU time as `top` prints it."""
+    if span_s is None:
+        return DASH
+    if span_s < 60:
+        return "%.1fs" % span_s
+    minutes, rest = divmod(int(span_s), 60)
+    return "%d:%02d" % (minutes, rest) if minutes < 60 else "%d:%02d:%02d" % (minutes // 60, minutes % 60, rest)
+
+
+def duration(span_s: float) -> str:
+    return "%.0f ms" % (span_s * 1000) if span_s < 0.9995 else "%g s" % round(span_s, 2) if span_s < 60 else (
+        "%g min" % round(span_s / 60, 2))
+
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+_PARTS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(share: float | None, width: int) -> tuple[str, str]:
+    """(filled, empty) of a bar; both of them dots when the share is not known."""
+    if share is None:
+        return "", "·" * width
+    eighths = int(round(min(1.0, max(0.0, share)) * width * 8))
+    if share > 0:
+        eighths = max(1, eighths)
+    filled = "█" * (eighths // 8) + (_PARTS[eighths % 8] if eighths % 8 else "")
+    return filled, "░" * (width - len(filled))
+
+
+def spark(values: Iterable[float], top: float) -> str:
+    """One character per value: blank where unknown (nan), the lowest block for 0."""
+    scale = 8 / top if top > 0 else 0.0
+    return "".join(" " if v != v else BLOCKS[1 + min(7, int(v * scale))] for v in values)
+
+
+def graph(values: Sequence[float], top: float, height: int) -> list[str]:
+    """As spark, over several lines, the first one on top."""
+    steps = [-1 if v != v else max(1, min(8 * height, int(round(v * 8 * height / top)))) if top > 0 else 1 for v in values]
+    return ["".join(BLOCKS[min(8, max(0, step - 8 * level))] for step in steps) for level in range(height - 1, -1, -1)]
+
+
+# ---- histories
+
+NAN = math.nan
+
+
+class History:
+    """Recent values of named series over several ranges at once, in arrays that never grow."""
+
+    SLOTS = 480
+
+    def __init__(self, names: Iterable[str], ranges: Sequence[float]) -> None:
+        from array import array
+        self.names, self.ranges = tuple(names), tuple(ranges)
+        self._rings = [{name: array("d", [NAN]) * self.SLOTS for name in self.names} for _ in self.ranges]
+        self._slot: list[int | None] = [None] * len(self.ranges)
+        self._count = [0] * len(self.ranges)
+
+    def add(self, t: float, row: dict[str, Any], covers: float) -> None:
+        """Values that hold for the last `covers` seconds up to t; time nobody measured stays unknown."""
+        for which, span in enumerate(self.ranges):
+            self._add(which, t * self.SLOTS / span, covers * self.SLOTS / span, row)
+
+    def _add(self, which: int, at: float, covers: float, row: dict[str, Any]) -> None:
+        slot, before = int(at), self._slot[which]
+        rings, slots = self._rings[which], self.SLOTS
+        if before is None or slot < before or slot - before >= slots:
+            fresh: Iterator[int] | range = range(slot - slots + 1, slot + 1)
+            first = slot
+        else:
+            fresh, first = range(before + 1, slot + 1), max(before + 1, int(at - covers) + 1)
+        again = before == slot
+        self._count[which] = self._count[which] + 1 if again else 1
+        for name in self.names:
+            value = row.get(name)
+            ring = rings[name]
+            value = NAN if value is None else float(value)
+            if again:
+                old = ring[slot % slots]
+                ring[slot % slots] = value if old != old else old if value != value else old + (value - old) / self._count[which]
+            else:
+                for n in fresh:
+                    ring[n % slots] = value if n >= first else NAN
+        self._slot[which] = slot
+
+    def values(self, name: str, span: float, width: int) -> list[float]:
+        """At most `width` means over equal parts of the range, the newest last, nan where nothing is known."""
+        which = self.ranges.index(span)
+        newest = self._slot[which]
+        if newest is None or width < 1:
+            return [NAN] * max(0, width)
+        ring, slots = self._rings[which][name], self.SLOTS
+        group = -(-slots // width)
+        last = newest // group          # columns keep their place in time, so that a graph moves but does not shimmer
+        columns = []
+        for column in range(last - min(width, slots // group) + 1, last + 1):
+            known = [v for v in (ring[n % slots] for n in range(max(column * group, newest - slots + 1),
+                                                                min(column * group + group, newest + 1))) if v == v]
+            columns.append(sum(known) / len(known) if known else NAN)
+        return [NAN] * (width - len(columns)) + columns
+
+
+# ---- running
+
+
+def quiet_pipe(work: Callable[[], int]) -> int:
+    """Run a tool's main; a reader that closes the pipe (`| head`) ends it without a traceback, an error is one sentence."""
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except (ag.AppleGPUError, OSError) as error:
+        print("%s: %s" % (os.path.basename(sys.argv[0]), error), file=sys.stderr)
+        return 1
