@@ -5764,7 +5764,9 @@ class _Engine:
         """GPUPH active residency, as powermetrics; the driver's own figure where that cannot be had."""
         try:
             active = self.gpu_active(window)
-        except (NVMLError_NotSupported, NVMLError_NoPermission):
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady) as error:
+            if isinstance(error, NVMLError_NotReady) and error.reason != REASON_ABSENT:
+                raise
             engines = self.gpu_engines(window)
             return engines._replace(value=engines.value.device_percent)
         return active._replace(value=int(active.value * 100 + 0.5))
