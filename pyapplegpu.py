@@ -5518,7 +5518,7 @@ class _Engine:
     Figure methods take the window in nanoseconds first, never wait, and return a _Figure or raise AppleGPUError.
     """
 
-    def __init__(self, machine: Any, window: float = 1.0, timeout: float = 2.5, index: int = 0) -> None:
+    def __init__(self, machine: Any, window: float = _WINDOW / _NS, timeout: float = _TIMEOUT / _NS, index: int = 0) -> None:
         self.machine = machine
         self.index = index
         self.set_times(window, timeout)
@@ -6786,8 +6786,8 @@ def _recording_path(recording: Any) -> str | None:
         raise _bad("recording must be a path, not %r" % (recording,)) from None
 
 
-def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: float = 1.0, timeout: float = 2.5,
-                speed: float = 1.0, loop: bool = True) -> None:
+def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: float = _WINDOW / _NS,
+                timeout: float = _TIMEOUT / _NS, speed: float = 1.0, loop: bool = True) -> None:
     """Make the functions of this module usable; call LibraryShutDown as often as this. Samples nothing.
 
     recording: a file of `--record` to replay instead of this Mac (default: the environment's PYAPPLEGPU_RECORDING).
@@ -6894,8 +6894,8 @@ def _from_zero(value: Any, what: str) -> int:
 
 # ---- Library
 
-def LibraryOpen(recording: str | os.PathLike[str] | None = None, *, window: float = 1.0, timeout: float = 2.5,
-                speed: float = 1.0, loop: bool = True) -> Device:
+def LibraryOpen(recording: str | os.PathLike[str] | None = None, *, window: float = _WINDOW / _NS,
+                timeout: float = _TIMEOUT / _NS, speed: float = 1.0, loop: bool = True) -> Device:
     """A device with an engine of its own, apart from LibraryInit: several recordings can be read side by side.
 
     Arguments and errors as LibraryInit. Close it with LibraryClose.

@@ -279,6 +279,7 @@ class ScriptedMac:
     def sleep(self, seconds):
         self.t += seconds * 1000
         self.slept_for += seconds
+        assert self.slept_for < 60, "nobody waits that long"
 
     def step(self):
         pass
@@ -360,15 +361,16 @@ def gpuph(active, start=0.0):
     return Channel("GPUPH", "GPU Stats", "24Mticks", ("OFF", "P1"), "GPU Performance States"), f
 
 
-def engine_of(*lanes, window=1.0, start=100000.0):
+def engine_of(*lanes, start=100000.0):
     mac = ScriptedMac(list(lanes), start)
-    return ag._Engine(mac, window, 2.5), mac
+    return ag._Engine(mac), mac
 
 
-def ask(engine, figure, *args, timeout=2.5, window=1.0):
+def ask(engine, figure, *args, timeout=None):
     """Watts of a power figure, or the reason."""
     try:
-        return engine.settle(lambda w: figure(w, *args), int(window * ag._NS), int(timeout * ag._NS)).value / 1000
+        wait = engine.timeout if timeout is None else int(timeout * ag._NS)
+        return engine.settle(lambda w: figure(w, *args), engine.window, wait).value / 1000
     except ag.AppleGPUError as error:
         return error.reason
 
@@ -620,6 +622,88 @@ def test_per_process_gpu_time():
     new = {1: (7, "a", 400), 3: (8, "b", 100), 4: (9, "c", 10 ** 12), 5: (7, "a", 200)}
     shares = ag._client_shares(old, new, 1000)
     assert shares == {7: 50.0, 8: 0.0, 9: 100.0}        # closed: 0, fallen: 0, new: at most the interval
+
+
+SAMPLING_TESTS = [value for name, value in sorted(globals().items()) if name.startswith("test_")]
+MUTATIONS = [       # (text of the library, what it is changed to): each must make a case above fail
+    ("_WINDOW = _NS ", "_WINDOW = 2 * _NS "), ("_WINDOW = _NS ", "_WINDOW = _NS // 2 "),
+    ("_SHORTEST = 50 *", "_SHORTEST = 30 *"), ("_SHORTEST = 50 *", "_SHORTEST = 90 *"),
+    ("_HOLD = 10 *", "_HOLD = 9 *"), ("_HOLD = 10 *", "_HOLD = 13 *"),
+    ("_LONGEST = 120 *", "_LONGEST = 110 * "), ("_LONGEST = 120 *", "_LONGEST = 130 * "), ("_LONGEST = 120 *", "_LONGEST = 50 * "),
+    ("_TIMEOUT = 5 * _NS // 2", "_TIMEOUT = 2 * _NS"), ("_TIMEOUT = 5 * _NS // 2", "_TIMEOUT = 3 * _NS"),
+    ("_STEP = _NS // 10", "_STEP = _NS // 20"), ("_STEP = _NS // 10", "_STEP = _NS // 5"),
+    ("_LEAD = _NS ", "_LEAD = 100 * _NS "), ("_LEAD = _NS ", "_LEAD = 1 "),
+    ("_SURE = _NS ", "_SURE = _NS // 20 "), ("_SURE = _NS ", "_SURE = 5 * _NS // 2 "),
+    ("_BUSY = 0.20", "_BUSY = 0.01"), ("_BUSY = 0.20", "_BUSY = 0.70"),
+    ("_MAX_WATTS = 1000", "_MAX_WATTS = 10 ** 12"), ("_MAX_WATTS = 1000", "_MAX_WATTS = 10"),
+    ("_COARSE = 10 *", "_COARSE = 4 *"), ("_COARSE = 10 *", "_COARSE = 30 *"), ("_COARSE_SHORTEST = 8 *", "_COARSE_SHORTEST = 5 *"),
+    ("_GRAINS = 16", "_GRAINS = 1000"), ("_GRAINS = 16", "_GRAINS = 2"),
+    ("_SLEPT = _NS // 2", "_SLEPT = 10 ** 6 * _NS"), ("_MOST_POINTS = 19", "_MOST_POINTS = 40"), ("_MOST_POINTS = 19", "_MOST_POINTS = 3"),
+    ("_TICKS_SHORTEST = _NS // 5", "_TICKS_SHORTEST = _NS // 20"), ("_TICKS_SHORTEST = _NS // 5", "_TICKS_SHORTEST = _NS"),
+    ("max(shortest, window // 2)]", "max(shortest, window // 4)]"), ("(abs(ages[i] - window), -ages[i])", "(abs(ages[i] - window), ages[i])"),
+    ("return 0 if ages and ages[0] >= shortest else None", "return None"),
+    ("if points[-1][0] - points[i][0] >= window:", "if points[-1][0] - points[i][0] >= window // 2:"),
+    ("self.barrier = t - _SHORTEST if reason == REASON_SLEPT else None", "self.barrier = None"),
+    ("if value is None or value < 0:\n            self.drop(t, REASON_ABSENT)", "if value is None:\n            self.drop(t, REASON_ABSENT)"),
+    ("if stamp is None or stamp <= 0 or stamp > t + _LEAD:", "if stamp is None:"),
+    ("return value != self.value\n        return stamp < self.time - _LEAD and value >= self.value", "return False\n        return stamp < self.time - _LEAD"),
+    ("return stamp < self.time - _LEAD and value >= self.value", "return False"),
+    ("self.points = [(self.time, self.value)] if self.points and self.value is not None else []", "self.points = []"),
+    ("self.usable, self.stood = False, 0", "self.usable = False"),
+    ("if self.value is not None and value < self.value:", "if False:"),
+    ("self.stood += self.lapse if self.lapse <= _HOLD else 0", "pass"),
+    ("self.points, self.stood = [(clock, value)], max(0, t - clock)", "self.points, self.stood = [(clock, value)], 0"),
+    ("self.offset += (self.value or 0) - value", "pass"),
+    ("if distance < 0 or self._too_much", "if self._too_much"),
+    ("or distance > max(_LONGEST, 2 * window)", ""), ("self.stood > max(_HOLD, window) or", ""),
+    ("self.points, self.reason, self.gap = [(clock, value)], REASON_SLOW, distance", "self.points, self.reason = [(clock, value)], REASON_SLOW"),
+    ("return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE", "return REASON_STALE"),
+    ("if self.age() > max(_HOLD, 2 * self.gap):", "if self.age() > _HOLD:"), ("if self.age() > max(_HOLD, 2 * self.gap):", "if False:"),
+    ("if self.points and self.age() > max(_HOLD, window):", "if False:"),
+    ("if self.time is not None and 0 <= now - self.time < _SHORTEST:", "if False:"),
+    ("elif t < self.time:\n            self.drop(t, REASON_RESET)", "elif False:\n            pass"),
+    ("elif asleep - before > _SLEPT:", "elif False:"), ("elif t - self.time > max(_LONGEST, 2 * self.window):", "elif False:"),
+    ("if total == 0:\n        raise ValueError(REASON_STALE)", "if total == 0:\n        return [0.0 for _ in gone]"),
+    ("if total * tick_ns > 1.25 * span_ns + 1e8:", "if False:"), ("if INT64_MIN in new:", "if False:"),
+    ("if INT64_MIN in old or any(n < o for o, n in zip(old, new)):", "if False:"), ("return [g / total for g in gone]", "return [g * tick_ns / span_ns for g in gone]"),
+    ('return rail in ("cpu", "dram") or (energy.batched and not alive) or (rail == "gpu" and busy)', "return False"),
+    ('return rail in ("cpu", "dram") or', "return"), ("(energy.batched and not alive) or", ""), ('or (rail == "gpu" and busy)', ""),
+    ("return REASON_FIRST if change[1] < _SURE else REASON_FROZEN", "return REASON_FROZEN"),
+    ("if doubtful and energy.value == 0 and energy.batched:", "if False:"), ("min(reasons, key=_BADNESS.index)", "max(reasons, key=_BADNESS.index)"),
+    ("if error.reason == REASON_STALE and getattr", "if False and getattr"), ("or error.reason in (REASON_FROZEN, REASON_ABSENT):", ":"),
+    ("if timeout <= 0 or now >= until", "if now >= until"),
+    ("gone = max(0, ns - before[2]) if before is not None else min(ns, span_ns)", "gone = ns - before[2] if before is not None else min(ns, span_ns)"),
+    ("else min(ns, span_ns)", "else ns"), ("gone = [(a - b) & 0xFFFFFFFF", "gone = [(a - b)"),
+    ("if not moved and not stems and span >= _SURE:", "if False:"),
+]
+
+
+@pytest.mark.parametrize("old, new", MUTATIONS, ids=lambda text: text[:40])
+def test_each_constant_and_rule_matters(old, new, monkeypatch):
+    text = source()
+    assert old in text
+    mutant = types.ModuleType("mutant")
+    sys.modules["mutant"] = mutant
+    exec(compile(text.replace(old, new, 1), "mutant", "exec"), mutant.__dict__)
+    monkeypatch.setitem(globals(), "ag", mutant)
+    assert any(fails(test) for test in SAMPLING_TESTS)
+
+
+def fails(test):
+    """True when a case of a sampling test fails."""
+    marks = [m for m in getattr(test, "pytestmark", ()) if m.name == "parametrize"]
+    names = [n.strip() for n in marks[0].args[0].split(",")] if marks else []
+    cases = [c if len(names) > 1 else (c,) for c in marks[0].args[1]] if marks else [()]
+    for case in cases:
+        try:
+            test(**dict(zip(names, case)))
+        except (AssertionError, ZeroDivisionError, IndexError, KeyError, ValueError, TypeError, RecursionError, pytest.fail.Exception):
+            return True
+        except Exception as error:
+            if isinstance(error, ag.AppleGPUError):
+                return True
+            raise
+    return False
 
 
 # ======================================================================================================================
