@@ -1633,9 +1633,9 @@ def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ..
     signature = _ask(pointer, "methodSignatureForSelector:", key)
     if not signature:
         return None
-    text = _ask(signature, "methodReturnType")
+    text = ctypes.string_at(_ask(signature, "methodReturnType"))
     for i in range(_ask(signature, "numberOfArguments")):
-        text += _ask(signature, "getArgumentTypeAtIndex:", i)
+        text += ctypes.string_at(_ask(signature, "getArgumentTypeAtIndex:", i))
     try:
         return _parse_method(text.decode())
     except ValueError:
@@ -1729,7 +1729,7 @@ def _struct_result(one: _Type, selector: str) -> Any:
 def _simple(code: str) -> Any:
     return {"v": None, "B": ctypes.c_bool, "c": ctypes.c_byte, "C": ctypes.c_ubyte, "s": ctypes.c_short,
             "S": ctypes.c_ushort, "i": ctypes.c_int, "I": ctypes.c_uint, "q": ctypes.c_int64, "Q": ctypes.c_uint64,
-            "f": ctypes.c_float, "d": ctypes.c_double, "*": ctypes.c_char_p}.get(code, ctypes.c_void_p)
+            "f": ctypes.c_float, "d": ctypes.c_double}.get(code, ctypes.c_void_p)
 
 
 def _prototype(types: tuple[_Type, ...], selector: str = "", keep: bool = False) -> Any:
@@ -1755,7 +1755,8 @@ def _prepare(pointer: int, selector: str) -> tuple[Any, int]:
     kind = runtime.class_of(pointer)
     found = runtime.prepared.get((kind, selector))
     if found is None:
-        types = _describe_method(kind, selector, pointer)
+        with MetalPool():
+            types = _describe_method(kind, selector, pointer)
         found = _prototype(types, selector, selector in _KEEP_GIL), runtime.selector(selector.encode())
         runtime.prepared[kind, selector] = found
     return found
@@ -1782,7 +1783,11 @@ def _truth(value: Any) -> bool:
 def _made(name: bytes, selector: str, *arguments: Any, keep: Any = None) -> _Temporary:
     """[[Class alloc] init...] as a temporary argument."""
     runtime = _objc()
-    pointer = _ask(_ask(runtime.get_class(name), "alloc"), selector, *arguments)
+    token = runtime.push()
+    try:
+        pointer = _ask(_ask(runtime.get_class(name), "alloc"), selector, *arguments)
+    finally:
+        runtime.pop(token)
     if not pointer:
         raise _fail(ERROR_MEMORY, None, "objc", "%s could not be made" % name.decode())
     return _Temporary(pointer, keep)
@@ -1832,7 +1837,9 @@ def _object_converter(name: str, accepted: set[type]) -> Callable[[Any], Any]:
 
     def convert(value: Any) -> Any:
         if isinstance(value, MetalObject):
-            if not _is_kind(value._pointer, family, protocols):
+            with MetalPool():
+                fits = _is_kind(value._pointer, family, protocols)
+            if not fits:
                 raise TypeError("a %s is wanted here, not %r" % (name, value))
             accepted.add(type(value))
             return value
@@ -2077,7 +2084,7 @@ class MetalPool:
 # -- compiled methods
 
 _RESULTS = {"v": "None", "@": "wrap(r)", "+": "adopt(r)", "a": "adopt(r, False)", "t": "r != 0", "#": "wrap(r)",
-            ":": "name_of(r)", "x": "r"}
+            ":": "name_of(r)", "s": "bytes_at(r) if r else None", "x": "r"}
 
 
 def _argument_lines(n: int, code: str) -> str:
@@ -2154,7 +2161,7 @@ def _result_code(one: _Type, selector: str) -> str:
         if not _owns(selector):
             return "@"
         return {"a": "a", "i": "i"}.get(selector.lstrip("_")[0], "+")
-    return {"v": "v", "B": "x", "c": "t" if _objc().stret else "x", "#": "#", ":": ":"}.get(one.code, "x")
+    return {"v": "v", "B": "x", "c": "t" if _objc().stret else "x", "#": "#", ":": ":", "*": "s"}.get(one.code, "x")
 
 
 def _refuse(selector: str) -> None:
@@ -2169,7 +2176,8 @@ def _method(kind: int, selector: str, one: MetalObject | None = None) -> Any:
     _refuse(selector)
     runtime = _objc()
     pointer = one._pointer if one is not None else None
-    types = _extend(kind, selector, _describe_method(kind, selector, pointer))
+    with MetalPool():
+        types = _extend(kind, selector, _describe_method(kind, selector, pointer))
     key = (selector, tuple((t.code, t.name, t.const, t.size) for t in types))
     function = runtime.methods.get(key)
     if function is None:
@@ -2189,7 +2197,8 @@ def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
         "sel": runtime.selector(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
         "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop, "retain": runtime.retain, "wrap": _wrap,
         "adopt": _adopt, "index": index, "too_big": _range_error, "truth": _truth, "unblock": runtime.block_release,
-        "cell": ctypes.c_void_p, "byref": ctypes.byref, "ref": _optional_byref, "failure": _failure, "name_of": _selector_text}
+        "cell": ctypes.c_void_p, "byref": ctypes.byref, "ref": _optional_byref, "failure": _failure, "name_of": _selector_text,
+        "bytes_at": ctypes.string_at}
     codes = ""
     for n, one in enumerate(arguments):
         code = _argument_code(one)

@@ -354,14 +354,13 @@ static Prop *prop(id o, const void *key, int create)
     if (!p && create) { p = calloc(1, sizeof *p); p->key = key; p->next = o->props; o->props = p; }
     return p;
 }
-static SEL key_of(SEL s)            /* setLabel: and label, setOpaque: and isOpaque share one property */
+static SEL key_of(SEL s)            /* setLabel: and label, setOpaque: and isOpaque, setURL: and URL share one property */
 {
     char name[256];
     size_t n = strlen(s);
     if (!strncmp(s, "set", 3) && s[n - 1] == ':') { memcpy(name, s + 3, n - 4); name[n - 4] = 0; }
-    else if (!strncmp(s, "is", 2) && s[2] >= 'A' && s[2] <= 'Z') strcpy(name, s + 2);
-    else return s;
-    if (!(name[1] >= 'A' && name[1] <= 'Z')) name[0] |= 32;
+    else strcpy(name, s + (!strncmp(s, "is", 2) && s[2] >= 'A' && s[2] <= 'Z' ? 2 : 0));
+    name[0] |= 32;
     return S(name);
 }
 static void put(id o, SEL key, const void *data, size_t n, int object)
@@ -698,7 +697,7 @@ void fake_method(const char *name, const char *owner, const char *sel, const cha
     if (!imp) imp = native(owner, sel);
     if (!imp) {
         static const struct { const char *shape; void *imp; } table[] = {
-            {"get u", get_u}, {"forward", forward}, {"get d", get_d}, {"get f", get_f}, {"get @", get_o}, {"set u", set_u}, {"set I", set_I}, {"set B", set_B}, {"set d", set_d},
+            {"get u", get_u}, {"self", o_self}, {"forward", forward}, {"get d", get_d}, {"get f", get_f}, {"get @", get_o}, {"set u", set_u}, {"set I", set_I}, {"set B", set_B}, {"set d", set_d},
             {"set f", set_f}, {"set @", set_o}, {"create", create}, {"create auto", create_auto}, {"factory", factory}, {"item", item}, {"set item", set_item},
 #define X(name, type, n) {"get " #name, get_##name}, {"set " #name, set_##name},
             STRUCTS(X)

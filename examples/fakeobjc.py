@@ -102,6 +102,8 @@ def scalar(one):
 def shape(selector, types, owned):
     """How a method without a native stand-in behaves: a property, a factory, an item, or nothing."""
     name, arguments = selector[1:], types[1:]
+    if re.match(r"init([A-Z]|$)", name):
+        return "self"
     if name == "objectAtIndexedSubscript:":
         return "item"
     if name == "setObject:atIndexedSubscript:":
