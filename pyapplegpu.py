@@ -1199,6 +1199,7 @@ class _Runtime:
         self.blocks: dict[int, list[Any]] = {}      # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}
         self.next_block = 0
+        self.sizes: dict[tuple[int, ...], Any] = {}
         self.launchers: dict[str, tuple[Any, int]] = {}
         self.conforming: dict[tuple[type, str], bool] = {}
         self.device: Any = None             # the default one, once asked for
@@ -1279,12 +1280,11 @@ def _disarm() -> None:
     if runtime is None:
         return
     runtime.exiting = True
-    address = ctypes.c_void_p(runtime.harmless)
     for _, descriptor in list(runtime.thunks.values()):
         descriptor.copy = descriptor.dispose = runtime.harmless
     for entry in list(runtime.blocks.values()):
         if entry[1]:
-            ctypes.memmove(entry[1] + 16, ctypes.addressof(address), 8)
+            ctypes.c_uint64.from_address(entry[1] + 16).value = runtime.harmless      # with the GIL: nothing is freed meanwhile
     runtime.cache.clear()
 
 
@@ -8625,6 +8625,17 @@ def _size(value: Any, what: str) -> tuple[int, int, int]:
     return tuple([p.__index__() for p in parts] + [1] * (3 - len(parts)))       # type: ignore[return-value]
 
 
+def _size_struct(size: tuple[int, int, int]) -> Any:
+    """MTLSize of three numbers; those seen before are kept."""
+    sizes = _objc().sizes
+    found = sizes.get(size)
+    if found is None:
+        found = _struct("MTLSize")(*size)
+        if len(sizes) < 256:
+            sizes[size] = found
+    return found
+
+
 def _group(grid: tuple[int, int, int], limits: MetalPipelineLimits, by_threads: bool) -> tuple[int, int, int]:
     """A threadgroup for a grid: whole SIMD groups, 256 threads where the pipeline allows them."""
     most = min(256, limits.max_threads)
@@ -8717,18 +8728,13 @@ def _u64(value: int) -> int:
     return int(value)
 
 
-def _fast(pointer: int, selector: str) -> tuple[Any, int]:
-    """A prepared raw send of the launch path: one look-up by selector."""
-    launchers = _objc().launchers
-    found: tuple[Any, int] | None = launchers.get(selector)
-    if found is None:
-        found = launchers[selector] = _prepare(pointer, selector)
-    return found
-
-
 def _call(pointer: int, selector: str, *arguments: Any) -> Any:
-    function, key = _fast(pointer, selector)
-    return function(pointer, key, *arguments)
+    """A prepared raw send of the launch path: one look-up by selector, which means the same in every class it is sent to."""
+    runtime = _runtime or _objc()
+    found = runtime.launchers.get(selector)
+    if found is None:
+        found = runtime.launchers[selector] = _prepare(pointer, selector)
+    return found[0](pointer, found[1], *arguments)
 
 
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
