@@ -992,12 +992,12 @@ _OWNERSHIP = ("retain", "release", "autorelease", "dealloc")
 _VARIADIC = ("WithFormat:", "WithObjects:", "ObjectsAndKeys:", "orKeys:")
 
 # Encoder setters return at once, run no block and wait for nothing: keeping the GIL saves the 5 ms another thread may
-# take with each release (METAL trial: 260 times in a program with one busy thread). Never commit, wait, new..., present.
+# take with each release (measured: 260 times in a program with one busy thread). Never commit, wait, new..., present.
 _KEEP_GIL = frozenset((
     "setComputePipelineState:", "setBuffer:offset:atIndex:", "setBufferOffset:atIndex:", "setBytes:length:atIndex:",
     "setTexture:atIndex:", "setSamplerState:atIndex:", "setThreadgroupMemoryLength:atIndex:", "length", "contents",
-    "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:", "maxTotalThreadsPerThreadgroup",
-    "threadExecutionWidth", "staticThreadgroupMemoryLength"))
+    "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:", 
+    "maxTotalThreadsPerThreadgroup", "threadExecutionWidth", "staticThreadgroupMemoryLength"))
 
 
 class MetalError(AppleGPUError):
@@ -1020,7 +1020,7 @@ class MetalError(AppleGPUError):
 
 
 class _Type:
-    """One type of an encoding. `name` is the class or protocols of an object, the signature of a block, a struct's tag."""
+    """One type of an encoding. `name`: the class or protocols of an object, a block's signature, a struct's tag."""
     __slots__ = ("code", "size", "const", "name", "parts")
 
     def __init__(self, code: str, size: int = 8, const: bool = False, name: str = "",
@@ -1199,6 +1199,7 @@ class _Runtime:
         self.blocks: dict[int, list[Any]] = {}      # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}
         self.next_block = 0
+        self.sizes: dict[tuple[int, ...], Any] = {}
         self.launchers: dict[str, tuple[Any, int]] = {}
         self.conforming: dict[tuple[type, str], bool] = {}
         self.device: Any = None             # the default one, once asked for
@@ -1274,17 +1275,16 @@ def _objc_forked() -> None:
 
 
 def _disarm() -> None:
-    """At interpreter exit: blocks that fire later return without touching Python; nothing is released, nothing waits."""
+    """At interpreter exit: blocks that fire later return without touching Python; nothing is released or waited for."""
     runtime = _runtime
     if runtime is None:
         return
     runtime.exiting = True
-    address = ctypes.c_void_p(runtime.harmless)
     for _, descriptor in list(runtime.thunks.values()):
         descriptor.copy = descriptor.dispose = runtime.harmless
     for entry in list(runtime.blocks.values()):
         if entry[1]:
-            ctypes.memmove(entry[1] + 16, ctypes.addressof(address), 8)
+            ctypes.c_uint64.from_address(entry[1] + 16).value = runtime.harmless    # with the GIL: none is freed now
     runtime.cache.clear()
 
 
@@ -1469,7 +1469,7 @@ def _sweep(runtime: _Runtime) -> None:
 
 
 def _string_of(pointer: int) -> str:
-    """A str of an NSString; embedded NULs are kept, lone surrogates become question marks."""
+    """A str of an NSString, embedded NULs and all; "" for one with no UTF-8 form (a lone surrogate)."""
     runtime = _objc()
     token = runtime.push()
     try:
@@ -1517,7 +1517,7 @@ def _copied(function: Any, pointer: int) -> list[int]:
 
 
 def _forwards(pointer: int, parent: int | None) -> bool:
-    """Whether instances may answer selectors that a look-up in their class does not find (proxies, capture wrappers)."""
+    """Whether instances may answer selectors that their class does not show (proxies, capture wrappers)."""
     runtime = _objc()
     root = runtime.get_class(b"NSObject")
     if not parent:
@@ -1528,7 +1528,8 @@ def _forwards(pointer: int, parent: int | None) -> bool:
     pairs = [(pointer, root, name) for name in (b"forwardingTargetForSelector:", b"methodSignatureForSelector:",
                                                 b"forwardInvocation:", b"respondsToSelector:")]
     pairs.append((own, runtime.class_of(root), b"resolveInstanceMethod:"))
-    return any(runtime.method_of(a, runtime.selector(s)) != runtime.method_of(b, runtime.selector(s)) for a, b, s in pairs)
+    return any(runtime.method_of(one, runtime.selector(s)) != runtime.method_of(other, runtime.selector(s))
+               for one, other, s in pairs)
 
 
 class _Stub:
@@ -1633,9 +1634,9 @@ def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ..
     signature = _ask(pointer, "methodSignatureForSelector:", key)
     if not signature:
         return None
-    text = _ask(signature, "methodReturnType")
+    text = ctypes.string_at(_ask(signature, "methodReturnType"))
     for i in range(_ask(signature, "numberOfArguments")):
-        text += _ask(signature, "getArgumentTypeAtIndex:", i)
+        text += ctypes.string_at(_ask(signature, "getArgumentTypeAtIndex:", i))
     try:
         return _parse_method(text.decode())
     except ValueError:
@@ -1729,14 +1730,14 @@ def _struct_result(one: _Type, selector: str) -> Any:
 def _simple(code: str) -> Any:
     return {"v": None, "B": ctypes.c_bool, "c": ctypes.c_byte, "C": ctypes.c_ubyte, "s": ctypes.c_short,
             "S": ctypes.c_ushort, "i": ctypes.c_int, "I": ctypes.c_uint, "q": ctypes.c_int64, "Q": ctypes.c_uint64,
-            "f": ctypes.c_float, "d": ctypes.c_double, "*": ctypes.c_char_p}.get(code, ctypes.c_void_p)
+            "f": ctypes.c_float, "d": ctypes.c_double}.get(code, ctypes.c_void_p)
 
 
 def _prototype(types: tuple[_Type, ...], selector: str = "", keep: bool = False) -> Any:
-    """The ctypes function that sends with these types. All 64-bit words are one letter, so about a hundred serve Metal."""
+    """The ctypes function that sends with these types. 64-bit words are all one kind, so a hundred or so serve Metal."""
     runtime = _objc()
     result = types[0]
-    kinds = [_struct_result(result, selector) if result.code == "{" else _simple(result.code), ctypes.c_void_p, ctypes.c_void_p]
+    kinds = [_struct_result(result, selector) if result.code == "{" else _simple(result.code)] + 2 * [ctypes.c_void_p]
     for one in types[1:]:
         kinds.append(_layout(one.layout()) if one.code == "{"
                      else ctypes.c_void_p if one.size == 8 and one.code != "d" else _simple(one.code))
@@ -1744,7 +1745,8 @@ def _prototype(types: tuple[_Type, ...], selector: str = "", keep: bool = False)
     function = runtime.prototypes.get(key)
     if function is None:
         maker = ctypes.PYFUNCTYPE if keep else ctypes.CFUNCTYPE
-        function = maker(*kinds)(runtime.stret if runtime.stret and result.code == "{" and result.size > 16 else runtime.send)
+        stret = runtime.stret and result.code == "{" and result.size > 16
+        function = maker(*kinds)(runtime.stret if stret else runtime.send)
         function = runtime.prototypes.setdefault(key, function)
     return function
 
@@ -1755,7 +1757,8 @@ def _prepare(pointer: int, selector: str) -> tuple[Any, int]:
     kind = runtime.class_of(pointer)
     found = runtime.prepared.get((kind, selector))
     if found is None:
-        types = _describe_method(kind, selector, pointer)
+        with MetalPool():
+            types = _describe_method(kind, selector, pointer)
         found = _prototype(types, selector, selector in _KEEP_GIL), runtime.selector(selector.encode())
         runtime.prepared[kind, selector] = found
     return found
@@ -1782,7 +1785,11 @@ def _truth(value: Any) -> bool:
 def _made(name: bytes, selector: str, *arguments: Any, keep: Any = None) -> _Temporary:
     """[[Class alloc] init...] as a temporary argument."""
     runtime = _objc()
-    pointer = _ask(_ask(runtime.get_class(name), "alloc"), selector, *arguments)
+    token = runtime.push()
+    try:
+        pointer = _ask(_ask(runtime.get_class(name), "alloc"), selector, *arguments)
+    finally:
+        runtime.pop(token)
     if not pointer:
         raise _fail(ERROR_MEMORY, None, "objc", "%s could not be made" % name.decode())
     return _Temporary(pointer, keep)
@@ -1828,11 +1835,13 @@ def _object_converter(name: str, accepted: set[type]) -> Callable[[Any], Any]:
     """Checks an object argument against what the protocol declares, once per Python class: a wrong one would crash."""
     family, _, rest = name.partition("<")
     protocols = [p for p in rest.rstrip(">").split("><") if p and not p.startswith("OS_")]
-    python = _PYTHON_KINDS.get(family, ()) if name else (str, list, tuple, int, float, dict, bytes, bytearray, memoryview)
+    python = _PYTHON_KINDS.get(family, ()) if name else (str, list, tuple, int, float, dict, bytes, bytearray)
 
     def convert(value: Any) -> Any:
         if isinstance(value, MetalObject):
-            if not _is_kind(value._pointer, family, protocols):
+            with MetalPool():
+                fits = _is_kind(value._pointer, family, protocols)
+            if not fits:
                 raise TypeError("a %s is wanted here, not %r" % (name, value))
             accepted.add(type(value))
             return value
@@ -1867,7 +1876,8 @@ def _buffer(value: Any, const: bool) -> Any:
     if isinstance(value, ctypes.c_void_p):
         return value
     if isinstance(value, ctypes.Structure.__base__):        # type: ignore[arg-type]
-        return value if isinstance(value, (ctypes._Pointer, ctypes._CFuncPtr)) else ctypes.byref(value)   # type: ignore[attr-defined]
+        pointers = ctypes._Pointer, ctypes._CFuncPtr        # type: ignore[attr-defined]
+        return value if isinstance(value, pointers) else ctypes.byref(value)
     if type(value) is type(ctypes.byref(ctypes.c_int())):
         return value
     try:
@@ -1926,7 +1936,7 @@ def _sequence_of(value: Any, element: Any) -> Any:
 
 
 def _struct_converter(kind: Any, memory: dict[Any, Any]) -> Callable[[Any], Any]:
-    """Structs are taken as instances of the layout or as tuples of the exact length; tuples seen before are remembered."""
+    """Structs are taken as instances of the layout or tuples of the exact length; tuples seen before are kept."""
     parts = [field[1] for field in kind._fields_]
     inner = [_struct_converter(p, {}) if issubclass(p, ctypes.Structure) else None for p in parts]
 
@@ -1936,10 +1946,14 @@ def _struct_converter(kind: Any, memory: dict[Any, Any]) -> Callable[[Any], Any]
         if not isinstance(value, (tuple, list)) or len(value) != len(parts):
             raise TypeError("a struct of %d values is wanted here, not %r" % (len(parts), value))
         made = kind(*[_field(v, part) if sub is None else sub(v) for v, part, sub in zip(value, parts, inner)])
-        if isinstance(value, tuple) and len(memory) < 256 and not any(isinstance(v, (list, ctypes.Structure)) for v in value):
+        if isinstance(value, tuple) and len(memory) < 256 and not any(map(_mutable, value)):
             memory[value] = made
         return made
     return convert
+
+
+def _mutable(value: Any) -> bool:
+    return isinstance(value, (tuple, list, ctypes.Structure))
 
 
 def _field(value: Any, kind: Any) -> Any:
@@ -2068,7 +2082,7 @@ class MetalPool:
         runtime = _objc()
         pools = runtime.thread.pools
         for i in range(len(pools) - 1, -1, -1):
-            if pools[i] is self.token:          # an outer exit takes the inner ones with it; a foreign thread's is left alone
+            if pools[i] is self.token:      # an outer exit takes the inner ones along; another thread's is left alone
                 del pools[i:]
                 runtime.pop(self.token[0])
                 return
@@ -2077,7 +2091,7 @@ class MetalPool:
 # -- compiled methods
 
 _RESULTS = {"v": "None", "@": "wrap(r)", "+": "adopt(r)", "a": "adopt(r, False)", "t": "r != 0", "#": "wrap(r)",
-            ":": "name_of(r)", "x": "r"}
+            ":": "name_of(r)", "s": "bytes_at(r) if r else None", "x": "r"}
 
 
 def _argument_lines(n: int, code: str) -> str:
@@ -2095,7 +2109,8 @@ def _argument_lines(n: int, code: str) -> str:
              "        p{n} = {a}._pointer\n",
         "^": "    p{n} = None if {a} is None else k{n}({a})\n",
         "{": "    p{n} = {a} if {a}.__class__ is s{n} else {a}.__class__ is tuple and m{n}.get({a}) or k{n}({a})\n",
-        "k": "    p{n} = k{n}({a})\n", "u": "    p{n} = k{n}({a})\n", ":": "    p{n} = k{n}({a})\n"}[code].format(a=a, n=n)
+        "k": "    p{n} = k{n}({a})\n", "u": "    p{n} = k{n}({a})\n", ":": "    p{n} = k{n}({a})\n",
+    }[code].format(a=a, n=n)
 
 
 def _source(codes: str, result: str, error: bool) -> str:
@@ -2154,7 +2169,7 @@ def _result_code(one: _Type, selector: str) -> str:
         if not _owns(selector):
             return "@"
         return {"a": "a", "i": "i"}.get(selector.lstrip("_")[0], "+")
-    return {"v": "v", "B": "x", "c": "t" if _objc().stret else "x", "#": "#", ":": ":"}.get(one.code, "x")
+    return {"v": "v", "B": "x", "c": "t" if _objc().stret else "x", "#": "#", ":": ":", "*": "s"}.get(one.code, "x")
 
 
 def _refuse(selector: str) -> None:
@@ -2169,7 +2184,8 @@ def _method(kind: int, selector: str, one: MetalObject | None = None) -> Any:
     _refuse(selector)
     runtime = _objc()
     pointer = one._pointer if one is not None else None
-    types = _extend(kind, selector, _describe_method(kind, selector, pointer))
+    with MetalPool():
+        types = _extend(kind, selector, _describe_method(kind, selector, pointer))
     key = (selector, tuple((t.code, t.name, t.const, t.size) for t in types))
     function = runtime.methods.get(key)
     if function is None:
@@ -2180,7 +2196,7 @@ def _method(kind: int, selector: str, one: MetalObject | None = None) -> Any:
 def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
     from _operator import index
     last = types[-1]
-    error = len(types) > 1 and selector.endswith(("rror:",)) and last.code == "^" and last.name == "@" and not last.const
+    error = len(types) > 1 and selector.endswith("rror:") and last.code == "^" and last.name == "@" and not last.const
     arguments = types[1:-1] if error else types[1:]
     if len(types) - 1 != selector.count(":"):
         raise AttributeError("%s: its encoding has %d arguments" % (selector, len(types) - 1))
@@ -2189,7 +2205,8 @@ def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
         "sel": runtime.selector(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
         "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop, "retain": runtime.retain, "wrap": _wrap,
         "adopt": _adopt, "index": index, "too_big": _range_error, "truth": _truth, "unblock": runtime.block_release,
-        "cell": ctypes.c_void_p, "byref": ctypes.byref, "ref": _optional_byref, "failure": _failure, "name_of": _selector_text}
+        "cell": ctypes.c_void_p, "byref": ctypes.byref, "ref": _optional_byref, "failure": _failure,
+        "name_of": _selector_text, "bytes_at": ctypes.string_at}
     codes = ""
     for n, one in enumerate(arguments):
         code = _argument_code(one)
@@ -2201,8 +2218,9 @@ def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
             space["s%d" % n], space["m%d" % n] = _layout(one.layout()), {}
             space["k%d" % n] = _struct_converter(space["s%d" % n], space["m%d" % n])
         elif code in "^ku:":
-            space["k%d" % n] = (_pointer_converter(one) if code == "^" else _block_converter(one, selector) if code == "k"
-                                else _out if code == "u" else _selector_argument)
+            make = {"^": _pointer_converter, "k": lambda t: _block_converter(t, selector),
+                    "u": lambda t: _out, ":": lambda t: _selector_argument}[code]
+            space["k%d" % n] = make(one)
     code = _shape(codes, _result_code(types[0], selector), error)
     function = type(_build)(code, space, _mangle(selector))
     function.__doc__ = "-[%s] takes %s, returns %s" % (selector, [t.name or t.code for t in arguments], types[0].code)
@@ -7848,7 +7866,7 @@ def _time_delta(a: Snapshot, b: Snapshot, reasons: dict[str, str]) -> dict[int, 
 class MetalDetails(NamedTuple):
     """What Metal says of a device; None where this macOS has no such property."""
     name: str
-    registry_id: int                        # of the accelerator in the I/O registry: the same number as DeviceGetRegistryId
+    registry_id: int                        # of the accelerator in the I/O registry, as DeviceGetRegistryId gives it
     architecture: str | None                # "applegpu_g16g" (macOS 14)
     families: tuple[str, ...]               # "Apple7" ... "Metal3", those supportsFamily: says yes to
     unified_memory: bool
@@ -7881,7 +7899,7 @@ class MetalTiming(NamedTuple):
 
 
 class MetalDispatchTime(NamedTuple):
-    """GPU time of one dispatch of a profiled work. `seconds` is None when nothing could tell; `method` says why or how."""
+    """GPU time of one dispatch of a profiled work; `seconds` is None when nothing could tell, `method` says why."""
     label: str
     seconds: float | None
     method: str                             # "counters", "command buffer", or why there is no figure
@@ -8075,7 +8093,7 @@ def _open_constants() -> dict[str, int]:
 
 
 def __getattr__(name: str) -> Any:
-    """Metal's constants (MTLPixelFormatRGBA8Unorm) and structs (MTLSize); nothing else, and never kept in the module."""
+    """Metal's constants (MTLPixelFormatRGBA8Unorm) and structs (MTLSize); nothing else, never kept in the module."""
     if name.startswith(("MTL", "CG", "NS")):
         value = _open_constants().get(name)
         if value is not None:
@@ -8093,8 +8111,8 @@ def __dir__() -> list[str]:
 # ---- any object, any method
 
 def MetalClass(name: str) -> MetalObject:
-    """The Objective-C class `name` (of Foundation, Metal or a framework loaded with MetalFramework), for its class methods:
-    MetalClass("MTLTextureDescriptor").new(). NotFound when there is no such class on this macOS."""
+    """The Objective-C class `name` (of Foundation, Metal or a framework loaded with MetalFramework), for its class
+    methods: MetalClass("MTLTextureDescriptor").new(). NotFound when there is no such class on this macOS."""
     pointer = _objc().get_class(name.encode())
     if not pointer:
         raise _fail(ERROR_NOT_FOUND, None, "objc", "there is no class %s here" % name)
@@ -8103,16 +8121,16 @@ def MetalClass(name: str) -> MetalObject:
 
 
 def MetalSend(receiver: MetalObject, selector: str, *arguments: Any) -> Any:
-    """Send any selector by its Objective-C name: MetalSend(device, "newBufferWithLength:options:", 4096, 0). Types, counts
-    and liveness are checked; values are not: what Metal's validation layer aborts on aborts here too."""
+    """Send any selector by its Objective-C name: MetalSend(device, "newBufferWithLength:options:", 4096, 0). Types,
+    counts and liveness are checked; values are not: what Metal's validation layer aborts on aborts here too."""
     if not isinstance(receiver, MetalObject):
         raise _bad("a Metal object is wanted, not %r" % (receiver,))
     return _method(_objc().class_of(receiver._pointer), selector, receiver)(receiver, *arguments)
 
 
 def MetalFramework(name: str) -> None:
-    """Load a system framework ("MetalPerformanceShaders", "QuartzCore", "MetalFX"), so that MetalClass finds its classes.
-    NotSupported when this macOS has none of that name."""
+    """Load a system framework ("MetalPerformanceShaders", "QuartzCore", "MetalFX"), so that MetalClass finds its
+    classes. NotSupported when this macOS has none of that name."""
     _objc()
     _LIBRARIES.setdefault(name, "/System/Library/Frameworks/%s.framework/%s" % (name, name))
     _c.library(name)
@@ -8264,13 +8282,13 @@ def _queue(device: MetalObject) -> MetalObject:
 _MATH = {"safe": 0, "relaxed": 1, "fast": 2}
 
 
-def MetalCompile(source: str, device: MetalObject | None = None, *, version: str | int | None = None, math: str | None = None,
-                 macros: Mapping[str, Any] | None = None) -> MetalObject:
+def MetalCompile(source: str, device: MetalObject | None = None, *, version: str | int | None = None,
+                 math: str | None = None, macros: Mapping[str, Any] | None = None) -> MetalObject:
     """A library compiled from Metal Shading Language source.
 
     version: "3.1" or an MTLLanguageVersion constant (default: the newest this macOS has). math: "safe", "relaxed" or
-    "fast" (relaxed needs macOS 15). macros: names to numbers or strings. MetalError with the compiler's text on failure;
-    a warning beside a good library is no failure.
+    "fast" (relaxed needs macOS 15). macros: names to numbers or strings. MetalError with the compiler's text on
+    failure; a warning beside a good library is no failure.
     """
     if not isinstance(source, str):
         raise _bad("the source is a str, not %r" % type(source).__name__)
@@ -8284,7 +8302,8 @@ def MetalCompile(source: str, device: MetalObject | None = None, *, version: str
     return library
 
 
-def _compile_options(options: MetalObject, version: str | int | None, math: str | None, macros: Mapping[str, Any] | None) -> None:
+def _compile_options(options: MetalObject, version: str | int | None, math: str | None,
+                     macros: Mapping[str, Any] | None) -> None:
     if version is not None:
         options.setLanguageVersion_(_language(version))
     if math is not None:
@@ -8332,13 +8351,13 @@ def MetalFunctions(library: MetalObject) -> tuple[str, ...]:
 
 
 # MSL type -> (MTLDataType, struct format); what a function constant can be
-_SCALARS = {"bool": (53, "?"), "int": (29, "i"), "uint": (33, "I"), "float": (3, "f"), "half": (16, "e"), "short": (37, "h"),
-            "ushort": (41, "H"), "char": (45, "b"), "uchar": (49, "B")}
+_SCALARS = {"bool": (53, "?"), "int": (29, "i"), "uint": (33, "I"), "float": (3, "f"), "half": (16, "e"),
+            "short": (37, "h"), "ushort": (41, "H"), "char": (45, "b"), "uchar": (49, "B")}
 
 
 def MetalFunction(library: MetalObject, name: str, constants: Mapping[int | str, Any] | None = None) -> MetalObject:
-    """A function of a library, specialised when constants are given: {0: True, "tile": (16, "ushort")}. A bare bool, int
-    or float is MSL's bool, int or float. NotFound for an unknown name, MetalError when specialising fails."""
+    """A function of a library, specialised when constants are given: {0: True, "tile": (16, "ushort")}. A bare bool,
+    int or float is MSL's bool, int or float. NotFound for an unknown name, MetalError when specialising fails."""
     _expect(library, "MTLLibrary")
     with MetalPool():
         if name not in library.functionNames():
@@ -8395,8 +8414,8 @@ def MetalPipeline(function: MetalObject, *, label: str | None = None, max_thread
         return pipeline
 
 
-def MetalKernel(source: str, name: str, device: MetalObject | None = None, *, constants: Mapping[int | str, Any] | None = None,
-                **options: Any) -> MetalObject:
+def MetalKernel(source: str, name: str, device: MetalObject | None = None, *,
+                constants: Mapping[int | str, Any] | None = None, **options: Any) -> MetalObject:
     """MetalCompile, MetalFunction and MetalPipeline in one: the pipeline of kernel `name` in `source`."""
     return MetalPipeline(MetalFunction(MetalCompile(source, device, **options), name, constants))
 
@@ -8426,8 +8445,8 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
 
     copy=False uses the caller's memory itself: it must be writable, start on a page and fill whole pages (MetalPages
     makes such memory), and is kept alive until Metal is done. mode "private" is the GPU's alone: fill it with
-    MetalEncodeCopy. InvalidArgument for a length of 0, one over maxBufferLength, or memory that does not fit copy=False;
-    Memory when Metal has no room.
+    MetalEncodeCopy. InvalidArgument for a length of 0, one over maxBufferLength, or memory that does not fit
+    copy=False; Memory when Metal has no room.
     """
     device = _device(device)
     if mode not in _MODES:
@@ -8476,14 +8495,14 @@ def _borrow(device: MetalObject, data: Any) -> MetalObject:
     hold = (ctypes.c_ubyte * len(view)).from_buffer(view)
     address = ctypes.addressof(hold)
     if address % _PAGE or len(view) % _PAGE:
-        raise _bad("copy=False needs memory that starts on a page and fills whole pages of %d bytes (this: %d bytes, %d past a "
-                   "page); MetalPages makes it" % (_PAGE, len(view), address % _PAGE))
+        raise _bad("copy=False needs memory that starts on a page and fills whole pages of %d bytes (this: %d bytes, %d "
+                   "past a page); MetalPages makes it" % (_PAGE, len(view), address % _PAGE))
     _checked_length(device, len(view))
     keep: list[Any] = [hold]
     buffer: MetalObject = device.newBufferWithBytesNoCopy_length_options_deallocator_(
         address, len(view), 0, lambda pointer, length: keep.clear())
     if buffer is not None and buffer.length() != len(view):     # seen in virtual machines (actions/runner-images 10663)
-        raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "this device cannot use memory without copying")
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "this device cannot borrow memory")
     return buffer
 
 
@@ -8507,8 +8526,8 @@ def _span(buffer: MetalObject) -> tuple[int, int]:
 
 
 def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
-    """The buffer's memory itself, writable, as a memoryview of a struct format ("B" bytes, "f" float, "I" uint, ...); it
-    keeps the buffer alive, and np.frombuffer(view, dtype) shares it. InvalidArgument for a private buffer."""
+    """The buffer's memory itself, writable, as a memoryview of a struct format ("B" bytes, "f" float, "I" uint, ...);
+    it keeps the buffer alive, and np.frombuffer(view, dtype) shares it. InvalidArgument for a private buffer."""
     length, address = _span(buffer)
     if not address:
         raise _bad("a private buffer is not in the CPU's reach: copy it to a shared one with MetalEncodeCopy")
@@ -8544,9 +8563,10 @@ def _in_buffer(size: int, offset: int, length: int) -> None:
 # ---- work: recorded, checked at once, and sent to Metal in one go by MetalCommit
 
 class MetalWork:
-    """Commands for one command buffer. Nothing reaches Metal before MetalCommit, so a work that is dropped costs nothing
-    and leaves no open encoder (which Metal aborts on)."""
-    __slots__ = ("queue", "label", "profile", "operations", "command_buffers", "committed_ns", "finished_ns", "samples", "labels")
+    """Commands for one command buffer. Nothing reaches Metal before MetalCommit, so a work that is dropped costs
+    nothing and leaves no open encoder (which Metal aborts on)."""
+    __slots__ = ("queue", "label", "profile", "operations", "command_buffers", "committed_ns", "finished_ns", "samples",
+                 "labels")
 
     def __init__(self, queue: MetalObject, label: str | None, profile: bool) -> None:
         self.queue, self.label, self.profile = queue, label, profile
@@ -8558,8 +8578,8 @@ class MetalWork:
 
 
 def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, profile: bool = False) -> MetalWork:
-    """A new work for a queue (default: the default device's own queue). profile: each dispatch gets an encoder of its own
-    and is timed (MetalDispatchTimes)."""
+    """A new work for a queue (default: the default device's own queue). profile: each dispatch gets an encoder of its
+    own and is timed (MetalDispatchTimes)."""
     if queue is None:
         queue = _queue(MetalDevice())
     else:
@@ -8577,16 +8597,18 @@ def _add_to(work: MetalWork, *operation: Any) -> None:
 
 def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any,
                         group: int | Sequence[int] | None = None, groups: int | Sequence[int] | None = None,
-                        memory: Sequence[int] = (), textures: Sequence[MetalObject] = (), uses: Sequence[MetalObject] = (),
-                        wait: Sequence[MetalObject] = (), update: MetalObject | None = None, label: str | None = None) -> None:
+                        memory: Sequence[int] = (), textures: Sequence[MetalObject] = (),
+                        uses: Sequence[MetalObject] = (), wait: Sequence[MetalObject] = (),
+                        update: MetalObject | None = None, label: str | None = None) -> None:
     """Record one run of a kernel.
 
-    threads: the grid in threads, one to three numbers; or None with `groups`, the grid in threadgroups. group: threads per
-    threadgroup; by default up to 256 in the shape of the grid. arguments: for [[buffer(0)]] and up: a buffer, (buffer,
-    offset), None to leave one out, or a value: int (32 bits), float (32 bits), bool, or up to 4,096 bytes. memory: bytes of
-    [[threadgroup(i)]] arguments. uses: resources reached through argument buffers. wait, update: fences.
-    InvalidArgument for whatever Metal would abort on: an empty grid, a threadgroup over the pipeline's limit, more memory
-    than a threadgroup has, an offset outside a buffer, more than 31 arguments, more than 4,096 bytes by value.
+    threads: the grid in threads, one to three numbers; or None with `groups`, the grid in threadgroups. group: threads
+    per threadgroup; by default up to 256 in the shape of the grid. arguments: for [[buffer(0)]] and up: a buffer,
+    (buffer, offset), None to leave one out, or a value: int (32 bits), float (32 bits), bool, or up to 4,096 bytes.
+    memory: bytes of [[threadgroup(i)]] arguments. uses: resources reached through argument buffers. wait, update:
+    fences. InvalidArgument for whatever Metal would abort on: an empty grid, a threadgroup over the pipeline's limit,
+    more memory than a threadgroup has, an offset outside a buffer, more than 31 arguments, more than 4,096 bytes by
+    value.
     """
     limits = MetalPipelineInfo(pipeline)
     by_threads = groups is None
@@ -8595,7 +8617,8 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
         raise _bad("give the grid in threads or in groups, not both")
     block = _group(grid, limits, by_threads) if group is None else _size(group, "threadgroup")
     if block[0] * block[1] * block[2] > limits.max_threads:
-        raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows" % (*block, limits.max_threads))
+        raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows"
+                   % (*block, limits.max_threads))
     if len(arguments) > 31:
         raise _bad("a kernel takes at most 31 buffers, not %d" % len(arguments))
     bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
@@ -8614,6 +8637,17 @@ def _size(value: Any, what: str) -> tuple[int, int, int]:
     if not 1 <= len(parts) <= 3 or not all(hasattr(p, "__index__") and 0 < p.__index__() < 1 << 32 for p in parts):
         raise _bad("a %s is one to three numbers greater than 0, not %r" % (what, value))
     return tuple([p.__index__() for p in parts] + [1] * (3 - len(parts)))       # type: ignore[return-value]
+
+
+def _size_struct(size: tuple[int, int, int]) -> Any:
+    """MTLSize of three numbers; those seen before are kept."""
+    sizes = _objc().sizes
+    found = sizes.get(size)
+    if found is None:
+        found = _struct("MTLSize")(*size)
+        if len(sizes) < 256:
+            sizes[size] = found
+    return found
 
 
 def _group(grid: tuple[int, int, int], limits: MetalPipelineLimits, by_threads: bool) -> tuple[int, int, int]:
@@ -8635,7 +8669,8 @@ def _check_memory(work: MetalWork, limits: MetalPipelineLimits, memory: Sequence
     if memory:
         most = work.queue.device().maxThreadgroupMemoryLength()
         if limits.threadgroup_memory_bytes + sum(memory) > most:
-            raise _bad("%d bytes of threadgroup memory, %d are there" % (limits.threadgroup_memory_bytes + sum(memory), most))
+            raise _bad("%d bytes of threadgroup memory, %d are there"
+                       % (limits.threadgroup_memory_bytes + sum(memory), most))
 
 
 def _argument(index: int, value: Any) -> tuple[Any, ...]:
@@ -8680,7 +8715,8 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
     _add_to(work, "copy", source, source_offset, target, target_offset, length)
 
 
-def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0, length: int | None = None) -> None:
+def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0,
+                    length: int | None = None) -> None:
     """Record filling bytes of a buffer with one byte value; offset and length are multiples of 4."""
     size = _span(buffer)[0]
     length = size - offset if length is None else length
@@ -8708,23 +8744,19 @@ def _u64(value: int) -> int:
     return int(value)
 
 
-def _fast(pointer: int, selector: str) -> tuple[Any, int]:
-    """A prepared raw send of the launch path: one look-up by selector."""
-    launchers = _objc().launchers
-    found: tuple[Any, int] | None = launchers.get(selector)
-    if found is None:
-        found = launchers[selector] = _prepare(pointer, selector)
-    return found
-
-
 def _call(pointer: int, selector: str, *arguments: Any) -> Any:
-    function, key = _fast(pointer, selector)
-    return function(pointer, key, *arguments)
+    """A prepared raw send of the launch path: one look-up by selector, which means the same in every class it is sent
+    to."""
+    runtime = _runtime or _objc()
+    found = runtime.launchers.get(selector)
+    if found is None:
+        found = runtime.launchers[selector] = _prepare(pointer, selector)
+    return found[0](pointer, found[1], *arguments)
 
 
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
-    """Encode the recorded commands and commit them; returns at once. `then` is called with the MTLCommandBuffer when it is
-    done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
+    """Encode the recorded commands and commit them; returns at once. `then` is called with the MTLCommandBuffer when it
+    is done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
     if work.committed_ns:
         raise _bad("this work was committed already")
     runtime = _objc()
@@ -8755,9 +8787,9 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
 def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
     """How a work becomes command buffers: one; or, profiled without usable counters, one per dispatch."""
     dispatches = [op for op in work.operations if op[0] == "dispatch"]
-    work.labels = [op[-1] or op[1].label() or "dispatch %d" % n for n, op in enumerate(dispatches)] if work.profile else []
     if not work.profile or not dispatches:
         return [work.operations], None
+    work.labels = [op[-1] or op[1].label() or "dispatch %d" % n for n, op in enumerate(dispatches)]
     work.samples = _samples(work.queue.device(), 2 * len(dispatches))
     if work.samples is not None:
         return [work.operations], work.samples[0]
@@ -8822,7 +8854,7 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     _call(encoder, "setComputePipelineState:", pipeline._pointer)
     for one in bound:
         if len(one) == 4:
-            _call(encoder, "setBuffer:offset:atIndex:", one[1]._pointer, one[3], one[0])    # raises if released meanwhile
+            _call(encoder, "setBuffer:offset:atIndex:", one[1]._pointer, one[3], one[0])     # raises if released
         else:
             _call(encoder, "setBytes:length:atIndex:", one[1], len(one[1]), one[0])
     for index, length in enumerate(memory):
@@ -8831,8 +8863,7 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
         _call(encoder, "setTexture:atIndex:", pointer, index)
     for pointer, _ in uses:
         _call(encoder, "useResource:usage:", pointer, 3)        # MTLResourceUsageRead | MTLResourceUsageWrite
-    _call(encoder, "dispatchThreads:threadsPerThreadgroup:" if by_threads else "dispatchThreadgroups:threadsPerThreadgroup:",
-          grid, block)
+    _call(encoder, "dispatch%s:threadsPerThreadgroup:" % ("Threads" if by_threads else "Threadgroups"), grid, block)
     if label is not None:
         _call(encoder, "popDebugGroup")
     if update is not None:
@@ -8875,10 +8906,10 @@ def _command_error(buffer: MetalObject) -> AppleGPUError:
         return MetalError(error.domain(), error.code(), error.localizedDescription())
 
 
-def MetalDispatch(pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any, queue: MetalObject | None = None,
-                  timeout: float | None = None, **options: Any) -> MetalWork:
-    """Run a kernel once and wait for it: MetalBegin, MetalEncodeDispatch, MetalCommit and MetalWait in one. The arguments
-    and errors are those of MetalEncodeDispatch and MetalWait."""
+def MetalDispatch(pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any,
+                  queue: MetalObject | None = None, timeout: float | None = None, **options: Any) -> MetalWork:
+    """Run a kernel once and wait for it: MetalBegin, MetalEncodeDispatch, MetalCommit and MetalWait in one. The
+    arguments and errors are those of MetalEncodeDispatch and MetalWait."""
     if queue is None:
         device: MetalObject = pipeline.device() if _conforms(pipeline, "MTLComputePipelineState") else MetalDevice()
         queue = _queue(device)
@@ -8918,8 +8949,8 @@ def MetalEventWait(event: MetalObject, value: int, timeout: float = 60.0) -> Non
 
 
 def MetalFence(device: MetalObject | None = None) -> MetalObject:
-    """A fence: `update=fence` of one dispatch, `wait=[fence]` of a later one. Needed only for resources whose hazards Metal
-    does not track (heaps, argument buffers, MTLHazardTrackingModeUntracked)."""
+    """A fence: `update=fence` of one dispatch, `wait=[fence]` of a later one. Needed only for resources whose hazards
+    Metal does not track (heaps, argument buffers, MTLHazardTrackingModeUntracked)."""
     fence: MetalObject = _device(device).newFence()
     return fence
 
@@ -8987,8 +9018,8 @@ def _between(start: float, end: float) -> float | None:
 
 
 def _samples(device: MetalObject, count: int) -> Any:
-    """(counter sample buffer, (cpu, gpu) stamps) for `count` stage-boundary timestamps, or None where that cannot be had:
-    no such point or set, too many, all 32 of the process in use, or counters that gave nothing before."""
+    """(counter sample buffer, (cpu, gpu) stamps) for `count` stage-boundary timestamps, or None where that cannot be
+    had: no such point or set, too many, all 32 of the process in use, or counters that gave nothing before."""
     runtime = _objc()
     if runtime.dead_counters or 8 * count > 32768 or not hasattr(device, "supportsCounterSampling_"):
         return None
@@ -9017,16 +9048,16 @@ def _stamps(device: MetalObject) -> tuple[int, int]:
 def MetalDispatchTimes(work: MetalWork) -> tuple[MetalDispatchTime, ...]:
     """GPU time of each dispatch of a work begun with profile=True and waited for.
 
-    From timestamp counters at the edges of each dispatch's encoder. A counter of 0 or 2^64-1 is no sample (macOS 26 gives
-    only zeros on some Macs): then the figure is None, and later works are timed with a command buffer per dispatch, as on
-    devices without counters.
+    From timestamp counters at the edges of each dispatch's encoder. A counter of 0 or 2^64-1 is no sample (macOS 26
+    gives only zeros on some Macs): then the figure is None, and later works are timed with a command buffer per
+    dispatch, as on devices without counters.
     """
     if not work.profile or not work.finished_ns:
         raise _bad("begin the work with profile=True, and wait for it")
     if work.samples is None:
         with MetalPool():
             times = [_between(b.GPUStartTime(), b.GPUEndTime()) for b in work.command_buffers]
-        return tuple(MetalDispatchTime(name, seconds, "command buffer" if seconds is not None else "Metal gave no GPU times")
+        return tuple(MetalDispatchTime(name, seconds, "Metal gave no GPU times" if seconds is None else "command buffer")
                      for name, seconds in zip(work.labels, times))
     with MetalPool():
         data = bytes(work.samples[0].resolveCounterRange_((0, 2 * len(work.labels))) or b"")
@@ -9055,9 +9086,9 @@ def _dispatch_time(work: MetalWork, name: str, pair: tuple[int, ...], period: fl
 
 
 def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30, warmup: int = 3) -> MetalComparison:
-    """Time two pieces of work against each other: each is a function that returns a work (committed or not). They run in
-    turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio, and is
-    "no difference shown" when that contains 1."""
+    """Time two pieces of work against each other: each is a function that returns a work (committed or not). They run
+    in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio, and
+    is "no difference shown" when that contains 1."""
     if n < 6:
         raise _bad("fewer than 6 runs give no confidence interval")
     first: list[MetalTiming] = []
@@ -9087,7 +9118,8 @@ def _compare(a: Sequence[float], b: Sequence[float], clock: str) -> MetalCompari
     low, high = ratios[k - 1], ratios[n - k]
     verdict = "a is quicker" if low > 1 else "b is quicker" if high < 1 else "no difference shown"
     return MetalComparison(n, _quantile(a, 0.5), _quantile(b, 0.5), _quantile(a, 0.75) - _quantile(a, 0.25),
-                           _quantile(b, 0.75) - _quantile(b, 0.25), _quantile(ratios, 0.5), low, high, confidence, clock, verdict)
+                           _quantile(b, 0.75) - _quantile(b, 0.25), _quantile(ratios, 0.5), low, high, confidence,
+                           clock, verdict)
 
 
 def _rank(n: int) -> tuple[int, float]:
@@ -9114,8 +9146,9 @@ def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
     device = _device(device)
     objects = MetalObjects()
     with MetalPool():
-        tracked = sum(one.allocatedSize() for one in objects if _conforms(one, "MTLResource") and hasattr(one, "allocatedSize"))
-        return MetalMemoryInfo(device.currentAllocatedSize(), device.recommendedMaxWorkingSetSize(), tracked, len(objects))
+        tracked = sum(_maybe(one, "allocatedSize") or 0 for one in objects if _conforms(one, "MTLResource"))
+        return MetalMemoryInfo(device.currentAllocatedSize(), device.recommendedMaxWorkingSetSize(), tracked,
+                               len(objects))
 
 
 # ======================================================================================================================

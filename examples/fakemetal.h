@@ -280,6 +280,7 @@ static id q_new(id o, SEL s) { id q = new_child(o, class_for(method_now(o, s)->r
 static void q_free(id o)
 {
     Work *w = o->p;
+    if (!w) return;
     pthread_mutex_lock(&w->m);
     w->closed = 1;
     int started = w->started;
@@ -310,6 +311,7 @@ static void cb_clear(id o)
 static void cb_free(id o)
 {
     Commands *k = o->p;
+    if (!k) return;
     cb_clear(o);
     for (int i = 0; i < k->ndone; i++) _Block_release(k->done[i]);
     for (int i = 0; i < k->nscheduled; i++) _Block_release(k->scheduled[i]);
@@ -420,7 +422,11 @@ static void run(id o)
     o->t[3] = seconds();
     if (why) put_object(o, "error", error_make("MTLCommandBufferErrorDomain", fail ? 2 : 1, why));
     cb_clear(o);
-    for (int i = 0; i < k->ndone; i++) k->done[i]->invoke(k->done[i], o);
+    int ndone = k->ndone, nscheduled = k->nscheduled;
+    for (int i = 0; i < ndone; i++) k->done[i]->invoke(k->done[i], o);
+    k->ndone = k->nscheduled = 0;       /* a handler that ran is let go: what it captured may be this command buffer */
+    for (int i = 0; i < ndone; i++) _Block_release(k->done[i]);
+    for (int i = 0; i < nscheduled; i++) _Block_release(k->scheduled[i]);
     set_status(o, why ? 5 : 4);
 }
 
@@ -551,6 +557,9 @@ static void ev_notify(id o, SEL s, id listener, u64 v, Block *b)
     a[0] = objc_retain(o), a[1] = (void *)v, a[2] = _Block_copy(b);
     pthread_create(&t, 0, notify, a), pthread_detach(t);
 }
+static id late_event;
+static void late(void) { event_set(late_event, ~0ULL); usleep(300000); }
+void fake_late(id event) { late_event = objc_retain(event); atexit(late); }     /* a driver that calls back when Python is gone */
 static id counter_set;
 static id ct_sets(id o, SEL s) { (void)o, (void)s; return counter_mode == 3 ? 0 : objc_autorelease(array_n(&counter_set, 1)); }
 static char ct_point(id o, SEL s, u64 p) { (void)o, (void)s; return p == 0 && counter_mode != 3; }
@@ -564,7 +573,7 @@ static id ct_new(id o, SEL s, id d, id *error)
     c->p = calloc(n, 8), c->a = n;
     return c;
 }
-static void ct_free(id o) { free(o->p); __atomic_sub_fetch(&samplers, 1, __ATOMIC_RELAXED); }
+static void ct_free(id o) { if (!o->p) return; free(o->p); __atomic_sub_fetch(&samplers, 1, __ATOMIC_RELAXED); }
 static id ct_resolve(id o, SEL s, T_QQ r) { (void)s; if (r.v[0] + r.v[1] > o->a) { offence("resolveCounterRange: outside"); return 0; } return objc_autorelease(data_n((u64 *)o->p + r.v[0], 8 * r.v[1])); }
 static id ae_function(id o, SEL s, u64 i) { id a = new_child(o, class_for(method_now(o, s)->result), 0); (void)i; put_int(a, "encodedLength", 256), put_int(a, "alignment", 16); return a; }
 static id ae_device(id o, SEL s, id list) { id a = new_child(o, class_for(method_now(o, s)->result), 0); put_int(a, "encodedLength", 8 * (list ? list->a : 0)), put_int(a, "alignment", 16); return a; }
@@ -596,7 +605,7 @@ static id tx_2d(id c, SEL s, u64 format, u64 w, u64 h, char mip)
     return o;
 }
 static id manager;
-static id cm_shared(id o, SEL s) { (void)o, (void)s; if (!manager) { manager = make(objc_getClass("MTLCaptureManager")); HEAD(manager)->count = 1 << 30; } return manager; }
+static id cm_shared(id o, SEL s) { (void)o, (void)s; return manager; }
 
 #define METAL_NATIVES \
     {"MTLDevice", "-supportsFamily:", v_family}, {"MTLDevice", "-maxThreadsPerThreadgroup", v_threads}, {"MTLDevice", "-currentAllocatedSize", v_allocated}, \
@@ -644,6 +653,7 @@ static void metal_ready(void)
     HEAD(the_device)->count = 1;
     fake_device("Fake M4", 4294968440ULL, 11453251584ULL, 8589934592ULL, 32768, "applegpu_g16g", all, 14);
     MTLCommonCounterSetTimestamp = string_n("timestamp", 9), MTLCommonCounterTimestamp = string_n("GPUTimestamp", 12);
+    manager = make(objc_getClass("MTLCaptureManager"));
     counter_set = make(objc_getClass("AGXCounterSet"));
     put_object(counter_set, "name", MTLCommonCounterSetTimestamp);
 }

@@ -354,14 +354,13 @@ static Prop *prop(id o, const void *key, int create)
     if (!p && create) { p = calloc(1, sizeof *p); p->key = key; p->next = o->props; o->props = p; }
     return p;
 }
-static SEL key_of(SEL s)            /* setLabel: and label, setOpaque: and isOpaque share one property */
+static SEL key_of(SEL s)            /* setLabel: and label, setOpaque: and isOpaque, setURL: and URL share one property */
 {
     char name[256];
     size_t n = strlen(s);
     if (!strncmp(s, "set", 3) && s[n - 1] == ':') { memcpy(name, s + 3, n - 4); name[n - 4] = 0; }
-    else if (!strncmp(s, "is", 2) && s[2] >= 'A' && s[2] <= 'Z') strcpy(name, s + 2);
-    else return s;
-    if (!(name[1] >= 'A' && name[1] <= 'Z')) name[0] |= 32;
+    else strcpy(name, s + (!strncmp(s, "is", 2) && s[2] >= 'A' && s[2] <= 'Z' ? 2 : 0));
+    name[0] |= 32;
     return S(name);
 }
 static void put(id o, SEL key, const void *data, size_t n, int object)
@@ -597,6 +596,23 @@ static id w_signature(id o, SEL s, SEL what) { (void)s; return signature_of(find
 static void w_free(id o) { objc_release(o->x); }
 id fake_wrap(id inner, const char *name) { id o = make(objc_getClass(name)); o->x = objc_retain(inner); return o; }
 
+/* what arrived: the class FakeEcho writes its arguments down, the tests compare */
+static char echo_text[1024];
+const char *fake_echo(void) { return echo_text; }
+static void ec_mix(id o, SEL s, u64 a, int64_t b, uint32_t c, int d, unsigned short e, unsigned char f, short g, signed char h, float i, double j, float k)
+{ (void)o, (void)s; sprintf(echo_text, "%lu %ld %u %d %u %u %d %d %.9g %.17g %.9g", (unsigned long)a, (long)b, c, d, e, f, g, h, i, j, k); }
+static void ec_copy(id o, SEL s, id a, u64 b, u64 c, T_QQQ d, T_QQQ e, id f, u64 g, u64 h, T_QQQ i)
+{ (void)o, (void)s; sprintf(echo_text, "%d %lu %lu %lu,%lu,%lu %lu,%lu,%lu %d %lu %lu %lu,%lu,%lu", a == o, b, c, d.v[0], d.v[1], d.v[2], e.v[0], e.v[1], e.v[2], f == 0, g, h, i.v[0], i.v[1], i.v[2]); }
+static void ec_structs(id o, SEL s, T_dddd a, T_ff b, T_CCCC c, T_Q6 d, T_QQ e, T_d6 f, T_Q1 g, T_QQQQ h, T_dd i)
+{ (void)o, (void)s; sprintf(echo_text, "%g,%g,%g,%g %g,%g %d,%d,%d,%d %lu,%lu,%lu,%lu,%lu,%lu %lu,%lu %g,%g,%g,%g,%g,%g %lu %lu,%lu,%lu,%lu %g,%g", a.v[0], a.v[1], a.v[2], a.v[3], b.v[0], b.v[1],
+  c.v[0], c.v[1], c.v[2], c.v[3], d.v[0], d.v[1], d.v[2], d.v[3], d.v[4], d.v[5], e.v[0], e.v[1], f.v[0], f.v[1], f.v[2], f.v[3], f.v[4], f.v[5], g.v[0], h.v[0], h.v[1], h.v[2], h.v[3], i.v[0], i.v[1]); }
+static void ec_arrays(id o, SEL s, id const *a, u64 const *b, float const *c, T_QQQQ const *d, T_QQ e)
+{ (void)o, (void)s; sprintf(echo_text, "%d %d %lu,%lu %g,%g %lu,%lu %lu,%lu", a[0] == o, a[1] == 0, b[0], b[1], c[0], c[1], d[0].v[3], d[1].v[0], e.v[0], e.v[1]); }
+static void ec_bytes(id o, SEL s, const void *a, u64 n, void *out) { (void)o, (void)s; snprintf(echo_text, 1024, "%.*s", (int)n, (const char *)a); if (out) memcpy(out, a, n); }
+static char ec_out(id o, SEL s, id *out, SEL name, Cls *k) { (void)s; if (out) *out = objc_autorelease(objc_retain(o)); sprintf(echo_text, "%s %s", name, k->name); return out != 0; }
+static signed char ec_many(id o, SEL s, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f, u64 g, u64 h, u64 i, u64 j, u64 k, char l)
+{ (void)o, (void)s; sprintf(echo_text, "%lu %d", a + 10 * b + 100 * c + 1000 * d + 10000 * e + 100000 * f + 1000000 * g + 10000000 * h + 100000000 * i + 1000000000 * j + 10000000000 * k, l); return l; }
+
 #include "fakemetal.h"
 
 /* ---- tables ---- */
@@ -621,6 +637,9 @@ static Native natives[] = {
     {"NSMethodSignature", "-numberOfArguments", sig_count}, {"NSMethodSignature", "-methodReturnType", sig_result}, {"NSMethodSignature", "-getArgumentTypeAtIndex:", sig_argument},
     {"CaptureMTLDevice", "-forwardingTargetForSelector:", w_target}, {"CaptureMTLDevice", "-respondsToSelector:", w_responds}, {"CaptureMTLDevice", "-conformsToProtocol:", w_conforms},
     {"FakeProxy", "-methodSignatureForSelector:", w_signature}, {"FakeProxy", "-forwardInvocation:", nothing},
+    {"FakeEcho", "-a:b:c:d:e:f:g:h:i:j:k:", ec_mix}, {"FakeEcho", "-copy:slice:level:origin:size:to:slice:level:origin:", ec_copy},
+    {"FakeEcho", "-structs:b:c:d:e:f:g:h:i:", ec_structs}, {"FakeEcho", "-arrays:b:c:d:range:", ec_arrays}, {"FakeEcho", "-bytes:length:out:", ec_bytes},
+    {"FakeEcho", "-out:name:kind:", ec_out}, {"FakeEcho", "-m:a:n:y:w:o:r:d:s:i:n:flag:", ec_many},
     METAL_NATIVES
     {0, 0, 0}
 };
@@ -678,7 +697,7 @@ void fake_method(const char *name, const char *owner, const char *sel, const cha
     if (!imp) imp = native(owner, sel);
     if (!imp) {
         static const struct { const char *shape; void *imp; } table[] = {
-            {"get u", get_u}, {"forward", forward}, {"get d", get_d}, {"get f", get_f}, {"get @", get_o}, {"set u", set_u}, {"set I", set_I}, {"set B", set_B}, {"set d", set_d},
+            {"get u", get_u}, {"self", o_self}, {"forward", forward}, {"get d", get_d}, {"get f", get_f}, {"get @", get_o}, {"set u", set_u}, {"set I", set_I}, {"set B", set_B}, {"set d", set_d},
             {"set f", set_f}, {"set @", set_o}, {"create", create}, {"create auto", create_auto}, {"factory", factory}, {"item", item}, {"set item", set_item},
 #define X(name, type, n) {"get " #name, get_##name}, {"set " #name, set_##name},
             STRUCTS(X)

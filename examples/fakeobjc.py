@@ -21,6 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 NAMES = ("libobjc.A.dylib", "Foundation", "Metal", "CoreGraphics", "QuartzCore", "libSystem.B.dylib")
 PATHS = {"/usr/lib/" + n if n.endswith("dylib") else "/System/Library/Frameworks/%s.framework/%s" % (n, n) for n in NAMES}
+PLATFORM = sys.platform
 INTEL = os.uname().machine == "x86_64" if hasattr(os, "uname") else True
 REAL_CDLL, REAL_PYDLL, REAL_MONOTONIC = ctypes.CDLL, ctypes.PyDLL, time.monotonic_ns
 while REAL_CDLL.__module__ != "ctypes":          # imported under fakemac: the loaders below its own
@@ -82,6 +83,15 @@ LAYOUTS = {"QQ": "QQ", "QQQ": "QQQ", "QQQQ": "QQQQ", "dd": "dd", "dddd": "dddd",
            "Q": "Q1", "QQQQQQ": "Q6"}
 
 
+# FakeEcho: every way a value can travel; what has no C function of its own is a property
+ECHO = """-a:b:c:d:e:f:g:h:i:j:k: v Q q I i S C s c f d f;-copy:slice:level:origin:size:to:slice:level:origin: v @ Q Q {?=QQQ} {?=QQQ} @ Q Q {?=QQQ};
+ -structs:b:c:d:e:f:g:h:i: v {?=dddd} {?=ff} {?=CCCC} {?={?=QQQ}{?=QQQ}} {_NSRange=QQ} {?=dddddd} {MTLResourceID=Q} {?=QQQQ} {CGSize=dd};
+ -arrays:b:c:d:range: v r^@ r^Q r^f r^{?=QQQQ} {_NSRange=QQ};-bytes:length:out: v r^v Q ^v;-out:name:kind: B ^@ : #;-m:a:n:y:w:o:r:d:s:i:n:flag: c Q Q Q Q Q Q Q Q Q Q Q B;
+ -setFf: v {?=ff};-ff {?=ff};-setDd: v {CGSize=dd};-dd {CGSize=dd};-setDddd: v {?=dddd};-dddd {?=dddd};-setSix: v {?=dddddd};-six {?=dddddd};-setRegion: v {?={?=QQQ}{?=QQQ}};
+ -region {?={?=QQQ}{?=QQQ}};-setRange: v {_NSRange=QQ};-range {_NSRange=QQ};-setQqqq: v {?=QQQQ};-qqqq {?=QQQQ};-setId: v {MTLResourceID=Q};-id {MTLResourceID=Q};-setSwizzle: v {?=CCCC};
+ -swizzle {?=CCCC};-setFloating: v f;-floating f;-setDouble: v d;-double d;-accelerationStructureSizesWithDescriptor: {?=QQQ} @"NSString";-setVector: v {?=[4]}"""
+
+
 def scalar(one):
     one = one.lstrip("rnNoORV")
     if one[0] == "{":
@@ -92,6 +102,8 @@ def scalar(one):
 def shape(selector, types, owned):
     """How a method without a native stand-in behaves: a property, a factory, an item, or nothing."""
     name, arguments = selector[1:], types[1:]
+    if re.match(r"init([A-Z]|$)", name):
+        return "self"
     if name == "objectAtIndexedSubscript:":
         return "item"
     if name == "setObject:atIndexedSubscript:":
@@ -312,6 +324,11 @@ class Fake:
             self._raw("CaptureMTLDevice", selector, self.foundation["NSObject"][selector])
         for selector in ("-methodSignatureForSelector:", "-forwardInvocation:"):
             self._raw("FakeProxy", selector, self.foundation["NSObject"][selector])
+        lib.fake_class(b"FakeEcho", b"NSObject")
+        lib.fake_echo.restype = ctypes.c_char_p
+        for row in ECHO.split(";"):
+            selector, types = row.strip().split(" ", 1)
+            self._one_method("FakeEcho", "FakeEcho", selector, types.split(), False, shape(selector, types.split(), False))
         for name, what in {"__NSCFString": "text", "__NSArrayI": "array", "__NSDictionaryI": "array", "NSConcreteData": "text",
                            "NSMethodSignature": "text", "CaptureMTLDevice": "wrapper", "MTLDebugDevice": "wrapper", "FakeProxy": "wrapper",
                            "AGXBuffer": "buffer", "AGXLibrary": "library", "AGXFunction": "function", "AGXComputePipelineState": "pipeline",
@@ -362,7 +379,9 @@ class Fake:
         compiler = cpp_compiler()
         if compiler is None or (found and not any(kind == "kernel" for kind, _ in found)):
             return found, None, None
-        path = os.path.join(self.folder, "msl-%s.so" % hashlib.sha256((compiler + text + open(os.path.join(HERE, "fakemsl.h")).read()).encode()).hexdigest()[:16])
+        with open(os.path.join(HERE, "fakemsl.h"), encoding="utf-8") as f:
+            digest = hashlib.sha256((compiler + text + f.read()).encode()).hexdigest()
+        path = os.path.join(self.folder, "msl-%s.so" % digest[:16])
         if not os.path.exists(path):
             part = "%s.%d" % (path, os.getpid())
             run = subprocess.run([compiler, "-std=gnu++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-w", "-fpermissive", "-I", HERE, "-x", "c++", "-",
@@ -444,6 +463,13 @@ def install(platform=True):
         for name in ("CLOCK_UPTIME_RAW", "CLOCK_MONOTONIC_RAW"):
             setattr(time, name, time.CLOCK_MONOTONIC)
     return fake
+
+
+def uninstall():
+    """Take it out again (the loaded runtime stays for whoever holds it)."""
+    Fake().installed = False
+    ctypes.CDLL, ctypes.PyDLL = REAL_CDLL, REAL_PYDLL
+    sys.platform = PLATFORM
 
 
 def attach(mac):
