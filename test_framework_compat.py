@@ -67,11 +67,11 @@ class Figures:
         self.total = self._total()
         self.os = self.raw["macos"]
         self.pids = self._pids()
-        self.utilization, self.power, self.temperature = [], [], []
+        self.utilization, self.power, self.temperature, self.clock = [], [], [], []
         device = nv.LibraryOpen(path, speed=0)
         for _ in self.raw["time"]["ticks"]:
             for values, function in ((self.utilization, nv.DeviceGetUtilization), (self.power, nv.DeviceGetPowerUsage),
-                                     (self.temperature, nv.DeviceGetTemperature)):
+                                     (self.temperature, nv.DeviceGetTemperature), (self.clock, nv.DeviceGetClock)):
                 reading = nv.Try(function, device)
                 values += [] if reading.value is None else [reading.value]
         self.cap = nv.Try(nv.DeviceGetPowerLimit, device).value
@@ -136,13 +136,36 @@ def start(arguments, mac, **environment):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+_ahead = {}
+
+
+def begun(arguments, mac, environment):
+    """The process; a program asked for on one of MACS is started on all of them at once, for it mostly waits."""
+    if mac not in MACS:
+        return start(arguments, mac, **environment)
+    key = (tuple(arguments), tuple(sorted(environment)))
+    if mac not in _ahead.get(key, {}):
+        _ahead[key] = {m: start(arguments, m, **environment) for m in MACS}
+    return _ahead[key].pop(mac)
+
+
 def run(arguments, mac, code=0, **environment):
     """(stdout, stderr) of a program that must end with `code`."""
-    with start(arguments, mac, **environment) as process:
+    with begun(arguments, mac, environment) as process:
         out, err = process.communicate(timeout=180)
     assert process.returncode == code, "exit %d\n%s\n%s" % (process.returncode, out, err)
     assert "Traceback" not in err, err
     return out, err
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ended():
+    """Ends what was started ahead and never asked for (a single test was picked)."""
+    yield
+    for processes in _ahead.values():
+        for process in processes.values():
+            process.kill()
+            process.communicate()
 
 
 def script(text, mac, **environment):
@@ -548,7 +571,7 @@ TORCH_CUDA = (
     ("nvmlDeviceGetUtilizationRates", (H,), lambda v, f: f.near(v.gpu, f.utilization, 1) and type(v.memory) is int),
     ("nvmlDeviceGetTemperature", (H, 0), lambda v, f: f.one_of(v, f.temperature, 0.5)),
     ("nvmlDeviceGetPowerUsage", (H,), lambda v, f: f.near(v, f.power, 1)),
-    ("nvmlDeviceGetMaxClockInfo", (H, 1), lambda v, f: v > 0),
+    ("nvmlDeviceGetMaxClockInfo", (H, 1), lambda v, f: v >= max(f.clock)),
     ("nvmlDeviceGetMemoryInfo", (H,), lambda v, f: v.used in f.used),
     ("nvmlDeviceGetComputeRunningProcesses", (H,), lambda v, f: {p.pid for p in v} == f.pids),
 )
@@ -802,18 +825,26 @@ CODECARBON = """
 """
 
 
-def test_codecarbon(tmp_path):
+@pytest.fixture(scope="session")
+def nvidia_smi(tmp_path_factory):
+    """A folder with an nvidia-smi that does nothing: codecarbon looks for one before it asks NVML."""
+    folder = tmp_path_factory.mktemp("smi")
+    (folder / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    return str(folder)
+
+
+@macs
+def test_codecarbon(mac_name, nvidia_smi):
     needs("codecarbon")
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\nexit 0\n")
-    smi.chmod(0o755)
-    seen = script(CODECARBON, "m4pro", PATH="%s%s%s" % (tmp_path, os.pathsep, os.environ["PATH"]), HOME=str(tmp_path))
-    f = figures("m4pro")
-    assert seen["count"] == 1 and f.name in seen["model"]
-    assert seen["kwh"] > 0 and seen["static"][0]["total_memory"] == f.total
+    seen = script(CODECARBON, mac_name, PATH=nvidia_smi + os.pathsep + os.environ["PATH"], HOME=nvidia_smi)
+    f = figures(mac_name)
+    assert seen["count"] == 1 and f.name in seen["model"] and seen["static"][0]["total_memory"] == f.total
+    # kWh over about 5 s; an idle M1 uses a milliwatt, which may round to nothing between two readings
+    assert min(f.power) / 1e6 * 2 / 3600 * (mac_name != "m1-macos11") <= seen["kwh"] <= max(f.power) / 1e6 * 10 / 3600
     details = seen["details"][0]
-    assert details["used_memory"] in f.used and f.one_of(details["gpu_utilization"], f.utilization, 1)
-    assert f.one_of(details["power_usage"], [p / 1000 for p in f.power], 0.001)
+    assert details["used_memory"] in f.used and f.near(details["gpu_utilization"], f.utilization, 1)
+    assert f.near(details["power_usage"], [p / 1000 for p in f.power], 0.001)
 
 
 ZEUS = """
@@ -834,7 +865,7 @@ ZEUS = """
 """
 
 
-@pytest.mark.parametrize("mac_name", ("m4pro", "m5max-macos27"))
+@macs
 def test_zeus(mac_name):
     needs("zeus")
     seen = script(ZEUS, mac_name)
@@ -843,7 +874,7 @@ def test_zeus(mac_name):
     assert f.one_of(seen["mw"], f.power, 1) and f.near(seen["now"], f.power, 1)
     watts = [p / 1000 for p in f.power]
     # the counter moves when the driver publishes, so one publication may belong to a neighbour
-    assert 0 < seen["joules"] <= max(watts) * (seen["seconds"] + 2.5)
+    assert seen["joules"] <= max(watts) * (seen["seconds"] + 2.5) and (seen["joules"] > 0 or max(watts) < 0.01)
     assert seen["joules"] >= min(watts) * max(0, seen["seconds"] - 2.5)
 
 
@@ -859,7 +890,7 @@ MLFLOW = """
 """
 
 
-@pytest.mark.parametrize("mac_name", MACS)
+@macs
 def test_mlflow(mac_name):
     needs("mlflow")
     seen = script(MLFLOW, mac_name)
@@ -886,7 +917,7 @@ DISTRIBUTED = """
 """
 
 
-@pytest.mark.parametrize("mac_name", MACS)
+@macs
 def test_distributed(mac_name):
     needs("distributed")
     seen = script(DISTRIBUTED, mac_name)
@@ -901,17 +932,25 @@ TORCH = """
     import json
     import pynvml
     import torch
-    print(json.dumps({"busy": torch.cuda.utilization(0), "celsius": torch.cuda.temperature(0),
-                      "mw": torch.cuda.power_draw(0), "mhz": torch.cuda.clock_rate(0)}))
+
+    def ask(function):
+        try:
+            return function(0)
+        except pynvml.NVMLError as e:       # torch lets every error through
+            return e.reason
+    print(json.dumps([ask(f) for f in (torch.cuda.utilization, torch.cuda.temperature, torch.cuda.power_draw,
+                                       torch.cuda.clock_rate)]))
 """
 
 
-def test_torch():
+@macs
+def test_torch(mac_name):
     needs("torch")
-    seen = script(TORCH, "m4pro")
-    f = figures("m4pro")
-    assert f.one_of(seen["busy"], f.utilization, 1) and f.one_of(seen["celsius"], f.temperature, 0.5)
-    assert f.one_of(seen["mw"], f.power, 1) and seen["mhz"] > 0
+    busy, celsius, milliwatts, megahertz = script(TORCH, mac_name)
+    f = figures(mac_name)
+    assert f.one_of(busy, f.utilization, 1) and f.one_of(celsius, f.temperature, 0.5)
+    assert f.one_of(milliwatts, f.power, 1)
+    assert megahertz in f.clock or megahertz == "gpu_asleep" and min(f.utilization) == 0
 
 
 # Programs nobody here had in mind when the names were written: what a client of NVML touches must work for all of them.
