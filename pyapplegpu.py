@@ -10099,21 +10099,22 @@ _DESCRIPTION = """\
 The GPU, Neural Engine, memory, power and heat of an Apple silicon Mac, without sudo. Without options: one view.
 A figure that cannot be had is N/A, never 0; -v says why. On another OS: --recording FILE replays a Mac."""
 _EPILOG = """\
-exit codes: 0 done; 1 a file cannot be written, or --selftest found a fault; 2 wrong arguments; else NVML's number:
-4 no permission, 6 no such GPU, 12 no Apple GPU here, 15 GPU lost, 17 the system refused; 130 Ctrl-C, 141 closed pipe."""
+exit codes: 0 done; 1 cannot write to stdout, or --selftest found a fault; 2 wrong arguments, or not a recording;
+6 no such GPU; 12 no Apple GPU here; 17 the system refused (--record cannot write); 130 Ctrl-C; 141 closed pipe."""
 
 
 def _parser() -> Any:
     import argparse
-    parser = argparse.ArgumentParser("pyapplegpu", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "pyapplegpu", "pyapplegpu [options]", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     mode = parser.add_mutually_exclusive_group()
     add = mode.add_argument
     add("-L", "--list-gpus", action="store_true", help="the GPU and its UUID")
     add("-q", "--query", action="store_true", help="every figure, grouped")
     add("--query-gpu", metavar="FIELDS", help="CSV of these fields; nvidia-smi's names, apple.* for the rest")
-    add("--query-compute-apps", metavar="FIELDS", help="CSV of the GPU's processes: " + ",".join(_APP_FIELDS))
-    add("--help-query-gpu", action="store_true", help="the fields of --query-gpu")
+    add("--query-compute-apps", metavar="FIELDS", help="CSV of the processes that use the GPU, likewise")
+    add("--help-query-gpu", action="store_true", help="the fields of --query-gpu and --query-compute-apps")
     add("--json", action="store_true", help="one snapshot: stable keys, a value or a reason for each")
     add("--jsonl", action="store_true", help="the same on one line; with -l one line each time")
     add("--doctor", action="store_true", help="what each source of this Mac answers, to paste into a bug report")
@@ -10133,7 +10134,7 @@ def _parser() -> Any:
     return parser
 
 
-def _number(parser: Any, option: str, text: str | None, low: float, high: float) -> float | None:
+def _bounded(parser: Any, option: str, text: str | None, low: float, high: float) -> float | None:
     """The number of an option, in bounds, or a usage error."""
     if text is None:
         return None
@@ -10152,13 +10153,13 @@ def _arguments(argv: Sequence[str] | None) -> Any:
     args = parser.parse_args(argv)
     if args.loop is not None and args.loop_ms is not None:
         parser.error("-l and -lms do not go together")
-    args.every = _number(parser, "-l", args.loop, 0.01, 86400)
+    args.every = _bounded(parser, "-l", args.loop, 0.01, 86400)
     if args.loop_ms is not None:
-        args.every = (_number(parser, "-lms", args.loop_ms, 10, 86400000) or 0) / 1000
-    args.speed = _number(parser, "--speed", args.speed, 0, 1000)
+        args.every = (_bounded(parser, "-lms", args.loop_ms, 10, 86400000) or 0) / 1000
+    args.speed = _bounded(parser, "--speed", args.speed, 0, 1000)
     if not args.record and (args.seconds is not None or args.names):
         parser.error("--seconds and --names go with --record")
-    args.seconds = _number(parser, "--seconds", args.seconds or "3", 0.1, 3600)
+    args.seconds = _bounded(parser, "--seconds", args.seconds or "3", 0.1, 3600)
     if args.every and (args.doctor or args.selftest or args.record or args.list_gpus or args.help_query_gpu):
         parser.error("-l goes with the view, -q, the queries, --json and --jsonl")
     args.fields = _fields(parser, args)
@@ -10166,7 +10167,7 @@ def _arguments(argv: Sequence[str] | None) -> Any:
 
 
 def _fields(parser: Any, args: Any) -> Any:
-    """What is queried: rows of _query_table or names of _APP_FIELDS; `noheader` and `nounits` are set on `args`."""
+    """The rows of _query_table that are asked for; `noheader` and `nounits` are set on `args`."""
     asked = args.query_gpu if args.query_gpu is not None else args.query_compute_apps
     words = [w.strip() for w in args.format.split(",")] if args.format is not None else ["csv"]
     if args.format is not None and asked is None:
@@ -10174,7 +10175,7 @@ def _fields(parser: Any, args: Any) -> Any:
     if "csv" not in words or not set(words) <= {"csv", "noheader", "nounits"}:
         parser.error("--format is csv, and with commas noheader and nounits; not %r" % args.format)
     args.noheader, args.nounits = "noheader" in words, "nounits" in words
-    table = _query_table() if args.query_gpu is not None else _APP_FIELDS
+    table = _query_table(apps=args.query_gpu is None)
     names = [name.strip() for name in asked.split(",")] if asked is not None else []
     for name in names:
         if name not in table:
@@ -10237,17 +10238,18 @@ def _paint(line: str) -> str:
 
     def bar(match: Any) -> str:
         share = len(match.group(1)) / max(1, len(match.group(0)) - 2)
-        return "[\033[%dm%s\033[0m%s]" % (31 if share > 0.8 else 33 if share > 0.5 else 32, match.group(1), match.group(2))
+        colour = 31 if share > 0.8 else 33 if share > 0.5 else 32
+        return "[\033[%dm%s\033[0m%s]" % (colour, match.group(1), match.group(2))
     return re.sub(r"\bN/A\b", "\033[2mN/A\033[0m", re.sub(r"\[(#*)(\.*)\]", bar, line))
 
 
 # ---- figures as text
 
 def _show(form: str, value: Any, scale: float = 1) -> str:
-    return "N/A" if value is None else form % (value / scale if scale != 1 else value)
+    return "N/A" if value is None else form % (value if scale == 1 else value / scale)
 
 
-def _size(count: int | None) -> str:
+def _size_text(count: int | None) -> str:
     """"411.0 MiB"; binary units, as memory is sold and Activity Monitor counts."""
     if count is None:
         return "N/A"
@@ -10297,7 +10299,8 @@ def _throttle_text(state: ThrottleState | None) -> str:
     if state is None or (state.cltm_ratio is None and state.ppm_percent is None):
         return "N/A"
     heat = ["heat %.0f %% of the time" % (100 * state.cltm_ratio)] if state.cltm_ratio else []
-    budget = ["power budget %.0f %%" % state.ppm_percent] if (state.ppm_percent or 100) < 100 else []
+    granted = 100.0 if state.ppm_percent is None else state.ppm_percent
+    budget = ["power budget %.0f %%" % granted] if granted < 100 else []
     return ", ".join(heat + budget) or "none"
 
 
@@ -10306,7 +10309,7 @@ def _panel_memory(s: Snapshot, width: int) -> list[tuple[str, str]]:
     rows = [("In use", s.memory_used_bytes), ("Limit", s.memory_total_bytes), ("Headroom", s.memory_headroom_bytes),
             ("Allocated", s.memory_allocated_bytes), ("RAM used", ram and ram.used_bytes),
             ("RAM total", ram and ram.total_bytes), ("Swap used", swap and swap.used_bytes)]
-    return [(label, "%15s %10s" % ("{:,}".format(n), _size(n)) if n is not None else "N/A") for label, n in rows]
+    return [(label, "%15s %10s" % ("{:,}".format(n), _size_text(n)) if n is not None else "N/A") for label, n in rows]
 
 
 def _panel_power(s: Snapshot) -> list[tuple[str, str]]:
@@ -10328,8 +10331,8 @@ def _source_text(source: PowerSource | None) -> str:
 def _panel_bandwidth(s: Snapshot) -> list[tuple[str, str]]:
     rows = [("All", s.memory_read, s.memory_write), ("GPU", s.memory_gpu_read, s.memory_gpu_write),
             ("CPU", s.memory_cpu_read, s.memory_cpu_write), ("ANE", s.memory_ane_read, s.memory_ane_write),
-            ("Media", s.memory_media_read, s.memory_media_write), ("Display", s.memory_display_read, s.memory_display_write),
-            ("I/O", s.memory_io_read, s.memory_io_write)]
+            ("Media", s.memory_media_read, s.memory_media_write),
+            ("Display", s.memory_display_read, s.memory_display_write), ("I/O", s.memory_io_read, s.memory_io_write)]
     return [(label, "%10s %10s" % (_rate_text(r), _rate_text(w))) for label, r, w in rows]
 
 
@@ -10337,9 +10340,9 @@ def _panel_cpu(s: Snapshot, width: int) -> list[tuple[str, str]]:
     rows = [("Use", _bar(s.cpu_utilization_percent, width - 20)), ("Temp", _show("%.1f C", s.cpu_temperature_celsius))]
     for c in s.cpu_clusters or ():
         clock = "asleep" if c.reasons.get("clock_mhz") == REASON_CPU_ASLEEP else _show("%d", c.clock_mhz)
-        rows.append((_clean(c.name) or "CPU", "%2s %9s %5s %8s" % (
+        rows.append((_clean(c.name) or "CPU", "%2s %9s %4s %7s" % (
             _show("%d", c.cores), clock + "/" + _show("%d", c.max_clock_mhz) if c.max_clock_mhz else clock,
-            _show("%d %%", c.utilization_percent), _watts(c.power_mw))))
+            _show("%d%%", c.utilization_percent), _watts(c.power_mw))))
     return rows
 
 
@@ -10348,24 +10351,25 @@ def _panel_rest(s: Snapshot) -> list[tuple[str, str]]:
     level, pressure, fans = s.thermal_pressure_level, s.system_memory_pressure, s.fans
 
     def engine(power: int | None, moved: Bandwidth | None) -> str:
-        return "%7s %9s GB/s" % (_watts(power), _rate_text(moved))
+        return "%7s %9s%s" % (_watts(power), _rate_text(moved), " GB/s" if moved else "")
     return [("ANE", "%7s" % _watts(s.ane_power_mw)), ("ANE use", _show("%d %%", s.ane_utilization_percent) + method),
-            ("Encode", engine(s.encode_power_mw, s.encode_bandwidth)), ("Decode", engine(s.decode_power_mw, s.decode_bandwidth)),
+            ("Encode", engine(s.encode_power_mw, s.encode_bandwidth)),
+            ("Decode", engine(s.decode_power_mw, s.decode_bandwidth)),
             ("Thermal", "N/A" if level is None else THERMAL_PRESSURE[min(4, level)] + " pressure"),
             ("Memory", "N/A" if pressure is None else "%s pressure" % pressure.level),
             ("Fans", "N/A" if fans is None else _fans_text(fans))]
 
 
 def _fans_text(fans: Sequence[Fan]) -> str:
-    shares = [_show("%d %%", fan.percent) for fan in fans]
-    return "%s rpm (%s)" % (", ".join("%d" % fan.rpm for fan in fans), ", ".join(shares)) if fans else "none"
+    shares = ", ".join(_show("%d", fan.percent) for fan in fans)
+    return "%s rpm (%s %%)" % (", ".join("%d" % fan.rpm for fan in fans), shares) if fans else "none"
 
 
 def _panels(s: Snapshot, clocks: Sequence[int] | None, width: int) -> list[tuple[str, list[tuple[str, str]]]]:
-    limit = s.memory_max_bytes_per_s
+    sold = "GB/s of %d" % (s.memory_max_bytes_per_s / 1e9) if s.memory_max_bytes_per_s else "GB/s"
     return [("GPU", _panel_gpu(s, clocks, width)), ("GPU memory, bytes", _panel_memory(s, width)),
             ("Power, energy", _panel_power(s)),
-            (("GB/s" + _show(" of %d", limit, 1e9) * bool(limit)).ljust(12) + "%8s %10s" % ("read", "write"), _panel_bandwidth(s)),
+            ("%-12s%8s %10s" % (sold, "read", "write"), _panel_bandwidth(s)),
             ("CPU: cores, MHz, use, power", _panel_cpu(s, width)), ("Neural Engine, video, heat", _panel_rest(s))]
 
 
@@ -10386,7 +10390,7 @@ def _box(lines: Sequence[Sequence[str]]) -> list[str]:
 def _view(device: Device, s: Snapshot, verbose: bool, width: int, colour: bool) -> str:
     """The default view, `width` columns wide."""
     inner = width - 4
-    columns = 3 if width >= 118 else 2 if width >= 78 else 1
+    columns = 3 if width >= 120 else 2 if width >= 80 else 1
     share, more = divmod(inner - 3 * (columns - 1), columns)
     widths = [share + (n < more) for n in range(columns)]
     lines = _view_head(device, s, width)
@@ -10410,30 +10414,32 @@ def _two_ends(left: str, right: str, width: int) -> list[str]:
 
 
 def _view_head(device: Device, s: Snapshot, width: int) -> list[str]:
-    what = "" if s.source == "live" else "recording " + _clean(os.path.basename(s.source))
-    cores = _show(", %d cores", s.gpu_core_count) if s.gpu_core_count else ""
-    engines = s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent
-    driver = Try(SystemGetDriverVersion).value
-    rows = _two_ends("pyapplegpu " + __version__, "   ".join(
-        [_clean(s.system_model or "N/A"), "macOS " + _clean(s.system_os_version or "N/A"), "driver " + _clean(driver or "N/A")]),
-        width - 4)
-    rows += _two_ends("GPU %d  %s%s" % (DeviceGetIndex(device), _clean(s.gpu_name or "N/A"), cores),
-                      "device / renderer / tiler  " + _show("%d / %d / %d %%", None if None in engines else engines), width - 4)
+    """When and what is replayed; then the Mac and its GPU."""
     when = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
-    return _two_ends(when + _show("   rates over %.1f s", s.interval_s) * bool(s.interval_s), what, width) + [
-        _frame([width - 4])] + _box([[row] for row in rows])
+    when += "   rates over %.1f s" % s.interval_s if s.interval_s else ""
+    what = "" if s.source == "live" else "recording " + _clean(os.path.basename(s.source))
+    machine = [s.system_model or "N/A", "macOS " + (s.system_os_version or "N/A"),
+               "driver " + (Try(SystemGetDriverVersion).value or "N/A")]
+    gpu = "GPU %d  %s" % (DeviceGetIndex(device), _clean(s.gpu_name or "N/A"))
+    gpu += ", %d cores" % s.gpu_core_count if s.gpu_core_count else ""
+    shares = s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent
+    rows = _two_ends("pyapplegpu " + __version__, _clean("   ".join(machine)), width - 4)
+    engines = " / ".join(_show("%d", share) for share in shares)
+    rows += _two_ends(gpu, "device / renderer / tiler  %s %%" % engines, width - 4)
+    return _two_ends(when, what, width) + [_frame([width - 4])] + _box([[row] for row in rows])
 
 
 def _view_processes(s: Snapshot, inner: int, verbose: bool, colour: bool) -> list[str]:
     def line(pid: str, name: str, use: str, spent: str, held: str) -> str:
-        return _fit(pid, 7, True) + "  " + _fit(name, inner - 45) + _fit(use, 8, True) + _fit(spent, 15, True) + \
-            _fit(held, 13, True)
+        room = inner - (32 if inner < 60 else 45)
+        return _fit(pid, 7, True) + "  " + _fit(name, room) + _fit(use, 9, True) + _fit(spent, 14, True) + \
+            ("" if inner < 60 else _fit(held, 13, True))
     title = line("PID", "Process", "GPU", "GPU time", "Footprint")
     found = s.processes or ()
     shown = found if verbose else found[:8]
     lines = ["\033[1m%s\033[0m" % title if colour else title] + [
         line(str(p.pid), _clean(p.name), _show("%.1f %%", p.gpu_percent), "%.2f s" % (p.gpu_time_ns / 1e9),
-             _size(p.footprint_bytes)) for p in shown]
+             _size_text(p.footprint_bytes)) for p in shown]
     if len(shown) < len(found):
         lines.append(_fit("%9s%d more with -v" % ("", len(found) - len(shown)), inner))
     if not found:
@@ -10449,7 +10455,7 @@ def _why(s: Snapshot, width: int) -> list[str]:
         causes.setdefault((s.reasons[field], s.messages[field]), []).append(field)
     for c in s.cpu_clusters or ():
         for field, reason in c.reasons.items():
-            causes.setdefault((reason, _ADVICE.get(reason, "")), []).append("%s %s" % (c.name, field))
+            causes.setdefault((reason, _ADVICE.get(reason, "")), []).append("%s %s" % (c.name or "CPU", field))
     lines = ["Not available:"] if causes else []
     for (reason, message), fields in causes.items():
         text = _clean("%s: %s (%s)" % (", ".join(fields), message, reason))
@@ -10460,37 +10466,49 @@ def _why(s: Snapshot, width: int) -> list[str]:
 # ---- -q
 
 _SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    ("_percent", lambda v: "%g %%" % v), ("_mw", lambda v: "%.3f W" % (v / 1000)), ("_mj", lambda v: "%.3f J" % (v / 1000)),
-    ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size(v))),
+    ("_percent", lambda v: "%g %%" % v), ("_mw", lambda v: "%.3f W" % (v / 1000)),
+    ("_mj", lambda v: "%.3f J" % (v / 1000)),
+    ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
     ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
-    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_unix_s", lambda v: "%.3f" % v), ("_s", lambda v: "%.3f s" % v),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]),
 )
-_FACTS: dict[str, tuple[Callable[..., Any], ...]] = {      # functions whose answer is in no snapshot
-    "gpu": (DeviceGetUUID, DeviceGetArchitecture, DeviceGetMetalFamily, DeviceGetRegistryId, DeviceCountDie,
-            DeviceGetPeakFlops, DeviceGetSupportedClocks, DeviceGetTemperatureSensors),
-    "memory": (MemoryGetType, MemoryGetBusWidth), "ane": (AneCountCores,), "cpu": (CpuCountCores, CpuGetMaxClock),
+_FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot
+    "gpu": (("UUID", DeviceGetUUID), ("architecture", DeviceGetArchitecture), ("Metal_family", DeviceGetMetalFamily),
+            ("registry_ID", DeviceGetRegistryId), ("dies", DeviceCountDie), ("peak_FP32_flops", DeviceGetPeakFlops),
+            ("supported_clocks", DeviceGetSupportedClocks), ("sensors", DeviceGetTemperatureSensors)),
+    "memory": (("type", MemoryGetType), ("bus_width", MemoryGetBusWidth)), "ane": (("cores", AneCountCores),),
+    "cpu": (("cores", CpuCountCores), ("max_clock_mhz", CpuGetMaxClock)),
 }
+_ACRONYMS = {word.lower(): word for word in "GPU CPU ANE I/O OS SRAM CLTM PPM RPM PID RAM".split()}
 
 
 def _label(words: str) -> str:
-    return " ".join(w if w.isupper() else w.capitalize() for w in words.split("_"))
+    return " ".join(_ACRONYMS.get(w, w[:1].upper() + w[1:]) for w in words.replace("io_", "i/o_").split("_"))
 
 
 def _tell(name: str, value: Any, indent: str, why: str | None = None) -> list[str]:
     """A figure of any kind as indented lines."""
-    unit = next((u for u in _SUFFIXES if name.endswith(u[0])), None)
-    head = "%s%-*s: " % (indent, 44 - len(indent), _label(name[:-len(unit[0])] if unit else name))
+    unit = next((u for u in _SUFFIXES if ("_" + name).endswith(u[0])), None)
+    words = name[:-len(unit[0])] if unit and unit[0] != "_pressure_level" else name
+    if unit and unit[0] == "_celsius" and "temperature" not in words:
+        words += "_temperature"
+    head = "%s%-*s: " % (indent, 44 - len(indent), _clean(_label(words or name)))
     if value is None:
         return [head + "N/A" + (" (%s)" % _clean(why) if why else "")]
     if isinstance(value, Bandwidth):
-        return [head + _rate_text(value).lstrip("~>") + " GB/s" + ", estimated" * value.estimated + ", saturated" * value.saturated]
+        return [head + _rate_text(value).lstrip("~>") + " GB/s" +
+                (", estimated" if value.estimated else "") + (", saturated" if value.saturated else "")]
     if isinstance(value, StateResidency):
-        return [head[:-2] + ": %6.2f %%%s" % (100 * value.ratio, _show("  %d MHz", value.mhz) if value.mhz else "")]
+        return [head + "%6.2f %%%s" % (100 * value.ratio, _show("  %d MHz", value.mhz) if value.mhz else "")]
+    if isinstance(value, TemperatureSensor):
+        return [head + "%.1f C" % value.celsius]
     if hasattr(value, "_asdict"):
         return [head.rstrip(" :")] + [line for k, v in value._asdict().items() if k != "reasons" for line in _tell(
             k, v, indent + "    ", why and value._asdict().get("reasons", {}).get(k))]
     if isinstance(value, tuple) and value and isinstance(value[0], tuple):
-        return [head.rstrip(" :")] + [line for n, v in enumerate(value) for line in _tell(_item_name(n, v), v, indent + "    ")]
+        return [head.rstrip(" :")] + [
+            line for n, v in enumerate(value) for line in _tell(_item_name(n, v), v, indent + "    ")]
     text = ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else unit[1](value) if unit else str(value)
     return [head + _clean(text)]
 
@@ -10504,27 +10522,23 @@ def _item_name(number: int, item: Any) -> str:
 
 def _query_all(device: Device, s: Snapshot, verbose: bool) -> str:
     when = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
-    head = [("Timestamp", when), ("Source", s.source if s.source == "live" else "recording " + os.path.basename(s.source)),
+    source = "live" if s.source == "live" else "recording " + os.path.basename(s.source)
+    head = [("Timestamp", when), ("Source", source),
             ("Library Version", __version__), ("Driver Version", Try(SystemGetDriverVersion).value or "N/A"),
             ("Rates Over", _show("%.3f s", s.interval_s)), ("GPU", "%d" % DeviceGetIndex(device))]
     lines = ["=" * 18 + " pyapplegpu " + "=" * 18, ""] + ["%-44s: %s" % (k, _clean(v)) for k, v in head]
     fields = [field for row in _SNAPSHOT for field, _ in row[3]]
     for group in dict.fromkeys(field.split("_")[0] for field in fields):
         lines.append("    " + {"gpu": "GPU", "ane": "Neural Engine", "cpu": "CPU"}.get(group, group.capitalize()))
-        for function in _FACTS.get(group, ()):
+        for name, function in _FACTS.get(group, ()):
             got = Try(function, device)
-            lines += _tell(_spell(function.__name__), got.value, " " * 8, got.message if verbose else None)
+            lines += _tell(name, got.value, " " * 8, got.message if verbose else None)
         for field in fields:
             if field.split("_")[0] == group:
-                lines += _tell(field[len(group) + 1:] or field, getattr(s, field), " " * 8,
-                               s.messages.get(field) if verbose else None)
+                told = _tell(field[len(group) + 1:] or field, getattr(s, field), " " * 8,
+                             s.messages.get(field) if verbose else None)
+                lines += [line[4:] for line in told[1:]] if field == group and len(told) > 1 else told
     return "\n".join(lines) + "\n"
-
-
-def _spell(name: str) -> str:
-    """DeviceGetMetalFamily: "Metal_Family"."""
-    import re
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"^[A-Z][a-z]+(Get|Count)", "", name))
 
 
 # ---- --query-gpu
@@ -10541,8 +10555,10 @@ hostname;!host;;name of this Mac
 accounting.mode;=Disabled;;processes that ended are not remembered
 compute_mode;=Default;;any process may use the GPU
 fan.speed;fans.0.percent;%;speed of the first fan, of its own maximum
-clocks_event_reasons.sw_power_cap|clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;power budget below 100 %
-clocks_event_reasons.hw_thermal_slowdown|clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;held back by heat
+clocks_event_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
+clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;its older name
+clocks_event_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
+clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;its older name
 memory.total;memory_total_bytes;MiB;what the GPU may use: wired limit, or Metal's working set
 memory.used;memory_used_bytes;MiB;in use by every process
 memory.free;memory_free_bytes;MiB;total - used; for what can really be had see apple.memory.headroom
@@ -10638,27 +10654,35 @@ module.: power.draw.average power.draw.instant power.limit enforced.power.limit 
 module.: power.max_limit"""
 _SPELLED = {    # nvidia-smi heads a column with the long name
     "gr": "graphics", "mem": "memory", "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm",
-    "clocks.mem": "clocks.current.memory", "clocks.video": "clocks.current.video", "gpu_name": "name", "gpu_uuid": "uuid",
-    "gpu_serial": "serial", "gpu_bus_id": "pci.bus_id"}
+    "clocks.mem": "clocks.current.memory", "clocks.video": "clocks.current.video",
+    "gpu_name": "name", "gpu_uuid": "uuid", "gpu_serial": "serial", "gpu_bus_id": "pci.bus_id"}
 _NVIDIA_UNITS = (("clocks_event_reasons_counters.", "us"), ("clocks_", ""), ("clocks.", "MHz"), ("utilization.", "%"),
                  ("power.management", ""), ("power.", "W"), ("enforced.", "W"), ("module.", "W"), ("memory.", "MiB"),
                  ("protected_memory.", "MiB"), ("edpp_multiplier", "%"))
-_APP_FIELDS = {name: name for name in ("timestamp", "gpu_name", "gpu_uuid", "pid", "process_name", "name", "used_gpu_memory",
-                                       "used_memory", "apple.gpu_percent", "apple.gpu_time", "apple.footprint")}
+_QUERY_APPS = """\
+timestamp;!time;;when it was measured
+gpu_name;gpu_name;;name of the chip
+gpu_uuid;DeviceGetUUID;;UUID of the GPU
+pid;process.pid;;number of the process
+process_name|name;process.name;;its name, of at most 16 characters
+used_gpu_memory|used_memory;;MiB;its GPU memory: macOS tells no share
+apple.gpu_percent;process.gpu_percent;share %;share of the last second it used the GPU
+apple.gpu_time;process.gpu_time_ns;s;GPU seconds since it began
+apple.footprint;process.footprint_bytes;MiB;all its memory, GPU buffers included; another user's is [N/A]"""
 
 
-def _query_table() -> dict[str, tuple[str, str, str, str, str]]:
-    """name -> (name, its heading without unit, source, unit, what it is); no source: a Mac has no such thing."""
+def _query_table(apps: bool = False) -> dict[str, tuple[str, str, str, str]]:
+    """name -> (heading without unit, source, unit, what it is); no source: a Mac has no such thing."""
     table = {}
-    for line in _QUERY.splitlines():
+    for line in (_QUERY_APPS if apps else _QUERY).splitlines():
         names, source, unit, what = line.split(";", 3)
         for name in names.split("|"):
-            table[name] = (name, _heading(name), source, unit, what)
-    for line in _QUERY_NONE.splitlines():
+            table[name] = (names.split("|")[0] if apps else _heading(name), source, unit, what)
+    for line in [] if apps else _QUERY_NONE.splitlines():
         prefix, _, endings = line.partition(": ") if not line.startswith(": ") else ("", "", line[2:])
         for name in (prefix + ending for ending in endings.split()):
             unit = next((unit for start, unit in _NVIDIA_UNITS if name.startswith(start)), "")
-            table[name] = (name, _heading(name), "", unit, "")
+            table[name] = (_heading(name), "", unit, "")
     return table
 
 
@@ -10670,22 +10694,21 @@ def _heading(name: str) -> str:
 
 
 def _help_query() -> str:
-    lines = ["Fields of --query-gpu. nvidia-smi's names mean what nvidia-smi means; apple.* is what only a Mac has.", ""]
-    seen: dict[str, list[str]] = {}
-    for name, _, source, _, what in _query_table().values():
-        seen.setdefault(source + ";" + what if source else "", []).append(name)
-    table = _query_table()
-    for key, names in seen.items():
-        if key:
-            unit = _unit(table[names[0]][3])
-            lines.append('"%s"%s\n    %s' % ('" or "'.join(names), " [%s]" % unit if unit else "", table[names[0]][4]))
-    lines += ["", "Accepted, and always [N/A] on a Mac:"] + ["    " + name for name in seen[""]]
-    return "\n".join(lines) + "\n"
+    lines = []
+    for apps, option in ((False, "--query-gpu"), (True, "--query-compute-apps")):
+        lines += ["Fields of %s: nvidia-smi's names, and apple.* for the rest." % option, ""]
+        table = _query_table(apps)
+        for name, (_, _, kind, what) in table.items():
+            if what:
+                lines += ['"%s"%s' % (name, " [%s]" % _unit(kind) if _unit(kind) else ""), "    " + what]
+        lines += [""]
+    lines += ["Accepted by --query-gpu, and always [N/A] on a Mac:"]
+    return "\n".join(lines + ["    " + name for name, row in _query_table().items() if not row[3]]) + "\n"
 
 
 def _unit(kind: str) -> str:
     """The unit that is printed."""
-    return {"C": "", "ratio %": "%", "pressure": ""}.get(kind, "" if kind.startswith("active") else kind)
+    return {"C": "", "ratio %": "%", "share %": "%", "pressure": ""}.get(kind, "" if kind.startswith("active") else kind)
 
 
 def _field_text(value: Any, kind: str) -> str | None:
@@ -10698,7 +10721,8 @@ def _field_text(value: Any, kind: str) -> str | None:
         return "%d" % (value >> 20)
     if kind == "pressure":
         return THERMAL_PRESSURE[min(4, value)]
-    form = {"W": ("%.2f", 1000), "J": ("%.3f", 1000), "GB/s": ("%.3f", 1e9), "ratio %": ("%.0f", 0.01), "C": ("%.0f", 1)}.get(kind)
+    form = {"W": ("%.2f", 1e3), "J": ("%.3f", 1e3), "GB/s": ("%.3f", 1e9), "ratio %": ("%.0f", 0.01), "C": ("%.0f", 1),
+            "share %": ("%.1f", 1), "s": ("%.3f", 1e9)}.get(kind)
     return form[0] % (value / form[1]) if form else _clean(str(value))
 
 
@@ -10711,8 +10735,8 @@ def _follow(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def _fetch(device: Device, s: Snapshot, source: str) -> Any:
-    """What a source of the query table gives now."""
+def _fetch(device: Device, s: Snapshot, process: GpuProcess | None, source: str) -> Any:
+    """What a source of the query tables gives now."""
     if source in ("", "!host"):
         return os.uname().nodename if source and s.source == "live" else None
     if source == "!time":
@@ -10722,12 +10746,14 @@ def _fetch(device: Device, s: Snapshot, source: str) -> Any:
     if source[0].isupper():
         function = globals()[source]
         return Try(function, *([] if source.startswith(("System", "Library")) else [device])).value
-    return _follow(s, source.split("."))
+    path = source.split(".")
+    return _follow(process, path[1:]) if path[0] == "process" else _follow(s, path)
 
 
 def _parts_of(sources: Iterable[str]) -> tuple[str, ...]:
     """The parts of a snapshot that hold these sources."""
     part = {field: row[0][0] for row in _SNAPSHOT for field, _ in row[3]}
+    part["process"] = "processes"
     return tuple(dict.fromkeys(part[s.split(".")[0]] for s in sources if s.split(".")[0] in part))
 
 
@@ -10739,39 +10765,16 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def _query_rows(args: Any, device: Device, s: Snapshot) -> list[list[str]]:
-    row = []
-    for _, _, source, kind, _ in args.fields:
-        text, unit = _field_text(_fetch(device, s, source), kind), _unit(kind)
-        row.append("[N/A]" if text is None else text + (" " + unit if unit and not args.nounits else ""))
-    return [row]
+    """One row for the GPU, or one for each of its processes."""
+    def cell(process: GpuProcess | None, source: str, kind: str) -> str:
+        text, unit = _field_text(_fetch(device, s, process, source), kind), _unit(kind)
+        return "[N/A]" if text is None else text + (" " + unit if unit and not args.nounits else "")
+    items: Sequence[GpuProcess | None] = (None,) if args.query_gpu is not None else s.processes or ()
+    return [[cell(item, source, kind) for _, source, kind, _ in args.fields] for item in items]
 
 
 def _query_head(args: Any) -> list[str]:
-    return [heading + (" [%s]" % _unit(kind) if _unit(kind) else "") for _, heading, _, kind, _ in args.fields]
-
-
-_APP_UNITS = {"used_gpu_memory": "MiB", "used_memory": "MiB", "apple.gpu_percent": "%", "apple.gpu_time": "s",
-              "apple.footprint": "MiB"}
-
-
-def _app_rows(args: Any, device: Device, s: Snapshot) -> list[list[str]]:
-    """One row per process that uses the GPU; its memory is [N/A], macOS tells nobody's share."""
-    rows = []
-    for p in s.processes or ():
-        values = {"timestamp": _fetch(device, s, "!time"), "gpu_name": s.gpu_name, "gpu_uuid": _fetch(device, s, "DeviceGetUUID"),
-                  "pid": p.pid, "process_name": p.name, "name": p.name, "apple.gpu_percent": _field_text(p.gpu_percent, "%"),
-                  "apple.gpu_time": "%.3f" % (p.gpu_time_ns / 1e9), "apple.footprint": _field_text(p.footprint_bytes, "MiB")}
-        row = []
-        for name in args.fields:
-            text, unit = values.get(name), _APP_UNITS.get(name, "")
-            row.append("[N/A]" if text is None else _clean(str(text)) + (" " + unit if unit and not args.nounits else ""))
-        rows.append(row)
-    return rows
-
-
-def _app_head(args: Any) -> list[str]:
-    long = {"name": "process_name", "used_memory": "used_gpu_memory"}
-    return [long.get(n, n) + (" [%s]" % _APP_UNITS[n] if n in _APP_UNITS else "") for n in args.fields]
+    return [heading + (" [%s]" % _unit(kind) if _unit(kind) else "") for heading, _, kind, _ in args.fields]
 
 
 # ---- --doctor, --selftest, --record
@@ -10793,23 +10796,26 @@ def _count_native_calls() -> list[int]:
 
 def _doctor(args: Any) -> str:
     count = _count_native_calls()
-    engine = _open(args) and _default()
+    _open(args)
+    engine = _default()
     rows = [("source", "status", "ms", "calls", "detail")]
     for name, work in _diagnosed(engine):
         before = count[0]
         report = _diagnose(engine, name, work)
         calls = "%d" % (count[0] - before) if engine.machine.name == "live" else "-"
-        rows.append((name, "ok" if report.ok else report.reason or "failed", "%.1f" % (report.seconds * 1000), calls, report.detail))
+        status = "ok" if report.ok else report.reason or "failed"
+        rows.append((name, status, "%.1f" % (report.seconds * 1000), calls, report.detail))
     began, before = time.perf_counter(), count[0]
     s = DeviceGetSnapshot(LibraryInitDeviceByIndex(0), timeout=2.5)
     took = time.perf_counter() - began
-    lines = ["pyapplegpu %s, Python %s, %s" % (__version__, sys.version.split()[0], os.uname().machine if hasattr(os, "uname") else
-                                             sys.platform)]
+    machine = os.uname().machine if hasattr(os, "uname") else sys.platform
+    lines = ["pyapplegpu %s, Python %s, %s" % (__version__, sys.version.split()[0], machine)]
     lines += ["%s, %s, macOS %s, driver %s" % tuple(Try(f).value or "N/A" for f in (
         SystemGetModel, SystemGetChipName, SystemGetOsVersion, SystemGetDriverVersion))]
     lines += ["live" if s.source == "live" else "recording " + os.path.basename(s.source), ""]
-    lines += ["%-32s %-12s %8s %6s  %s" % row for row in rows]
-    lines += ["", "subscriptions"] + ["    " + _feed_text(feed) for feed in engine.feeds()]
+    wide = max(len(row[0]) for row in rows)
+    lines += ["%-*s  %-10s %7s %6s  %s" % ((wide,) + row) for row in rows]
+    lines += ["", "subscriptions"] + ["  " + line for feed in engine.feeds() for line in _feed_text(feed)]
     found = sum(len(row[3]) for row in _SNAPSHOT) - len(s.reasons)
     lines += ["", "snapshot: %d figures, %d missing, %.0f ms, %s calls" % (
         found, len(s.reasons), took * 1000, count[0] - before if s.source == "live" else "-")]
@@ -10817,12 +10823,16 @@ def _doctor(args: Any) -> str:
     return "```\n" + "\n".join(_clean(line) for line in lines) + "\n```\n"
 
 
-def _feed_text(feed: _ReportFeed) -> str:
-    """One IOReport subscription: how many channels, or what refused."""
-    groups = ", ".join(g if sub is None else "%s / %s" % (g, sub) for g, sub in feed.groups)
-    if feed.subscription is not None:
-        return "%s: %d channels" % (groups, len(feed.channels))
-    return "%s: %s" % (groups, feed.error or "not asked for")
+def _feed_text(feed: _ReportFeed) -> list[str]:
+    """One IOReport subscription: its groups with how many channels are read, or those that refused."""
+    def name(group: str, subgroup: str | None) -> str:
+        return "%s / %s" % (group, subgroup) if subgroup else group
+    if feed.subscription is None:
+        return ["%s: %s" % (", ".join(dict.fromkeys(g for g, _ in feed.groups)), feed.error or "not asked for")]
+    count: dict[str, int] = {}
+    for c in feed.channels:
+        count[name(c.group, c.subgroup)] = count.get(name(c.group, c.subgroup), 0) + 1
+    return ["%s: %d channels" % pair for pair in count.items()]
 
 
 def _selftest_calls(device: Device) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
@@ -10830,8 +10840,10 @@ def _selftest_calls(device: Device) -> Iterator[tuple[str, Callable[..., Any], t
     import inspect
     import re
     busiest = Try(DeviceGetProcesses, device).value
-    given = {"device": [device], "a": [device], "b": [device], "cluster": [0], "fan": [0], "caps": [0], "engine": list(ENGINES),
-             "pid": [busiest[0].pid if busiest else os.getpid()], "code": [3]}
+    given: dict[str, list[Any]] = {
+        "device": [device], "a": [device], "b": [device], "cluster": [0], "fan": [0], "caps": [0], "code": [3],
+        "engine": list(ENGINES), "pid": [busiest[0].pid if busiest else os.getpid()]}
+    first = DeviceGetSnapshot(device)
     for name, function in sorted(globals().items()):
         if not inspect.isfunction(function) or not re.match(
                 r"(Library(Get|Count|Diag)|(Device|Memory|Ane|Cpu|Vpu|Process|System)(Get|Count)|ErrorString)", name):
@@ -10840,6 +10852,7 @@ def _selftest_calls(device: Device) -> Iterator[tuple[str, Callable[..., Any], t
         for n in range(max([len(given[p]) for p in wanted] or [1])):
             values = tuple(given[p][min(n, len(given[p]) - 1)] for p in wanted)
             yield name + "".join(" %s" % v for v in values if not isinstance(v, Device)), function, values
+    yield "SnapshotDelta", SnapshotDelta, (first, DeviceGetSnapshot(device))
 
 
 def _selftest(args: Any) -> int:
@@ -10849,7 +10862,8 @@ def _selftest(args: Any) -> int:
     for name, function, values in _selftest_calls(device):
         try:
             got = Try(function, *values)
-            kind, text = ("value", repr(got.value)) if got.reason is None else ("reason", "%s: %s" % (got.reason, got.message))
+            kind = "value" if got.reason is None else "reason"
+            text = repr(got.value) if got.reason is None else "%s: %s" % (got.reason, got.message)
         except AppleGPUError as error:
             kind, text = "reason", str(error)
         except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
@@ -10864,7 +10878,7 @@ def _record_file(args: Any) -> int:
     _open(args)
     sys.stderr.write("recording for %g s ...\n" % args.seconds)
     LibraryRecord(args.record, args.seconds, max(0.25, args.seconds / 2000), args.names)
-    _write("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size(os.path.getsize(args.record)),
+    _write("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size_text(os.path.getsize(args.record)),
            "with names of all processes" if args.names else "process names of macOS's own programs only"))
     return 0
 
@@ -10893,10 +10907,8 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
         return json.dumps(s.to_dict(), indent=2 if args.json else None).replace("\x7f", "\\u007f") + "\n"
     if args.query:
         return _query_all(device, s, args.verbose)
-    if args.query_gpu is not None:
+    if args.fields:
         return _csv(_query_rows(args, device, s))
-    if args.query_compute_apps is not None:
-        return _csv(_app_rows(args, device, s))
     import shutil
     width = max(40, min(shutil.get_terminal_size((80, 24)).columns, 160))
     return _view(device, s, args.verbose, width, _coloured())
@@ -10905,11 +10917,9 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
 def _run(args: Any) -> int:
     """Print once, or with -l for ever on a schedule that does not drift."""
     devices = _open(args)
-    queries = args.query_gpu is not None or args.query_compute_apps is not None
-    parts = _parts_of(row[2] for row in args.fields) if args.query_gpu is not None else \
-        ("gpu", "processes") if queries else None
-    if queries and not args.noheader:
-        _write(_csv([_query_head(args) if args.query_gpu is not None else _app_head(args)]))
+    parts = _parts_of(row[1] for row in args.fields) if args.fields else None
+    if args.fields and not args.noheader:
+        _write(_csv([_query_head(args)]))
     start, timeout = time.monotonic(), _default().timeout / _NS
     while True:
         _write("".join(_render(args, d, DeviceGetSnapshot(d, parts, timeout)) for d in devices))
@@ -10920,7 +10930,7 @@ def _run(args: Any) -> int:
 
 
 def _sleep_until(start: float, every: float) -> None:
-    """To the next whole multiple of `every` since `start`: late ones are left out, so none is caught up after a sleep."""
+    """To the next whole multiple of `every` since `start`; those missed, as in a sleep, are left out."""
     now = time.monotonic()
     time.sleep(max(0.0, start + (int((now - start) / every) + 1) * every - now))
 
@@ -10954,9 +10964,9 @@ def _pipe_closed() -> int:
     return 141
 
 
-def _say(text: str, code: int) -> int:
+def _say(text: str, code: int, who: str = "pyapplegpu: ") -> int:
     if sys.stderr is not None:
-        sys.stderr.write("pyapplegpu: " + _clean(text) + "\n")
+        sys.stderr.write(who + _clean(text) + "\n")
     return code
 
 
@@ -10968,13 +10978,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:       # argparse: help, version, usage
         return end.code if isinstance(end.code, int) else 0
     except _Usage as error:
-        return _say(str(error), 2)
+        return _say(str(error), 2, "")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return _pipe_closed()
     except AppleGPUError as error:
-        return _say(str(error), error.value if error.value < 125 else 1)
+        text = str(error).replace("pass recording=FILE", "pass --recording FILE")
+        return _say(text, error.value if error.value < 125 else 1)
     except OSError as error:
         return _say(str(error), 1)
     finally:
