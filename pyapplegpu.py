@@ -10408,6 +10408,8 @@ def _view(device: Device, s: Snapshot, verbose: bool, width: int, colour: bool) 
 
 def _two_ends(left: str, right: str, width: int) -> list[str]:
     """One line with a text at each end, or two lines where they do not fit."""
+    if not right:
+        return [_fit(left, width).rstrip()]
     if _width(left) + _width(right) < width:
         return [left + " " * (width - _width(left) - _width(right)) + right]
     return [_fit(left, width), _fit(right, width)]
@@ -10708,7 +10710,7 @@ def _help_query() -> str:
 
 def _unit(kind: str) -> str:
     """The unit that is printed."""
-    return {"C": "", "ratio %": "%", "share %": "%", "pressure": ""}.get(kind, "" if kind.startswith("active") else kind)
+    return {"C": "", "ratio %": "%", "share %": "%", "pressure": "", "active<": "", "active>": ""}.get(kind, kind)
 
 
 def _field_text(value: Any, kind: str) -> str | None:
