@@ -350,7 +350,7 @@ def test_query_compute_apps():
                recording="m5max-macos27")
     assert out.splitlines()[:2] == [
         "pid, process_name, used_gpu_memory [MiB], apple.gpu_percent [%], apple.gpu_time [s], apple.footprint [MiB]",
-        "4100, python3.13, [N/A], 93.0 %, 6.860 s, 34816 MiB"]
+        "4100, python3.13, [N/A], 93.0 %, 5.930 s, 34816 MiB"]
     assert good("--query-compute-apps=pid,name", "--format=csv", recording="vm-macos15") == "pid, process_name\n"
 
 
