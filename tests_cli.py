@@ -660,3 +660,40 @@ def test_all_three_ways_to_start_are_one():
         outs.append(subprocess.run([sys.executable, *argv, "--recording", path_of("m4-macos27"), "--speed", "0"], cwd=HERE,
                                    env={k: v for k, v in os.environ.items() if k not in COLOURS}, stdout=subprocess.PIPE).stdout)
     assert outs[0] == outs[1] == outs[2] and b"17 / 15 / 15 %" in outs[0]
+
+
+# ---- README's picture: the default view, drawn; `python tests_cli.py` draws it anew
+
+PICTURE = os.path.join(HERE, "examples", "pyapplegpu.svg")
+INK = {"1": 'font-weight="bold"', "2": 'fill="#7d8590"', "31": 'fill="#ff7b72"', "32": 'fill="#56d364"', "33": 'fill="#e3b341"'}
+
+
+def picture():
+    """The view of the M5 Max in 80 columns, as SVG."""
+    from xml.sax.saxutils import escape
+    with environment(TZ="UTC", FORCE_COLOR=1, COLUMNS=80):
+        lines = subprocess.run([sys.executable, MODULE, "--speed", "0", "--recording", path_of("m5max-macos27")], check=True,
+                               stdout=subprocess.PIPE).stdout.decode().splitlines()
+    high = 20 * len(lines) + 24
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 %d" width="720" height="%d">' % (high, high),
+             '<rect width="720" height="%d" rx="6" fill="#0d1117"/>' % high,
+             '<g font-family="ui-monospace,Menlo,Consolas,\'DejaVu Sans Mono\',monospace" font-size="14" fill="#e6edf3">']
+    for n, line in enumerate(lines):
+        pieces = re.split(r"\033\[(\d+)m(.*?)\033\[0m", line)
+        text = escape(pieces[0])
+        for style, inked, plain in zip(pieces[1::3], pieces[2::3], pieces[3::3]):
+            text += "<tspan %s>%s</tspan>%s" % (INK[style], escape(inked), escape(plain))
+        length = len(re.sub(r"\033\[\d+m", "", line))
+        parts.append('<text x="12" y="%d" textLength="%d" xml:space="preserve">%s</text>' % (20 * n + 26, 8.7 * length, text))
+    return "\n".join(parts + ["</g></svg>", ""])
+
+
+def test_the_picture_is_what_is_printed():
+    with open(PICTURE, encoding="utf-8") as file:
+        drawn = file.read()
+    assert drawn == picture(), "draw it anew: python %s" % os.path.basename(__file__)
+
+
+if __name__ == "__main__":
+    with open(PICTURE, "w", encoding="utf-8") as drawing:
+        drawing.write(picture())
