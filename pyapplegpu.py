@@ -10126,10 +10126,906 @@ __all__ += ["_nvmlGetFunctionPointer", "_nvmlGetFunctionPointer_cache", "_nvmlCh
 # main
 # ======================================================================================================================
 
+# The command line, in nvidia-smi's spirit. Nothing above needs it; what only it needs is imported in its functions.
+
+_DESCRIPTION = """\
+The GPU, Neural Engine, memory, power and heat of an Apple silicon Mac, without sudo. Without options: one view.
+A figure that cannot be had is N/A, never 0; -v says why. On another OS: --recording FILE replays a Mac."""
+_EPILOG = """\
+exit codes: 0 done; 1 cannot write to stdout, or --selftest found a fault; 2 wrong arguments, or not a recording;
+6 no such GPU; 12 no Apple GPU here; 17 the system refused (--record cannot write); 130 Ctrl-C; 141 closed pipe."""
+
+
+def _parser() -> Any:
+    import argparse
+    parser = argparse.ArgumentParser(
+        "pyapplegpu", "pyapplegpu [options]", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    mode = parser.add_mutually_exclusive_group()
+    add = mode.add_argument
+    add("-L", "--list-gpus", action="store_true", help="the GPU and its UUID")
+    add("-q", "--query", action="store_true", help="every figure, grouped")
+    add("--query-gpu", metavar="FIELDS", help="CSV of these fields; nvidia-smi's names, apple.* for the rest")
+    add("--query-compute-apps", metavar="FIELDS", help="CSV of the processes that use the GPU, likewise")
+    add("--help-query-gpu", action="store_true", help="the fields of --query-gpu and --query-compute-apps")
+    add("--json", action="store_true", help="one snapshot: stable keys, a value or a reason for each")
+    add("--jsonl", action="store_true", help="the same on one line; with -l one line each time")
+    add("--doctor", action="store_true", help="what each source of this Mac answers, to paste into a bug report")
+    add("--selftest", action="store_true", help="call every function once: its value or the reason")
+    add("--record", metavar="FILE", help="write a recording of this Mac, for a bug report or another OS")
+    add("--version", action="version", version="pyapplegpu " + __version__)
+    add = parser.add_argument
+    add("-v", "--verbose", action="store_true", help="say why a figure is N/A; show every process")
+    add("-i", "--id", metavar="ID", help="index or UUID of the GPU, or several with commas")
+    add("-l", "--loop", metavar="SECONDS", nargs="?", const="5", help="again every so many seconds (5)")
+    add("-lms", "--loop-ms", metavar="MS", help="again every so many milliseconds")
+    add("--format", metavar="csv[,noheader][,nounits]", help="of --query-gpu")
+    add("--recording", metavar="FILE", help="replay this file instead of reading this Mac (or PYAPPLEGPU_RECORDING)")
+    add("--speed", metavar="X", default="1", help="of the replay; 0: one recorded instant for each reading")
+    add("--seconds", metavar="N", help="length of --record (3)")
+    add("--names", action="store_true", help="--record with names of processes that are not Apple's")
+    return parser
+
+
+def _bounded(parser: Any, option: str, text: str | None, low: float, high: float) -> float | None:
+    """The number of an option, in bounds, or a usage error."""
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not low <= number <= high:
+        parser.error("%s takes a number from %g to %g, not %r" % (option, low, high, text))
+    return number
+
+
+def _arguments(argv: Sequence[str] | None) -> Any:
+    """The parsed and checked command line; `every` is the seconds of -l and -lms, or None."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.loop is not None and args.loop_ms is not None:
+        parser.error("-l and -lms do not go together")
+    args.every = _bounded(parser, "-l", args.loop, 0.01, 86400)
+    if args.loop_ms is not None:
+        args.every = (_bounded(parser, "-lms", args.loop_ms, 10, 86400000) or 0) / 1000
+    args.speed = _bounded(parser, "--speed", args.speed, 0, 1000)
+    if not args.record and (args.seconds is not None or args.names):
+        parser.error("--seconds and --names go with --record")
+    args.seconds = _bounded(parser, "--seconds", args.seconds or "3", 0.1, 3600)
+    if args.every and (args.doctor or args.selftest or args.record or args.list_gpus or args.help_query_gpu):
+        parser.error("-l goes with the view, -q, the queries, --json and --jsonl")
+    args.fields = _fields(parser, args)
+    return args
+
+
+def _fields(parser: Any, args: Any) -> Any:
+    """The rows of _query_table that are asked for; `noheader` and `nounits` are set on `args`."""
+    asked = args.query_gpu if args.query_gpu is not None else args.query_compute_apps
+    words = [w.strip() for w in args.format.split(",")] if args.format is not None else ["csv"]
+    if args.format is not None and asked is None:
+        parser.error("--format goes with --query-gpu")
+    if "csv" not in words or not set(words) <= {"csv", "noheader", "nounits"}:
+        parser.error("--format is csv, and with commas noheader and nounits; not %r" % args.format)
+    args.noheader, args.nounits = "noheader" in words, "nounits" in words
+    table = _query_table(apps=args.query_gpu is None)
+    names = [name.strip() for name in asked.split(",")] if asked is not None else []
+    for name in names:
+        if name not in table:
+            raise _Usage('Field "%s" is not a valid field to query.' % _clean(name))
+    return [table[name] for name in names]
+
+
+class _Usage(Exception):
+    """A command line that is wrong, in nvidia-smi's words: exit code 2."""
+
+
+# ---- text that may go to a terminal
+
+def _clean(text: str) -> str:
+    """Without control characters: a process may be named by anybody, and a terminal obeys escape sequences."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _width(text: str) -> int:
+    """Columns of a text on a terminal: East Asian wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def _fit(text: str, width: int, right: bool = False) -> str:
+    """Exactly `width` columns: clipped, or filled with spaces."""
+    if _width(text) > width:
+        while _width(text) > max(0, width - 1):
+            text = text[:-1]
+        text += "~"[:width]
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _write(text: str) -> None:
+    """To stdout and at once, with ? for what its encoding has not."""
+    out = sys.stdout
+    if out is None:
+        return
+    encoding = getattr(out, "encoding", None) or "utf-8"
+    out.write(text.encode(encoding, "replace").decode(encoding, "replace"))
+    out.flush()
+
+
+def _coloured() -> bool:
+    """Whether to colour: NO_COLOR, FORCE_COLOR and TERM=dumb are asked in the order that Python itself asks them."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    return terminal and os.environ.get("TERM") != "dumb" and os.name != "nt"
+
+
+def _paint(line: str) -> str:
+    """A line of the view, its bars green, yellow or red, what is missing dim. Titles are bold already."""
+    import re
+
+    def bar(match: Any) -> str:
+        share = len(match.group(1)) / max(1, len(match.group(0)) - 2)
+        colour = 31 if share > 0.8 else 33 if share > 0.5 else 32
+        return "[\033[%dm%s\033[0m%s]" % (colour, match.group(1), match.group(2))
+    return re.sub(r"\bN/A\b", "\033[2mN/A\033[0m", re.sub(r"\[(#*)(\.*)\]", bar, line))
+
+
+# ---- figures as text
+
+def _show(form: str, value: Any, scale: float = 1) -> str:
+    return "N/A" if value is None else form % (value if scale == 1 else value / scale)
+
+
+def _size_text(count: int | None) -> str:
+    """"411.0 MiB"; binary units, as memory is sold and Activity Monitor counts."""
+    if count is None:
+        return "N/A"
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= factor:
+            return "%.1f %s" % (count / factor, unit)
+    return "%d B" % count
+
+
+def _watts(milliwatts: int | None) -> str:
+    """A little power stays visible: 1 mW is not 0.00 W."""
+    return _show("%.2f W", milliwatts, 1000) if milliwatts is None or milliwatts >= 1000 else "%d mW" % milliwatts
+
+
+def _bar(percent: float | None, width: int) -> str:
+    if percent is None:
+        return "N/A"
+    full = min(width, int(width * percent / 100 + 0.5))
+    return "%3d %% [%s%s]" % (percent, "#" * full, "." * (width - full))
+
+
+def _rate_text(got: Bandwidth | None) -> str:
+    """GB/s; ~ is an estimate, > one that was too low because its histogram was full."""
+    if got is None:
+        return "N/A"
+    return (">" if got.saturated else "~" if got.estimated else "") + "%.2f" % (got.bytes_per_s / 1e9)
+
+
+# ---- the view: panels of (label, text), two or three beside each other, then the processes
+
+def _panel_gpu(s: Snapshot, clocks: Sequence[int] | None, width: int) -> list[tuple[str, str]]:
+    span = " (%d to %d)" % (clocks[0], clocks[-1]) if clocks else ""
+    clock = "asleep" if s.reasons.get("gpu_clock_mhz") == REASON_GPU_ASLEEP else _show("%d MHz", s.gpu_clock_mhz)
+    cap = ", no cap" if s.reasons.get("gpu_power_limit_mw") == REASON_NO_LIMIT else \
+        ", cap " + _watts(s.gpu_power_limit_mw)
+    hottest = _show(", hottest %.1f C", s.gpu_temperature_max_celsius) if s.gpu_temperature_max_celsius else ""
+    return [("Use", _bar(s.gpu_utilization_percent, width - 20)),
+            ("Work done", _show("%.1f %% of full speed", s.gpu_scaled_ratio, 0.01)),
+            ("Clock", clock + span),
+            ("Power", _watts(s.gpu_power_mw) + cap),
+            ("Temp", _show("%.1f C", s.gpu_temperature_celsius) + hottest),
+            ("Throttle", _throttle_text(s.gpu_throttle)),
+            ("Restarts", _show("%d", s.gpu_recovery_count))]
+
+
+def _throttle_text(state: ThrottleState | None) -> str:
+    if state is None or (state.cltm_ratio is None and state.ppm_percent is None):
+        return "N/A"
+    heat = ["heat %.0f %% of the time" % (100 * state.cltm_ratio)] if state.cltm_ratio else []
+    granted = 100.0 if state.ppm_percent is None else state.ppm_percent
+    budget = ["power budget %.0f %%" % granted] if granted < 100 else []
+    return ", ".join(heat + budget) or "none"
+
+
+def _panel_memory(s: Snapshot, width: int) -> list[tuple[str, str]]:
+    ram, swap = s.system_memory, s.system_swap
+    rows = [("In use", s.memory_used_bytes), ("Limit", s.memory_total_bytes), ("Headroom", s.memory_headroom_bytes),
+            ("Allocated", s.memory_allocated_bytes), ("RAM used", ram and ram.used_bytes),
+            ("RAM total", ram and ram.total_bytes), ("Swap used", swap and swap.used_bytes)]
+    return [(label, "%15s %10s" % ("{:,}".format(n), _size_text(n)) if n is not None else "N/A") for label, n in rows]
+
+
+def _panel_power(s: Snapshot) -> list[tuple[str, str]]:
+    def rail(power: int | None, energy: int | None) -> str:
+        return "%10s %12s" % (_watts(power), _show("%.0f J", energy, 1000))
+    return [("GPU", rail(s.gpu_power_mw, s.gpu_energy_mj)), ("CPU", rail(s.cpu_power_mw, s.cpu_energy_mj)),
+            ("ANE", rail(s.ane_power_mw, s.ane_energy_mj)), ("DRAM", rail(s.memory_power_mw, s.memory_energy_mj)),
+            ("Package", _watts(s.package_power_mw).rjust(10)),
+            ("System", _watts(s.system_power_mw).rjust(10)), ("Source", _source_text(s.system_power_source))]
+
+
+def _source_text(source: PowerSource | None) -> str:
+    if source is None:
+        return "N/A"
+    charge = _show(" %d %%", source.battery_percent) if source.battery_percent is not None else ""
+    return _clean(source.source) + charge + (", charging" if source.charging else "")
+
+
+def _panel_bandwidth(s: Snapshot) -> list[tuple[str, str]]:
+    rows = [("All", s.memory_read, s.memory_write), ("GPU", s.memory_gpu_read, s.memory_gpu_write),
+            ("CPU", s.memory_cpu_read, s.memory_cpu_write), ("ANE", s.memory_ane_read, s.memory_ane_write),
+            ("Media", s.memory_media_read, s.memory_media_write),
+            ("Display", s.memory_display_read, s.memory_display_write), ("I/O", s.memory_io_read, s.memory_io_write)]
+    return [(label, "%10s %10s" % (_rate_text(r), _rate_text(w))) for label, r, w in rows]
+
+
+def _panel_cpu(s: Snapshot, width: int) -> list[tuple[str, str]]:
+    rows = [("Use", _bar(s.cpu_utilization_percent, width - 20)), ("Temp", _show("%.1f C", s.cpu_temperature_celsius))]
+    for c in s.cpu_clusters or ():
+        clock = "asleep" if c.reasons.get("clock_mhz") == REASON_CPU_ASLEEP else _show("%d", c.clock_mhz)
+        rows.append((_clean(c.name) or "CPU", "%2s %9s %4s %7s" % (
+            _show("%d", c.cores), clock + "/" + _show("%d", c.max_clock_mhz) if c.max_clock_mhz else clock,
+            _show("%d%%", c.utilization_percent), _watts(c.power_mw))))
+    return rows
+
+
+def _panel_rest(s: Snapshot) -> list[tuple[str, str]]:
+    method = ", by " + s.ane_utilization_method if s.ane_utilization_method else ""
+    level, pressure, fans = s.thermal_pressure_level, s.system_memory_pressure, s.fans
+
+    def engine(power: int | None, moved: Bandwidth | None) -> str:
+        return "%7s %9s%s" % (_watts(power), _rate_text(moved), " GB/s" if moved else "")
+    return [("ANE", "%7s" % _watts(s.ane_power_mw)), ("ANE use", _show("%d %%", s.ane_utilization_percent) + method),
+            ("Encode", engine(s.encode_power_mw, s.encode_bandwidth)),
+            ("Decode", engine(s.decode_power_mw, s.decode_bandwidth)),
+            ("Thermal", "N/A" if level is None else THERMAL_PRESSURE[min(4, level)] + " pressure"),
+            ("Memory", "N/A" if pressure is None else "%s pressure" % pressure.level),
+            ("Fans", "N/A" if fans is None else _fans_text(fans))]
+
+
+def _fans_text(fans: Sequence[Fan]) -> str:
+    shares = ", ".join(_show("%d", fan.percent) for fan in fans)
+    return "%s rpm (%s %%)" % (", ".join("%d" % fan.rpm for fan in fans), shares) if fans else "none"
+
+
+def _panels(s: Snapshot, clocks: Sequence[int] | None, width: int) -> list[tuple[str, list[tuple[str, str]]]]:
+    sold = "GB/s of %d" % (s.memory_max_bytes_per_s / 1e9) if s.memory_max_bytes_per_s else "GB/s"
+    return [("GPU", _panel_gpu(s, clocks, width)), ("GPU memory, bytes", _panel_memory(s, width)),
+            ("Power, energy", _panel_power(s)),
+            ("%-12s%8s %10s" % (sold, "read", "write"), _panel_bandwidth(s)),
+            ("CPU: cores, MHz, use, power", _panel_cpu(s, width)), ("Neural Engine, video, heat", _panel_rest(s))]
+
+
+def _panel_lines(title: str, rows: list[tuple[str, str]], width: int, height: int, colour: bool) -> list[str]:
+    title = _fit(title, width)
+    lines = [_fit(_fit(label, 11 if _width(label) > 9 else 9) + " " + text, width) for label, text in rows]
+    return ["\033[1m%s\033[0m" % title if colour else title] + lines + [" " * width] * (height - len(lines))
+
+
+def _frame(widths: Sequence[int], dash: str = "-") -> str:
+    return "+" + "+".join(dash * (w + 2) for w in widths) + "+"
+
+
+def _box(lines: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in lines]
+
+
+def _view(device: Device, s: Snapshot, verbose: bool, width: int, colour: bool) -> str:
+    """The default view, `width` columns wide."""
+    inner = width - 4
+    columns = 3 if width >= 120 else 2 if width >= 80 else 1
+    share, more = divmod(inner - 3 * (columns - 1), columns)
+    widths = [share + (n < more) for n in range(columns)]
+    lines = _view_head(device, s, width)
+    panels = _panels(s, Try(DeviceGetSupportedClocks, device).value, share)
+    for at in range(0, len(panels), columns):
+        group = panels[at:at + columns]
+        height = max(len(rows) for _, rows in group)
+        lines.append(_frame(widths, "=" if at == 0 else "-"))
+        lines += _box(list(zip(*[_panel_lines(*p, w, height, colour) for p, w in zip(group, widths)])))
+    lines.append(_frame(widths))
+    lines += _view_processes(s, inner, verbose, colour) + [_frame([inner])]
+    lines = [_paint(line) for line in lines] if colour else lines
+    return "\n".join(lines + (_why(s, width) if verbose else [])) + "\n"
+
+
+def _two_ends(left: str, right: str, width: int) -> list[str]:
+    """One line with a text at each end, or two lines where they do not fit."""
+    if not right:
+        return [_fit(left, width).rstrip()]
+    if _width(left) + _width(right) < width:
+        return [left + " " * (width - _width(left) - _width(right)) + right]
+    return [_fit(left, width), _fit(right, width)]
+
+
+def _view_head(device: Device, s: Snapshot, width: int) -> list[str]:
+    """When and what is replayed; then the Mac and its GPU."""
+    when = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
+    when += "   rates over %.1f s" % s.interval_s if s.interval_s else ""
+    what = "" if s.source == "live" else "recording " + _clean(os.path.basename(s.source))
+    machine = [s.system_model or "N/A", "macOS " + (s.system_os_version or "N/A"),
+               "driver " + (Try(SystemGetDriverVersion).value or "N/A")]
+    gpu = "GPU %d  %s" % (DeviceGetIndex(device), _clean(s.gpu_name or "N/A"))
+    gpu += ", %d cores" % s.gpu_core_count if s.gpu_core_count else ""
+    shares = s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent
+    rows = _two_ends("pyapplegpu " + __version__, _clean("   ".join(machine)), width - 4)
+    engines = " / ".join(_show("%d", share) for share in shares)
+    rows += _two_ends(gpu, "device / renderer / tiler  %s %%" % engines, width - 4)
+    return _two_ends(when, what, width) + [_frame([width - 4])] + _box([[row] for row in rows])
+
+
+def _view_processes(s: Snapshot, inner: int, verbose: bool, colour: bool) -> list[str]:
+    def line(pid: str, name: str, use: str, spent: str, held: str) -> str:
+        room = inner - (32 if inner < 60 else 45)
+        return _fit(pid, 7, True) + "  " + _fit(name, room) + _fit(use, 9, True) + _fit(spent, 14, True) + \
+            ("" if inner < 60 else _fit(held, 13, True))
+    title = line("PID", "Process", "GPU", "GPU time", "Footprint")
+    found = s.processes or ()
+    shown = found if verbose else found[:8]
+    lines = ["\033[1m%s\033[0m" % title if colour else title] + [
+        line(str(p.pid), _clean(p.name), _show("%.1f %%", p.gpu_percent), "%.2f s" % (p.gpu_time_ns / 1e9),
+             _size_text(p.footprint_bytes)) for p in shown]
+    if len(shown) < len(found):
+        lines.append(_fit("%9s%d more with -v" % ("", len(found) - len(shown)), inner))
+    if not found:
+        lines.append(_fit("%9s%s" % ("", "N/A" if s.processes is None else "no process uses the GPU"), inner))
+    return _box([[text] for text in lines])
+
+
+def _why(s: Snapshot, width: int) -> list[str]:
+    """Why figures are missing: those of one cause together."""
+    import textwrap
+    causes: dict[tuple[str, str], list[str]] = {}
+    for field in s.reasons:
+        causes.setdefault((s.reasons[field], s.messages[field]), []).append(field)
+    for c in s.cpu_clusters or ():
+        for field, reason in c.reasons.items():
+            causes.setdefault((reason, _ADVICE.get(reason, "")), []).append("%s %s" % (c.name or "CPU", field))
+    lines = ["Not available:"] if causes else []
+    for (reason, message), fields in causes.items():
+        text = _clean("%s: %s (%s)" % (", ".join(fields), message, reason))
+        lines += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
+    return lines + ["~ estimated; > at least"]
+
+
+# ---- -q
+
+_SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("_percent", lambda v: "%g %%" % v), ("_mw", lambda v: "%.3f W" % (v / 1000)),
+    ("_mj", lambda v: "%.3f J" % (v / 1000)),
+    ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
+    ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]),
+)
+_FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot
+    "gpu": (("UUID", DeviceGetUUID), ("architecture", DeviceGetArchitecture), ("Metal_family", DeviceGetMetalFamily),
+            ("registry_ID", DeviceGetRegistryId), ("dies", DeviceCountDie), ("peak_FP32_flops", DeviceGetPeakFlops),
+            ("supported_clocks", DeviceGetSupportedClocks), ("sensors", DeviceGetTemperatureSensors)),
+    "memory": (("type", MemoryGetType), ("bus_width", MemoryGetBusWidth)), "ane": (("cores", AneCountCores),),
+    "cpu": (("cores", CpuCountCores), ("max_clock_mhz", CpuGetMaxClock)),
+}
+_ACRONYMS = {word.lower(): word for word in "GPU CPU ANE I/O OS SRAM CLTM PPM RPM PID RAM".split()}
+
+
+def _label(words: str) -> str:
+    return " ".join(_ACRONYMS.get(w, w[:1].upper() + w[1:]) for w in words.replace("io_", "i/o_").split("_"))
+
+
+def _tell(name: str, value: Any, indent: str, why: str | None = None) -> list[str]:
+    """A figure of any kind as indented lines."""
+    unit = next((u for u in _SUFFIXES if ("_" + name).endswith(u[0])), None)
+    words = name[:-len(unit[0])] if unit and unit[0] != "_pressure_level" else name
+    if unit and unit[0] == "_celsius" and "temperature" not in words:
+        words += "_temperature"
+    head = "%s%-*s: " % (indent, 44 - len(indent), _clean(_label(words or name)))
+    if value is None:
+        return [head + "N/A" + (" (%s)" % _clean(why) if why else "")]
+    if isinstance(value, Bandwidth):
+        return [head + _rate_text(value).lstrip("~>") + " GB/s" +
+                (", estimated" if value.estimated else "") + (", saturated" if value.saturated else "")]
+    if isinstance(value, StateResidency):
+        return [head + "%6.2f %%%s" % (100 * value.ratio, _show("  %d MHz", value.mhz) if value.mhz else "")]
+    if isinstance(value, TemperatureSensor):
+        return [head + "%.1f C" % value.celsius]
+    if hasattr(value, "_asdict"):
+        return [head.rstrip(" :")] + [line for k, v in value._asdict().items() if k != "reasons" for line in _tell(
+            k, v, indent + "    ", why and value._asdict().get("reasons", {}).get(k))]
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return [head.rstrip(" :")] + [
+            line for n, v in enumerate(value) for line in _tell(_item_name(n, v), v, indent + "    ")]
+    text = ", ".join(map(str, value)) or "none" if isinstance(value, tuple) else unit[1](value) if unit else str(value)
+    return [head + _clean(text)]
+
+
+def _item_name(number: int, item: Any) -> str:
+    """What to call one of several."""
+    if isinstance(item, GpuProcess):
+        return "process %d" % item.pid
+    return str(getattr(item, "name", "") or getattr(item, "key", "") or number)
+
+
+def _query_all(device: Device, s: Snapshot, verbose: bool) -> str:
+    when = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
+    source = "live" if s.source == "live" else "recording " + os.path.basename(s.source)
+    head = [("Timestamp", when), ("Source", source),
+            ("Library Version", __version__), ("Driver Version", Try(SystemGetDriverVersion).value or "N/A"),
+            ("Rates Over", _show("%.3f s", s.interval_s)), ("GPU", "%d" % DeviceGetIndex(device))]
+    lines = ["=" * 18 + " pyapplegpu " + "=" * 18, ""] + ["%-44s: %s" % (k, _clean(v)) for k, v in head]
+    fields = [field for row in _SNAPSHOT for field, _ in row[3]]
+    for group in dict.fromkeys(field.split("_")[0] for field in fields):
+        lines.append("    " + {"gpu": "GPU", "ane": "Neural Engine", "cpu": "CPU"}.get(group, group.capitalize()))
+        for name, function in _FACTS.get(group, ()):
+            got = Try(function, device)
+            lines += _tell(name, got.value, " " * 8, got.message if verbose else None)
+        for field in fields:
+            if field.split("_")[0] == group:
+                told = _tell(field[len(group) + 1:] or field, getattr(s, field), " " * 8,
+                             s.messages.get(field) if verbose else None)
+                lines += [line[4:] for line in told[1:]] if field == group and len(told) > 1 else told
+    return "\n".join(lines) + "\n"
+
+
+# ---- --query-gpu
+
+# name[|other name] ; where it comes from: a function, a field of Snapshot, =constant, !special ; unit ; what it is.
+_QUERY = """\
+timestamp;!time;;when it was measured, YYYY/MM/DD HH:MM:SS.msec
+driver_version;SystemGetOsVersion;;version of macOS, which the driver is a part of
+count;LibraryCountDevice;;number of GPUs
+name|gpu_name;gpu_name;;name of the chip
+uuid|gpu_uuid;DeviceGetUUID;;GPU- and 32 digits, the same for this Mac always
+index;DeviceGetIndex;;number of the GPU, from 0
+hostname;!host;;name of this Mac
+accounting.mode;=Disabled;;processes that ended are not remembered
+compute_mode;=Default;;any process may use the GPU
+fan.speed;fans.0.percent;%;speed of the first fan, of its own maximum
+clocks_event_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
+clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;its older name
+clocks_event_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
+clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;its older name
+memory.total;memory_total_bytes;MiB;what the GPU may use: wired limit, or Metal's working set
+memory.used;memory_used_bytes;MiB;in use by every process
+memory.free;memory_free_bytes;MiB;total - used; for what can really be had see apple.memory.headroom
+utilization.gpu;gpu_utilization_percent;%;share of the last second the GPU was active
+temperature.gpu;gpu_temperature_celsius;C;mean of the GPU's sensors
+power.draw|power.draw.average|power.draw.instant;gpu_power_mw;W;the GPU alone, mean of the last second
+power.limit|enforced.power.limit;gpu_power_limit_mw;W;the cap, when one is set
+clocks.current.graphics|clocks.gr|clocks.current.sm|clocks.sm;gpu_clock_mhz;MHz;mean clock while active
+clocks.max.graphics|clocks.max.gr|clocks.max.sm;gpu_max_clock_mhz;MHz;top clock
+apple.chip;system_chip_name;;chip, as sysctl names it
+apple.model;system_model;;model of the Mac
+apple.driver_version;SystemGetDriverVersion;;version of the GPU driver
+apple.architecture;DeviceGetArchitecture;;GPU design
+apple.metal_family;DeviceGetMetalFamily;;highest Metal family
+apple.gpu_cores;gpu_core_count;;GPU cores
+apple.restarts;gpu_recovery_count;;GPU restarts since boot
+apple.thermal_pressure;thermal_pressure_level;pressure;nominal, moderate, heavy, trapping or sleeping
+apple.utilization.device;gpu_device_percent;%;the driver's own figure of this moment
+apple.utilization.renderer;gpu_renderer_percent;%;its renderer
+apple.utilization.tiler;gpu_tiler_percent;%;its tiler
+apple.utilization.scaled;gpu_scaled_ratio;ratio %;active share weighted by clock / top clock
+apple.utilization.memory;memory_utilization_percent;%;memory.used of memory.total
+apple.utilization.ane;ane_utilization_percent;%;Neural Engine, an estimate
+apple.utilization.cpu;cpu_utilization_percent;%;all CPUs
+apple.memory.allocated;memory_allocated_bytes;MiB;handed out by the driver, used or not
+apple.memory.headroom;memory_headroom_bytes;MiB;what the GPU may still take: RAM and limit
+apple.memory.wired_limit;memory_wired_limit_bytes;MiB;iogpu.wired_limit_mb, when set
+apple.ram.total;system_memory.total_bytes;MiB;main memory
+apple.ram.used;system_memory.used_bytes;MiB;app + wired + compressed, as Activity Monitor
+apple.ram.available;system_memory.available_bytes;MiB;total - used
+apple.swap.used;system_swap.used_bytes;MiB;swap
+apple.temperature.max;gpu_temperature_max_celsius;C;hottest GPU sensor
+apple.temperature.cpu;cpu_temperature_celsius;C;mean of the CPU's sensors
+apple.fan.rpm;fans.0.rpm;RPM;first fan
+apple.power.cpu;cpu_power_mw;W;CPU
+apple.power.ane;ane_power_mw;W;Neural Engine
+apple.power.dram;memory_power_mw;W;DRAM
+apple.power.gpu_sram;gpu_sram_power_mw;W;GPU SRAM
+apple.power.package;package_power_mw;W;CPU + GPU + ANE
+apple.power.system;system_power_mw;W;the whole Mac
+apple.energy.gpu;gpu_energy_mj;J;GPU since the driver's start
+apple.energy.cpu;cpu_energy_mj;J;CPU
+apple.energy.ane;ane_energy_mj;J;Neural Engine
+apple.energy.dram;memory_energy_mj;J;DRAM
+apple.bandwidth.max;memory_max_bytes_per_s;GB/s;what the chip is sold with
+apple.bandwidth.read;memory_read.bytes_per_s;GB/s;from DRAM
+apple.bandwidth.write;memory_write.bytes_per_s;GB/s;to DRAM
+apple.bandwidth.gpu_read;memory_gpu_read.bytes_per_s;GB/s;by the GPU
+apple.bandwidth.gpu_write;memory_gpu_write.bytes_per_s;GB/s;by the GPU
+apple.bandwidth.ane_read;memory_ane_read.bytes_per_s;GB/s;by the Neural Engine
+apple.bandwidth.ane_write;memory_ane_write.bytes_per_s;GB/s;by the Neural Engine
+apple.bandwidth.encode;encode_bandwidth.bytes_per_s;GB/s;video encoder, read and written
+apple.bandwidth.decode;decode_bandwidth.bytes_per_s;GB/s;video decoder, read and written"""
+# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix: ending ending"; a driver of 590 lists these.
+_QUERY_NONE = """\
+: serial gpu_serial display_mode display_attached display_active persistence_mode addressing_mode vbios_version pstate
+: gpu_recovery_action compute_cap edpp_multiplier c2c.mode gpu_bus_id kmd_version accounting.buffer_size gpu.base.uuid
+pci.: bus_id domain bus device baseClass subClass device_id sub_device_id
+pcie.link.: gen.current gen.gpucurrent gen.max gen.gpumax gen.hostmax width.current width.max
+driver_model.: current pending
+inforom.: img image oem ecc pwr power checksum_validation
+gom.: current pending
+clocks_event_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
+clocks_event_reasons.: sw_thermal_slowdown sync_boost
+clocks_throttle_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
+clocks_throttle_reasons.: sw_thermal_slowdown sync_boost
+clocks_event_reasons_counters.: sw_power_cap sync_boost sw_thermal_slowdown hw_thermal_slowdown hw_power_brake_slowdown
+memory.: reserved
+utilization.: memory encoder decoder jpeg ofa
+encoder.stats.: sessionCount averageFps averageLatency
+dramEncryption.mode.: current pending
+ecc.mode.: current pending
+ecc.errors.corrected.volatile.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
+ecc.errors.corrected.aggregate.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
+ecc.errors.uncorrected.volatile.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
+ecc.errors.uncorrected.volatile.: sram.parity sram.secded
+ecc.errors.uncorrected.aggregate.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
+ecc.errors.uncorrected.aggregate.sram.: parity secded thresholdExceeded l2 sm mcu pcie other
+retired_pages.: single_bit_ecc.count double_bit.count pending sbe dbe
+remapped_rows.: correctable uncorrectable correctable_inactive uncorrectable_inactive pending failure
+remapped_rows.histogram.: max high partial low none
+temperature.: gpu.tlimit memory
+power.: management default_limit min_limit max_limit
+clocks.current.: memory video
+clocks.: mem video applications.graphics applications.gr applications.memory applications.mem max.memory max.mem
+clocks.default_applications.: graphics gr memory mem
+mig.mode.: current pending
+gsp.mode.: current default
+protected_memory.: total used free
+fabric.: state status cliqueId clusterUuid
+platform.: chassis_serial_number slot_number tray_index host_id peer_type module_id gpu_fabric_guid
+module.: power.draw.average power.draw.instant power.limit enforced.power.limit power.default_limit power.min_limit
+module.: power.max_limit"""
+_SPELLED = {    # nvidia-smi heads a column with the long name
+    "gr": "graphics", "mem": "memory", "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm",
+    "clocks.mem": "clocks.current.memory", "clocks.video": "clocks.current.video",
+    "gpu_name": "name", "gpu_uuid": "uuid", "gpu_serial": "serial", "gpu_bus_id": "pci.bus_id"}
+_NVIDIA_UNITS = (("clocks_event_reasons_counters.", "us"), ("clocks_", ""), ("clocks.", "MHz"), ("utilization.", "%"),
+                 ("power.management", ""), ("power.", "W"), ("enforced.", "W"), ("module.", "W"), ("memory.", "MiB"),
+                 ("protected_memory.", "MiB"), ("edpp_multiplier", "%"))
+_QUERY_APPS = """\
+timestamp;!time;;when it was measured
+gpu_name;gpu_name;;name of the chip
+gpu_uuid;DeviceGetUUID;;UUID of the GPU
+pid;process.pid;;number of the process
+process_name|name;process.name;;its name, of at most 16 characters
+used_gpu_memory|used_memory;;MiB;its GPU memory: macOS tells no share
+apple.gpu_percent;process.gpu_percent;share %;share of the last second it used the GPU
+apple.gpu_time;process.gpu_time_ns;s;GPU seconds since it began
+apple.footprint;process.footprint_bytes;MiB;all its memory, GPU buffers included; another user's is [N/A]"""
+
+
+def _query_table(apps: bool = False) -> dict[str, tuple[str, str, str, str]]:
+    """name -> (heading without unit, source, unit, what it is); no source: a Mac has no such thing."""
+    table = {}
+    for line in (_QUERY_APPS if apps else _QUERY).splitlines():
+        names, source, unit, what = line.split(";", 3)
+        for name in names.split("|"):
+            table[name] = (names.split("|")[0] if apps else _heading(name), source, unit, what)
+    for line in [] if apps else _QUERY_NONE.splitlines():
+        prefix, _, endings = line.partition(": ") if not line.startswith(": ") else ("", "", line[2:])
+        for name in (prefix + ending for ending in endings.split()):
+            unit = next((unit for start, unit in _NVIDIA_UNITS if name.startswith(start)), "")
+            table[name] = (_heading(name), "", unit, "")
+    return table
+
+
+def _heading(name: str) -> str:
+    if name in _SPELLED:
+        return _SPELLED[name]
+    start, _, end = name.rpartition(".")
+    return start + "." + _SPELLED[end] if start.startswith("clocks.") and end in _SPELLED else name
+
+
+def _help_query() -> str:
+    lines = []
+    for apps, option in ((False, "--query-gpu"), (True, "--query-compute-apps")):
+        lines += ["Fields of %s: nvidia-smi's names, and apple.* for the rest." % option, ""]
+        table = _query_table(apps)
+        for name, (_, _, kind, what) in table.items():
+            if what:
+                lines += ['"%s"%s' % (name, " [%s]" % _unit(kind) if _unit(kind) else ""), "    " + what]
+        lines += [""]
+    lines += ["Accepted by --query-gpu, and always [N/A] on a Mac:"]
+    return "\n".join(lines + ["    " + name for name, row in _query_table().items() if not row[3]]) + "\n"
+
+
+def _unit(kind: str) -> str:
+    """The unit that is printed."""
+    return {"C": "", "ratio %": "%", "share %": "%", "pressure": "", "active<": "", "active>": ""}.get(kind, kind)
+
+
+def _field_text(value: Any, kind: str) -> str | None:
+    """A figure in nvidia-smi's way, without its unit; None where it is missing."""
+    if value is None:
+        return None
+    if kind.startswith("active"):
+        return "Active" if (value > 0 if kind == "active>" else value < 100) else "Not Active"
+    if kind == "MiB":
+        return "%d" % (value >> 20)
+    if kind == "pressure":
+        return THERMAL_PRESSURE[min(4, value)]
+    form = {"W": ("%.2f", 1e3), "J": ("%.3f", 1e3), "GB/s": ("%.3f", 1e9), "ratio %": ("%.0f", 0.01), "C": ("%.0f", 1),
+            "share %": ("%.1f", 1), "s": ("%.3f", 1e9)}.get(kind)
+    return form[0] % (value / form[1]) if form else _clean(str(value))
+
+
+def _follow(value: Any, path: Sequence[str]) -> Any:
+    """An attribute or item of a figure; None where the figure or the item is missing."""
+    for step in path:
+        if value is None or (step.isdigit() and int(step) >= len(value)):
+            return None
+        value = value[int(step)] if step.isdigit() else getattr(value, step)
+    return value
+
+
+def _fetch(device: Device, s: Snapshot, process: GpuProcess | None, source: str) -> Any:
+    """What a source of the query tables gives now."""
+    if source in ("", "!host"):
+        return os.uname().nodename if source and s.source == "live" else None
+    if source == "!time":
+        return time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(s.time_unix_s)) + ".%03d" % (s.time_unix_s % 1 * 1000)
+    if source[0] == "=":
+        return source[1:]
+    if source[0].isupper():
+        function = globals()[source]
+        return Try(function, *([] if source.startswith(("System", "Library")) else [device])).value
+    path = source.split(".")
+    return _follow(process, path[1:]) if path[0] == "process" else _follow(s, path)
+
+
+def _parts_of(sources: Iterable[str]) -> tuple[str, ...]:
+    """The parts of a snapshot that hold these sources."""
+    part = {field: row[0][0] for row in _SNAPSHOT for field, _ in row[3]}
+    part["process"] = "processes"
+    return tuple(dict.fromkeys(part[s.split(".")[0]] for s in sources if s.split(".")[0] in part))
+
+
+def _csv(rows: Iterable[Sequence[str]]) -> str:
+    """Lines as nvidia-smi's: ", " between; quoted as CSV where a value holds a comma or a quote."""
+    def cell(text: str) -> str:
+        return '"%s"' % text.replace('"', '""') if "," in text or '"' in text else text
+    return "".join(", ".join(map(cell, row)) + "\n" for row in rows)
+
+
+def _query_rows(args: Any, device: Device, s: Snapshot) -> list[list[str]]:
+    """One row for the GPU, or one for each of its processes."""
+    def cell(process: GpuProcess | None, source: str, kind: str) -> str:
+        text, unit = _field_text(_fetch(device, s, process, source), kind), _unit(kind)
+        return "[N/A]" if text is None else text + (" " + unit if unit and not args.nounits else "")
+    items: Sequence[GpuProcess | None] = (None,) if args.query_gpu is not None else s.processes or ()
+    return [[cell(item, source, kind) for _, source, kind, _ in args.fields] for item in items]
+
+
+def _query_head(args: Any) -> list[str]:
+    return [heading + (" [%s]" % _unit(kind) if _unit(kind) else "") for heading, _, kind, _ in args.fields]
+
+
+# ---- --doctor, --selftest, --record
+
+def _count_native_calls() -> list[int]:
+    """Counts calls of C functions from now on; of those that nobody has used before."""
+    count, typed = [0], _c._typed
+
+    def counted(function: Any, result: str, arguments: str) -> Any:
+        bound = typed(function, result, arguments)
+
+        def call(*args: Any) -> Any:
+            count[0] += 1
+            return bound(*args)
+        return call
+    _c._typed = counted     # type: ignore[method-assign]
+    return count
+
+
+def _doctor(args: Any) -> str:
+    count = _count_native_calls()
+    _open(args)
+    engine = _default()
+    rows = [("source", "status", "ms", "calls", "detail")]
+    for name, work in _diagnosed(engine):
+        before = count[0]
+        report = _diagnose(engine, name, work)
+        calls = "%d" % (count[0] - before) if engine.machine.name == "live" else "-"
+        status = "ok" if report.ok else report.reason or "failed"
+        rows.append((name, status, "%.1f" % (report.seconds * 1000), calls, report.detail))
+    began, before = time.perf_counter(), count[0]
+    s = DeviceGetSnapshot(LibraryInitDeviceByIndex(0), timeout=2.5)
+    took = time.perf_counter() - began
+    machine = os.uname().machine if hasattr(os, "uname") else sys.platform
+    lines = ["pyapplegpu %s, Python %s, %s" % (__version__, sys.version.split()[0], machine)]
+    lines += ["%s, %s, macOS %s, driver %s" % tuple(Try(f).value or "N/A" for f in (
+        SystemGetModel, SystemGetChipName, SystemGetOsVersion, SystemGetDriverVersion))]
+    lines += ["live" if s.source == "live" else "recording " + os.path.basename(s.source), ""]
+    wide = max(len(row[0]) for row in rows)
+    lines += ["%-*s  %-10s %7s %6s  %s" % ((wide,) + row) for row in rows]
+    lines += ["", "subscriptions"] + ["  " + line for feed in engine.feeds() for line in _feed_text(feed)]
+    found = sum(len(row[3]) for row in _SNAPSHOT) - len(s.reasons)
+    lines += ["", "snapshot: %d figures, %d missing, %.0f ms, %s calls" % (
+        found, len(s.reasons), took * 1000, count[0] - before if s.source == "live" else "-")]
+    lines += _why(s, 116)[1:-1]
+    return "```\n" + "\n".join(_clean(line) for line in lines) + "\n```\n"
+
+
+def _feed_text(feed: _ReportFeed) -> list[str]:
+    """One IOReport subscription: its groups with how many channels are read, or those that refused."""
+    def name(group: str, subgroup: str | None) -> str:
+        return "%s / %s" % (group, subgroup) if subgroup else group
+    if feed.subscription is None:
+        return ["%s: %s" % (", ".join(dict.fromkeys(g for g, _ in feed.groups)), feed.error or "not asked for")]
+    count: dict[str, int] = {}
+    for c in feed.channels:
+        count[name(c.group, c.subgroup)] = count.get(name(c.group, c.subgroup), 0) + 1
+    return ["%s: %d channels" % pair for pair in count.items()]
+
+
+def _selftest_calls(device: Device) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """(text, function, arguments) of every flat function that only reads."""
+    import inspect
+    import re
+    busiest = Try(DeviceGetProcesses, device).value
+    given: dict[str, list[Any]] = {
+        "device": [device], "a": [device], "b": [device], "cluster": [0], "fan": [0], "caps": [0], "code": [3],
+        "engine": list(ENGINES), "pid": [busiest[0].pid if busiest else os.getpid()]}
+    first = DeviceGetSnapshot(device)
+    for name, function in sorted(globals().items()):
+        if not inspect.isfunction(function) or not re.match(
+                r"(Library(Get|Count|Diag)|(Device|Memory|Ane|Cpu|Vpu|Process|System)(Get|Count)|ErrorString)", name):
+            continue
+        wanted = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+        for n in range(max([len(given[p]) for p in wanted] or [1])):
+            values = tuple(given[p][min(n, len(given[p]) - 1)] for p in wanted)
+            yield name + "".join(" %s" % v for v in values if not isinstance(v, Device)), function, values
+    yield "SnapshotDelta", SnapshotDelta, (first, DeviceGetSnapshot(device))
+
+
+def _selftest(args: Any) -> int:
+    """Every function once: its value, or the reason why there is none. 1 when one failed in another way."""
+    device = _open(args)[0]
+    counts = {"value": 0, "reason": 0, "FAILED": 0}
+    for name, function, values in _selftest_calls(device):
+        try:
+            got = Try(function, *values)
+            kind = "value" if got.reason is None else "reason"
+            text = repr(got.value) if got.reason is None else "%s: %s" % (got.reason, got.message)
+        except AppleGPUError as error:
+            kind, text = "reason", str(error)
+        except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+            kind, text = "FAILED", repr(error)
+        counts[kind] += 1
+        _write("%-7s %-36s %s\n" % (kind, name, _fit(_clean(text), 400).rstrip()))
+    _write("%d functions: %d values, %d reasons, %d failed\n" % (sum(counts.values()), *counts.values()))
+    return 1 if counts["FAILED"] else 0
+
+
+def _record_file(args: Any) -> int:
+    _open(args)
+    sys.stderr.write("recording for %g s ...\n" % args.seconds)
+    LibraryRecord(args.record, args.seconds, max(0.25, args.seconds / 2000), args.names)
+    _write("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size_text(os.path.getsize(args.record)),
+           "with names of all processes" if args.names else "process names of macOS's own programs only"))
+    return 0
+
+
+# ---- main
+
+def _open(args: Any) -> list[Device]:
+    """The devices that -i names, all without it."""
+    LibraryInit(args.recording, speed=args.speed)
+    if args.id is None:
+        return [LibraryInitDeviceByIndex(i) for i in range(LibraryCountDevice())]
+    return [_named_device(name.strip()) for name in args.id.split(",")]
+
+
+def _named_device(name: str) -> Device:
+    try:
+        return LibraryInitDeviceByIndex(int(name)) if name.isdecimal() else LibraryInitDeviceByUuid(name)
+    except (NVMLError_InvalidArgument, NVMLError_NotFound):
+        raise _fail(ERROR_NOT_FOUND, detail="No devices were found (-i %s)" % _clean(name)) from None
+
+
+def _render(args: Any, device: Device, s: Snapshot) -> str:
+    """What the chosen mode prints of a snapshot."""
+    if args.json or args.jsonl:
+        import json
+        return json.dumps(s.to_dict(), indent=2 if args.json else None).replace("\x7f", "\\u007f") + "\n"
+    if args.query:
+        return _query_all(device, s, args.verbose)
+    if args.fields:
+        return _csv(_query_rows(args, device, s))
+    import shutil
+    width = max(40, min(shutil.get_terminal_size((80, 24)).columns, 160))
+    return _view(device, s, args.verbose, width, _coloured())
+
+
+def _run(args: Any) -> int:
+    """Print once, or with -l for ever on a schedule that does not drift."""
+    devices = _open(args)
+    parts = _parts_of(row[1] for row in args.fields) if args.fields else None
+    if args.fields and not args.noheader:
+        _write(_csv([_query_head(args)]))
+    start, timeout = time.monotonic(), _default().timeout / _NS
+    while True:
+        _write("".join(_render(args, d, DeviceGetSnapshot(d, parts, timeout)) for d in devices))
+        if args.every is None:
+            return 0
+        timeout = 0.0
+        _sleep_until(start, args.every)
+
+
+def _sleep_until(start: float, every: float) -> None:
+    """To the next whole multiple of `every` since `start`; those missed, as in a sleep, are left out."""
+    now = time.monotonic()
+    time.sleep(max(0.0, start + (int((now - start) / every) + 1) * every - now))
+
+
+def _list_gpus(args: Any) -> int:
+    for device in _open(args):
+        _write("GPU %d: %s (UUID: %s)\n" % (DeviceGetIndex(device), _clean(Try(DeviceGetName, device).value or "N/A"),
+                                           Try(DeviceGetUUID, device).value or "N/A"))
+    return 0
+
+
+def _dispatch(args: Any) -> int:
+    if args.help_query_gpu:
+        _write(_help_query())
+        return 0
+    if args.doctor:
+        _write(_doctor(args))
+        return 0
+    for chosen, work in ((args.list_gpus, _list_gpus), (args.selftest, _selftest), (args.record, _record_file)):
+        if chosen:
+            return work(args)
+    return _run(args)
+
+
+def _pipe_closed() -> int:
+    """The reader went away: nothing more is said, not even by the interpreter when it flushes at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (AttributeError, OSError, ValueError):
+        pass
+    return 141
+
+
+def _say(text: str, code: int, who: str = "pyapplegpu: ") -> int:
+    if sys.stderr is not None:
+        sys.stderr.write(who + _clean(text) + "\n")
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
-    sys.stderr.write("pyapplegpu: this is not macOS on Apple silicon; replay a Mac with --recording FILE\n")
-    return ERROR_LIBRARY_NOT_FOUND
+    """The command line. Returns the exit code: 0, 1, 2, an NVML number, 130 after Ctrl-C, 141 when the pipe closed."""
+    opened = _library.count
+    try:
+        return _dispatch(_arguments(argv))
+    except SystemExit as end:       # argparse: help, version, usage
+        return end.code if isinstance(end.code, int) else 0
+    except _Usage as error:
+        return _say(str(error), 2, "")
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return _pipe_closed()
+    except AppleGPUError as error:
+        text = str(error).replace("pass recording=FILE", "pass --recording FILE")
+        return _say(text, error.value if error.value < 125 else 1)
+    except OSError as error:
+        return _say(str(error), 1)
+    finally:
+        while _library.count > opened:
+            LibraryShutDown()
 
 
 if __name__ == "__main__":
