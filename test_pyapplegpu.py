@@ -139,8 +139,21 @@ CLOCK_BACK = [  # a stamp earlier than the last one, but not long before our las
 ]
 
 
-@pytest.mark.parametrize("rows", [BATCHED, SLOW, FALLS, JUMPS, MISSING, EARLY, CLOCK_BACK],
-                         ids=["batched", "slow", "falls", "jumps", "missing", "early", "clock-back"])
+POLLED_EACH_MINUTE = [     # a silence of more than two minutes is no reading, though no look was long enough to count
+    (1, 0.001, 0, "first", 0),
+    (60001, "same", 0, "stale", "stale"),
+    (120001, "same", 0, "stale", "stale"),
+    (135000, 134000, 134000, "slow", 134000),
+]
+OLD_AT_FIRST_SIGHT = [
+    (10501, 1, 5000, "stale", "stale"),
+    (12500, 12001, 17000, "slow", 17000),
+]
+
+
+@pytest.mark.parametrize("rows", [BATCHED, SLOW, FALLS, JUMPS, MISSING, EARLY, CLOCK_BACK, POLLED_EACH_MINUTE,
+                                  OLD_AT_FIRST_SIGHT],
+                         ids=["batched", "slow", "falls", "jumps", "missing", "early", "clock-back", "minutes", "old"])
 def test_energy_channel(rows):
     e = energy()
     for t, stamp, value, power, count in rows:
@@ -185,6 +198,9 @@ def test_batches_without_stamps_are_an_estimate_over_ten_seconds():
         look(e, 1000 + second * 1000, None, 2000 * (second // 2))
         got[second] = watts(e)
     assert got[7] == "first" and got[10] == 1.0 and not e.usable
+    for second in range(11, 26):
+        look(e, 1000 + second * 1000, None, 10000 + 4000 * ((second - 10) // 2))
+    assert watts(e) == 2.0          # of the last ten seconds
 
 
 def test_live_counter_slides_over_its_window():
@@ -222,6 +238,15 @@ def test_m1_ultra_cadence_as_recorded():
             look(e, t + 5, t, count)
         got.append(round(sum(c[0] / c[1] * ag._NS / 1000 for c in (e.change(ag._NS) for e in dies)), 3))
     assert got == ULTRA_WATTS
+
+
+def test_a_wider_window_keeps_few_points():
+    e = energy("nJ")
+    for n in range(40):
+        look(e, 1000 + 70 * n, 1000 + 70 * n, n)
+    for n in range(1, 30):
+        look(e, 5000 + 240000 * n, 5000 + 240000 * n, 40 + n, 3600000)
+        assert len(e.points) <= 19
 
 
 def test_energy_channel_on_any_stamps_and_values():
@@ -386,12 +411,17 @@ def test_zero_of_a_rail_depends_on_the_rail_that_is_never_zero(cpu, expected):
 
 
 def test_cpu_energy_of_zero_is_frozen_also_on_one_die_of_two():
-    engine, _ = engine_of((CPU, lambda t: (math.floor(t / 2000) * 2000, 0)))
-    assert ask(engine, engine.rail_power, "cpu") == "frozen"
+    engine, mac = engine_of((CPU, lambda t: (math.floor(t / 2000) * 2000, 0)))
+    assert ask(engine, engine.rail_power, "cpu") == "frozen" and mac.slept_for == 0
     assert ask(engine, engine.rail_energy, "cpu") == "frozen"
     both = (Channel("DIE_0_CPU Energy"), batched(2)), (CPU2, lambda t: (math.floor(t / 2000) * 2000, 0))
     engine, _ = engine_of(*both)
     assert ask(engine, engine.rail_power, "cpu") == "frozen"
+
+
+def test_dram_is_never_zero():
+    engine, _ = engine_of((CPU, batched(2)), (Channel("DRAM0"), lambda t: (math.floor(t / 2000) * 2000, 500)))
+    assert ask(engine, engine.rail_power, "dram") == "frozen"
 
 
 def test_one_ane_die_idle():
@@ -413,8 +443,8 @@ def test_dies_on_their_own_stamps():
 
 def test_absent_die_leaves_the_rail_without_a_reading():
     lanes = (Channel("DIE_0_CPU Energy"), batched(1)), (CPU2, lambda t: (t, ag.INT64_MIN))
-    engine, _ = engine_of(*lanes)
-    assert ask(engine, engine.rail_power, "cpu") == "absent"
+    engine, mac = engine_of(*lanes)
+    assert ask(engine, engine.rail_power, "cpu") == "absent" and mac.slept_for == 0
 
 
 @pytest.mark.parametrize("active, gap, expected", [(0.03, 1000, 0.0), (0.63, 1000, "frozen"), (0.63, 100, "first")])
@@ -459,7 +489,7 @@ def test_waiting_of_a_live_counter():
     assert round(mac.slept_for, 3) == 0.1
 
 
-@pytest.mark.parametrize("pause_ms, asleep_ms, waited", [(60000, 0, 0.0), (121000, 0, 0.1), (1000, 3600000, 0.1)])
+@pytest.mark.parametrize("pause_ms, asleep_ms, waited", [(60000, 0, 0.0), (119000, 0, 0.0), (121000, 0, 0.1), (1000, 3600000, 0.1)])
 def test_waiting_after_a_pause(pause_ms, asleep_ms, waited):
     engine, mac = engine_of((GPU, live(20)))
     ask(engine, engine.rail_power, "gpu")
@@ -468,6 +498,14 @@ def test_waiting_after_a_pause(pause_ms, asleep_ms, waited):
     mac.asleep += asleep_ms
     assert ask(engine, engine.rail_power, "gpu") == 20.0
     assert round(mac.slept_for - before, 3) == waited
+
+
+def test_the_default_window_is_a_second():
+    engine, mac = engine_of((GPU, lambda t: (t, int(min(t, 102000) * 20e6))))
+    for _ in range(25):
+        ask(engine, engine.rail_power, "gpu", timeout=0)
+        mac.t += 100
+    assert ask(engine, engine.rail_power, "gpu") == 10.0
 
 
 def test_waiting_of_a_batched_counter():
@@ -484,6 +522,8 @@ def test_a_counter_that_never_publishes_makes_nobody_wait_twice():
     before, samples = mac.slept_for, mac.samples
     mac.t += 60
     assert ask(engine, engine.rail_power, "cpu") == "stale" and mac.slept_for == before
+    mac.t += 15000
+    assert ask(engine, engine.rail_power, "cpu", timeout=0) == "stale" and mac.slept_for == before
     mac.t += 15000
     samples = mac.samples
     assert ask(engine, engine.rail_power, "cpu") == "stale"
@@ -559,6 +599,7 @@ def test_a_lane_without_data_does_not_hide_its_neighbour():
     ((0, 0), (ag.INT64_MIN, 5), 1000, "absent"),
     ((ag.INT64_MIN, 5), (7, 5), 1000, "reset"),
     ((0, 0), (6000000, 18000000), 1000, [0.25, 0.75]),
+    ((0, 0), (5000000, 15000000), 1000, [0.25, 0.75]),      # of the residencies' sum, not of time
 ])
 def test_residencies(old, new, span_ms, expected):
     try:
@@ -610,6 +651,7 @@ def test_cpu_ticks_need_200_ms_and_wrap():
     mac.ticks = (2 ** 32 - 10).to_bytes(4, "little") + bytes(12)
     engine.ticks.refresh()
     mac.t += 100
+    mac.ticks = (2 ** 32 - 5).to_bytes(4, "little") + bytes(12)
     with pytest.raises(ag.NVMLError_NotReady):
         engine.cpu_utilization(ag._NS, None)
     mac.t += 200
@@ -1242,7 +1284,7 @@ def test_no_name_is_defined_twice():
 
 
 def test_public_functions_say_what_they_give():
-    bare = [name for name in ag.__all__ if inspect.isfunction(getattr(ag, name)) and not name.startswith("nvml")
+    bare = [name for name in ag.__all__ if inspect.isfunction(getattr(ag, name)) and not name.lstrip("_").startswith("nvml")
             and not inspect.getdoc(getattr(ag, name))]
     assert bare == []
 
@@ -1312,7 +1354,7 @@ def test_readme_lists_every_function_with_its_signature():
     import re
     with open(os.path.join(HERE, "README.md"), encoding="utf-8") as f:
         rows = dict(re.findall(r"^\| `(\w+)\((.*?)\)`", f.read(), re.M))
-    functions = [n for n in ag.__all__ if inspect.isfunction(getattr(ag, n)) and n.split("_")[0][:4] != "nvml"
+    functions = [n for n in ag.__all__ if inspect.isfunction(getattr(ag, n)) and not n.lstrip("_").startswith("nvml")
                  and not n.startswith(("Metal", "main"))]
     for name in functions:
         assert rows.get(name) == shown_signature(getattr(ag, name)), name
