@@ -3199,16 +3199,17 @@ def _need(fine: bool, what: str) -> None:
 
 def _each(items: Iterable[tuple[Any, _Check, Any]]) -> None:
     """Checks the values of a container, given as (key, check, value)."""
-    key = None
+    place = None
     try:
-        for key, check, value in items:
+        for item in items:
+            place, check, value = item
             check(value)
     except _Wrong as wrong:
-        wrong.args += (str(key)[:64],)
+        wrong.args += (str(place)[:64],)
         raise
 
 
-def _bounded(low: float, high: float, *kinds: type) -> _Check:
+def _number_from(low: float, high: float, *kinds: type) -> _Check:
     kinds = kinds or (int,)
 
     def check(value: Any) -> None:
@@ -3261,20 +3262,21 @@ def _list_of(check: _Check, least: int, most: int) -> _Check:
 
 
 def _integers(low: int, high: int, least: int, most: int) -> _Check:
-    return _list_of(_bounded(low, high), least, most)
+    return _list_of(_number_from(low, high), least, most)
 
 
 def _rows(instants: int) -> _Check:
     """One row of 64-bit numbers or null per instant. They are most of a recording: looked at all together, one by one
     only to say which is wrong."""
     def check(value: Any) -> None:
-        rows = [row for row in value if row is not None] if type(value) is list and len(value) <= instants else [0]
-        flat = [v for row in rows for v in row] if set(map(type, rows)) <= {list} else [""]
+        listed = type(value) is list and len(value) <= instants
+        rows: list[Any] = [row for row in value if row is not None] if listed else [0]
+        flat: list[Any] = [v for row in rows for v in row] if set(map(type, rows)) <= {list} else [""]
         if (set(map(type, flat)) - {int} or not low <= min(flat, default=0) <= max(flat, default=0) < -low
                 or not {len(row) for row in rows} <= sizes):
             one_by_one(value)
     low, sizes = INT64_MIN, set(range(2, 1026))
-    one_by_one = _list_of(_or_null(_list_of(_bounded(low, -low - 1), 2, 1025)), 0, instants)
+    one_by_one = _list_of(_or_null(_list_of(_number_from(low, -low - 1), 2, 1025)), 0, instants)
     return check
 
 
@@ -3330,8 +3332,8 @@ def _tagged_value(value: Any, depth: int = 0) -> None:
 
 _CF_CHECKS: dict[str, _Check] = {
     "s": _text(4096), "b": _one_of(True, False), "x": _hex_text(0, 1 << 20),
-    "f32": _bounded(-3.4e38, 3.4e38, int, float), "f64": _bounded(-1e300, 1e300, int, float),
-    **{kind: _bounded(-(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
+    "f32": _number_from(-3.4e38, 3.4e38, int, float), "f64": _number_from(-1e300, 1e300, int, float),
+    **{kind: _number_from(-(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
 
 
 def _smc_key(value: Any) -> None:
@@ -3356,7 +3358,7 @@ def _recording_schema(n: int) -> dict[str, _Check]:
     def channel(value: Any) -> None:
         channel_fields(value)
         _channel_rows(value)
-    name, word, size = _text(256), _bounded(0, (1 << 64) - 1), _or_null(_bounded(0, (1 << 63) - 1))
+    name, word, size = _text(256), _number_from(0, (1 << 64) - 1), _or_null(_number_from(0, (1 << 63) - 1))
     label, table = _text(128), _table_of(_tagged_value)
     channel_fields = _object({
         "driver": _word, "channel": _word, "group": label, "subgroup": label, "name": _or_null(label), "type": _word,
@@ -3370,12 +3372,12 @@ def _recording_schema(n: int) -> dict[str, _Check]:
         "smc": _object({"keys": _list_of(_smc_key, 0, 20000),
                         "values?": _table_of(series(_hex_text(0, 128)), 20000)}),
         "hid": _object({"services": _list_of(_object({
-            "properties": table, "value?": _or_null(series(_bounded(-1e9, 1e9, int, float)))}), 0, 4096)}),
+            "properties": table, "value?": _or_null(series(_number_from(-1e9, 1e9, int, float)))}), 0, 4096)}),
         "sysctl": _table_of(series(_hex_text(0, 4096))),
-        "mach": _object({"page_size": _bounded(1, 1 << 30), "vm_statistics64": series(_hex_text(152, 4096, 4)),
+        "mach": _object({"page_size": _number_from(1, 1 << 30), "vm_statistics64": series(_hex_text(152, 4096, 4)),
                          "cpu_load": series(_hex_text(16, 65536, 16))}),
         "libproc": _object({"processes": _list_of(_object({
-            "pid": _bounded(-1, (1 << 31) - 1), "name?": _or_null(name), "path?": _or_null(_text(1024)),
+            "pid": _number_from(-1, (1 << 31) - 1), "name?": _or_null(name), "path?": _or_null(_text(1024)),
             "short_info?": series(_hex_text(64, 256)), "task_info?": _or_null(series(_hex_text(96, 256))),
             "rusage?": _or_null(series(_hex_text(296, 1024)))}), 0, 20000)}),
         "notify": _table_of(series(word)),
@@ -3384,7 +3386,7 @@ def _recording_schema(n: int) -> dict[str, _Check]:
             "name": name, "registryID": word, "recommendedMaxWorkingSetSize?": size, "maxBufferLength?": size,
             "hasUnifiedMemory?": _or_null(_one_of(True, False)), "maxThreadgroupMemoryLength?": size,
             "architecture?": _or_null(name), "supportsFamily:?": _integers(0, 99999, 0, 256)}), 0, 64),
-            "default?": _or_null(_bounded(0, 63))}),
+            "default?": _or_null(_number_from(0, 63))}),
         "title": name, "macos": name, "chip": name,
     }
 
@@ -3393,7 +3395,7 @@ def _check_time(value: Any) -> None:
     """Before everything else: it says how many instants there are."""
     moments = _integers(0, 1 << 56, 1, 100000)
     _object({"timebase": _integers(1, 1 << 31, 2, 2), "ticks": moments, "slept?": moments,
-             "unix?": _bounded(0, 1e11, int, float)})(value)
+             "unix?": _number_from(0, 1e11, int, float)})(value)
     ticks, slept = value["ticks"], value.get("slept")
     _need(ticks == sorted(set(ticks)), "must have ascending ticks")
     _need(slept is None or (len(slept) == len(ticks) and slept == sorted(slept)),
@@ -4368,7 +4370,8 @@ def _little(data: bytes) -> int:
 
 
 def _float32(data: bytes) -> float:
-    return struct.unpack("<f", data)[0]
+    value: float = struct.unpack("<f", data)[0]
+    return value
 
 
 # type -> (size or None, decode). Integers of the SMC proper are big-endian on Apple silicon, floats and ioft little-endian
@@ -4886,19 +4889,31 @@ def _baseline(clocks: Sequence[int], window: int, shortest: int) -> int | None:
     return 0 if ages and ages[0] >= shortest else None
 
 
+def _reach(points: Sequence[Any], window: int, shortest: int) -> tuple[int | None, bool]:
+    """(index of the baseline of the newest point, True when there are only older points than count as the last poll:
+    those that another caller's longer window has kept)."""
+    clocks = [point[0] for point in points]
+    old = sum(clocks[-1] - c > max(_LONGEST, 2 * window) + window for c in clocks) if clocks else 0
+    base = _baseline(clocks[old:], window, shortest) if clocks else None
+    return None if base is None else base + old, 0 < old == len(clocks) - 1
+
+
 def _prune(points: list[Any], window: int) -> None:
-    """Drop what no baseline can be any more: points older than the newest one that is a whole window old."""
+    """Drop what no baseline can be any more: points older than the newest one that is a whole window old. Where windows
+    of several lengths leave too many, those that stand closest for their age."""
     for i in range(len(points) - 1, 0, -1):
         if points[-1][0] - points[i][0] >= window:
             del points[:i]
             break
     while len(points) > _MOST_POINTS:
-        del points[1]
+        clocks = [point[0] for point in points]
+        del points[min(range(1, len(clocks) - 1), key=lambda i: (clocks[i + 1] - clocks[i - 1]) / (clocks[-1] - clocks[i] or 1))]
 
 
-def _append(points: list[Any], point: Any, window: int) -> None:
-    """Add a point; a newest one nearer than a grain to the one before it makes room first (a tail joins its batch)."""
-    if len(points) >= 2 and points[-1][0] - points[-2][0] < window // _GRAINS:
+def _append(points: list[Any], point: Any, window: int, finest: int | None = None) -> None:
+    """Add a point; a newest one nearer than a grain of the shortest window to the one before it makes room first (a tail
+    joins its batch)."""
+    if len(points) >= 2 and points[-1][0] - points[-2][0] < (finest or window) // _GRAINS:
         points.pop()
     points.append(point)
     _prune(points, window)
@@ -4934,15 +4949,15 @@ class _Energy:
         self.points, self.reason, self.began, self.stood, self.gap = [], reason, t, 0, 0
         self.barrier = t - _SHORTEST if reason == REASON_SLEPT else None
 
-    def look(self, t: int, stamp: int | None, value: int | None, window: int) -> None:
-        """Take the counter as the sample at `t` shows it."""
+    def look(self, t: int, stamp: int | None, value: int | None, window: int, finest: int | None = None) -> None:
+        """Take the counter as the sample at `t` shows it. `window` is the longest asked for, `finest` the shortest."""
         self.lapse = t - self.time if self.time else 0
         if value is None or value < 0:
             self.drop(t, REASON_ABSENT)
         else:
             if self.usable and self._off_clock(t, stamp, value):
                 self._leave_stamps()
-            self._take(t, stamp if self.usable and stamp else t, value, window)
+            self._take(t, stamp if self.usable and stamp else t, value, window, finest or window)
             self.stamp, self.value = stamp, value
         self.time = t
 
@@ -4959,7 +4974,7 @@ class _Energy:
         self.usable, self.stood = False, 0
         self.points = [(self.time, self.value)] if self.points and self.value is not None else []
 
-    def _take(self, t: int, clock: int, value: int, window: int) -> None:
+    def _take(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
         if self.value is not None and value < self.value:
             self._restart(t, clock, value, REASON_RESET)
         elif not self.points:
@@ -4967,7 +4982,7 @@ class _Energy:
         elif clock == self.points[-1][0]:
             self.stood += self.lapse if self.lapse <= _HOLD else 0
         else:
-            self._publish(t, clock, value, self.span(window))
+            self._publish(t, clock, value, self.span(window), self.span(finest))
 
     def _too_much(self, change: int, span: int) -> bool:
         """True for more than any supply gives: millijoules x 10^6 against watts x nanoseconds."""
@@ -4995,7 +5010,7 @@ class _Energy:
         self.points, self.reason, self.began = [(clock, value)], reason, t
         self.stood, self.gap, self.barrier = max(0, t - clock), 0, None
 
-    def _publish(self, t: int, clock: int, value: int, window: int) -> None:
+    def _publish(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
         last_clock, last_value = self.points[-1]
         distance = clock - last_clock
         floor = _COARSE if self.batched and not self.usable else _SHORTEST
@@ -5005,7 +5020,7 @@ class _Energy:
         if self.stood > max(_HOLD, window) or distance > max(_LONGEST, 2 * window):
             self.points, self.reason, self.gap = [(clock, value)], REASON_SLOW, distance
         else:
-            _append(self.points, (clock, value), window)
+            _append(self.points, (clock, value), window, finest)
             self.gap = 0
         self.stood = 0
 
@@ -5022,9 +5037,10 @@ class _Energy:
             return REASON_ABSENT
         if self.points and self.age() > max(_HOLD, window):
             return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE
-        base = _baseline([c for c, _ in self.points], window, self.shortest()) if self.points else None
+        base, late = _reach(self.points, window, self.shortest())
         if base is None:
-            return self.reason
+            self.began = self.time if late else self.began
+            return REASON_FIRST if late else self.reason
         change, span = self.points[-1][1] - self.points[base][1], self.points[-1][0] - self.points[base][0]
         return REASON_RESET if self._too_much(change, span) else (change, span)
 
@@ -5058,17 +5074,18 @@ class _Series:
     def drop(self, t: int, reason: str) -> None:
         self.points, self.reason, self.began = [], reason, t
 
-    def add(self, t: int, payload: Any, window: int) -> None:
+    def add(self, t: int, payload: Any, window: int, finest: int | None = None) -> None:
         if self.points:
             self.lapse = t - self.points[-1][0]
         elif self.reason == REASON_FIRST:
             self.began = t
-        _append(self.points, (t, payload), window)
+        _append(self.points, (t, payload), window, finest)
 
     def interval(self, window: int, shortest: int) -> tuple[Any, Any, int] | None:
         """(old payload, new payload, span), or None without a baseline."""
-        base = _baseline([t for t, _ in self.points], window, shortest) if self.points else None
+        base, late = _reach(self.points, window, shortest)
         if base is None:
+            self.began = self.points[-1][0] if late else self.began
             return None
         return self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0]
 
@@ -5085,14 +5102,14 @@ class _Feed:
         self.source = source
         self.series = _Series()
         self.lock = allocate_lock()         # held around the native call, never while waiting
-        self.window = engine.window
+        self.window = self.finest = engine.window       # the longest and the shortest that was asked for
         self.time: int | None = None        # of the last sample
         self.asleep = 0
 
     def refresh(self, window: int | None = None) -> None:
         """Sample, unless the last sample is so young that every caller of one poll should share it."""
         with self.lock:
-            self.window = max(self.window, window or 0)
+            self.window, self.finest = max(self.window, window or 0), min(self.finest, window or self.finest)
             now, _ = self.engine.machine.clock.now()
             if self.time is not None and 0 <= now - self.time < _SHORTEST:
                 return
@@ -5119,7 +5136,7 @@ class _Feed:
         self.series.drop(t, reason)
 
     def keep(self, t: int, payload: Any) -> None:
-        self.series.add(t, payload, self.window)
+        self.series.add(t, payload, self.window, self.finest)
 
     def read(self) -> Any:
         raise NotImplementedError
@@ -5211,12 +5228,17 @@ class _ReportFeed(_Feed):
             row[start:end] = array("q", values)
             if i in self.energies:
                 stamp = got[0] * _NS // hz if got is not None and got[0] is not None else None
-                self.energies[i].look(t, stamp, values[0], self.window)
+                self.energies[i].look(t, stamp, values[0], self.window, self.finest)
         _Feed.keep(self, t, row)
+
+    def silent(self) -> bool:
+        """True when no channel has a value in the newest sample (AMC Stats of an M3 Max on macOS 27 betas)."""
+        with self.engine.lock:
+            return bool(self.series.points) and all(value == INT64_MIN for value in self.series.points[-1][1])
 
     def named(self, i: int) -> str:
         """The source of channel i, for people: its group."""
-        return "ioreport:" + self.channels[i].group
+        return "ioreport:" + str(self.channels[i].group)
 
     def lane(self, row: array[int], i: int) -> array[int]:
         """The values of channel i in a row."""
@@ -5257,6 +5279,12 @@ class _TicksFeed(_Feed):
 
 class _ClientsFeed(_Feed):
     """GPU time of every user client of the accelerator, by registry entry id (never reused, so a reused pid does no harm)."""
+
+    def newest(self) -> Any:
+        """The last sample; another thread may have dropped it since (a GPU restart)."""
+        if not self.series.points:
+            raise self.missing(self.series.reason)
+        return self.series.points[-1][1]
 
     def read(self) -> Any:
         registry = self.engine.machine.registry
@@ -5517,8 +5545,11 @@ class _Engine:
     def _gpu_restarted(self) -> None:
         now = self.machine.clock.now()[0]
         with self.lock:
-            for feed in (self.main, self.clients):
-                feed.drop(now, REASON_RESET)
+            self.clients.drop(now, REASON_RESET)
+            self.main.series.drop(now, REASON_RESET)
+            for i, energy in self.main.energies.items():
+                if "GPU" in self.main.channels[i].name:     # the other rails' energy went on
+                    energy.drop(now, REASON_RESET)
 
     def statistics(self) -> dict[str, Any]:
         """PerformanceStatistics of the accelerator; a changed recoveryCount starts the GPU's histories anew."""
@@ -5625,8 +5656,8 @@ class _Engine:
     def gpu_engines(self, window: int) -> _Figure:
         got = self.statistics()
         names = ("Device Utilization %", "Renderer Utilization %", "Tiler Utilization %")
-        values = [got.get(name) for name in names]
-        if not all(isinstance(v, int) for v in values):
+        values = [got[name] for name in names if isinstance(got.get(name), int)]
+        if len(values) < 3:
             raise self.lacking("registry", "PerformanceStatistics has no utilisation")
         return _Figure(EngineUtilization(*values), source="registry")
 
@@ -5750,8 +5781,13 @@ class _Engine:
             return None, _Figure(None)
         states = self.main.channels[lanes[0]].states
         self.main.refresh(window)
-        with self.lock:
-            ratios, span = self.main.ratios(lanes[0], window)
+        try:
+            with self.lock:
+                ratios, span = self.main.ratios(lanes[0], window)
+        except NVMLError_NotReady as error:
+            if error.reason != REASON_ABSENT:
+                raise
+            return None, _Figure(None)
         return _limit_figure(name, states, ratios), _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
 
     # ---- energy and power
@@ -5759,21 +5795,22 @@ class _Engine:
     def rail(self, rail: str) -> tuple[_ReportFeed, list[int]]:
         """(feed, lanes) of a rail: the preferred channels, one per die, decided once."""
         def work() -> tuple[_ReportFeed, list[int]]:
+            refused: AppleGPUError | None = None
             for feed in (self.main, self.pmp):
-                lanes = self._rail_lanes(feed, rail)
+                try:
+                    lanes = self._rail_lanes(feed, rail)
+                except NVMLError_NotSupported as error:
+                    refused, lanes = refused or error, []
                 if lanes:
                     return feed, lanes
+            if refused is not None and self.main.subscription is None:
+                raise refused
             raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % rail)
         feed, lanes = self.once("rail " + rail, work)
         return feed, lanes
 
     def _rail_lanes(self, feed: _ReportFeed, rail: str) -> list[int]:
-        try:
-            feed.open()
-        except NVMLError_NotSupported:
-            if feed is self.main:
-                raise
-            return []
+        feed.open()
         ranked = [(_rail_of(c.group, c.subgroup, c.name), i) for i, c in enumerate(feed.channels) if i in feed.energies]
         fitting = [(got[1], i) for got, i in ranked if got is not None and got[0] == rail]
         best = min((rank for rank, _ in fitting), default=None)
@@ -5862,7 +5899,8 @@ class _Engine:
         feed, lanes = self.rail(rail)
         with self.lock:
             totals = [(feed.energies[i].total(), feed.energies[i].scale) for i in lanes]
-        return [(t[1], t[0] * s[0] / s[1]) for t, s in totals if not isinstance(t, str)]
+        points = [(t[1], t[0] * s[0] / s[1]) for t, s in totals if not isinstance(t, str)]
+        return points if len(points) == len(lanes) else []      # never one die beside another
 
     def gpu_power(self, window: int) -> _Figure:
         """GPU Energy over the window; FilteredGPUPower, the driver's own average, when that counter is missing or dead."""
@@ -6092,9 +6130,9 @@ class _Engine:
                     raise
                 self.facts["amc dead"] = error
             except NVMLError_NotReady as error:
-                if error.reason != REASON_ABSENT:       # M3 Max on 27 betas: every AMC value INT64_MIN
+                if error.reason != REASON_ABSENT or not self.amc.silent():
                     raise
-                self.facts["amc dead"] = error
+                self.facts["amc dead"] = self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
         try:
             self.pmp.open()
         except NVMLError_NotSupported:
@@ -6131,10 +6169,9 @@ class _Engine:
         if simple and not stems:
             self.pmp.refresh(window)
             with self.lock:
-                counted = [self.pmp.counted(i, window) for i in simple]
-            scale = _BYTE_UNITS[self.pmp.channels[simple[0]].unit]
-            return _Figure(Bandwidth(sum(c[0] for c in counted) * scale * _NS / counted[0][1], False, False), 0.0,
-                           counted[0][1] / _NS, self.pmp.named(simple[0]))
+                counted = [(self.pmp.counted(i, window), _BYTE_UNITS[self.pmp.channels[i].unit]) for i in simple]
+            moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
+            return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, self.pmp.named(simple[0]))
         return self._histogram_traffic(window, direction, stems)
 
     def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
@@ -6186,8 +6223,9 @@ class _Engine:
         for way in (self._ane_floor, self._ane_iop, self._ane_on, self._ane_watts):
             try:
                 return way(window)
-            except (NVMLError_NotSupported, NVMLError_NoPermission):
-                continue
+            except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady) as error:
+                if error.value == ERROR_NOT_READY and (error.reason != REASON_ABSENT or way == self._ane_watts):
+                    raise
         raise self.lacking("ioreport", "nothing tells of the ANE's activity")
 
     def _ane_share(self, feed: _ReportFeed, channel: str, idle: Callable[[str], bool], method: str, window: int) -> _Figure:
@@ -6510,7 +6548,7 @@ class _Engine:
         """Processes with GPU clients, busiest first; percentages once there is a baseline."""
         self.clients.refresh(window)
         with self.lock:
-            newest = self.clients.series.points[-1][1]
+            newest = self.clients.newest()
             got = self.clients.series.interval(window, _SHORTEST)
         shares = _client_shares(*got) if got else {}
         mine = self.machine.libproc.own_pid()
@@ -6535,7 +6573,7 @@ class _Engine:
     def process_gpu_time(self, window: int, pid: int) -> _Figure:
         self.clients.refresh()
         with self.lock:
-            totals = _client_totals(self.clients.series.points[-1][1])
+            totals = _client_totals(self.clients.newest())
         if pid not in totals:
             self._process_exists(pid)
             raise _fail(ERROR_NO_DATA, REASON_ABSENT, "registry", "process %d does not use the GPU" % pid)
@@ -6682,11 +6720,12 @@ def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: floa
 
     recording: a file of `--record` to replay instead of this Mac (default: the environment's PYAPPLEGPU_RECORDING).
     window: seconds over which rates are measured, 0.05 to 3600. timeout: seconds a rate waits for its second sample.
-    speed, loop: of the replay; speed 0 moves one recorded sample per rate call. A nested call with other arguments than
-    the first is InvalidArgument. Raises LibraryNotFound without an Apple GPU and without a recording.
+    speed, loop: of the replay; speed 0 moves one recorded sample per rate call. A nested call for another recording or
+    replay is InvalidArgument; window and timeout stay those of the first. Raises LibraryNotFound without an Apple GPU and without a recording.
     """
     path = _recording_path(recording)
     opened = (path, speed, loop)
+    _window_ns(window), _timeout_ns(timeout)
     with _library.lock:
         if _library.count and _library.opened != opened:
             raise _bad("the library is initialised with %s; LibraryShutDown first, or use LibraryOpen" % (
@@ -6694,7 +6733,8 @@ def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: floa
         if _library.engine is None or _library.opened != opened:
             _library.engine = _new_engine(path, window, timeout, speed, loop)
             _library.opened = opened
-        _library.engine.set_times(window, timeout)
+        if not _library.count:      # a nested call (a library that came along) leaves the first one's times
+            _library.engine.set_times(window, timeout)
         _library.count += 1
 
 
@@ -7558,6 +7598,8 @@ class Snapshot:
         for field, _ in row[3]:
             setattr(self, field, None)
             self.reasons[field], self.messages[field] = reason, message
+            self.ages.pop(field, None), self.intervals.pop(field, None), self.sources.pop(field, None)
+            self.estimated = tuple(name for name in self.estimated if name != field)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings; keys are stable and only ever added to."""
@@ -7584,8 +7626,10 @@ def _as_plain(value: Any) -> Any:
 def _wanted_parts(parts: Sequence[str] | None) -> tuple[str, ...]:
     if parts is None:
         return PARTS
-    if isinstance(parts, str):
-        parts = (parts,)
+    try:
+        parts = (parts,) if isinstance(parts, str) else tuple(parts)
+    except TypeError:
+        raise _bad("parts must be a sequence of names, not %r" % (parts,)) from None
     for part in parts:
         _choice(part, PARTS, "part")
     return tuple(part for part in PARTS if part in parts)
@@ -7637,8 +7681,9 @@ def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
         snapshot._active_ns = _active_counter(engine)
     if "bandwidth" in snapshot.parts:
         snapshot._bytes = _byte_counters(engine)
-    if snapshot.processes is not None and engine.clients.series.points:
-        snapshot._clients = engine.clients.series.points[-1][1]
+    if snapshot.processes is not None:
+        points = engine.clients.series.points[-1:]
+        snapshot._clients = points[0][1] if points else None
 
 
 def _active_counter(engine: _Engine) -> tuple[int, float] | None:
