@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, NamedTuple, NoReturn
 
+    _Check = Callable[[Any], None]      # of an untrusted value; raises what is wrong with it
+
 __version__ = "0.1.0"
 
 
@@ -3187,30 +3189,36 @@ _CF_WIDTHS = {"i8": 8, "i16": 16, "i32": 32, "i64": 64}
 # ---- a recording is untrusted: every shape, size and range is checked once, when it is loaded ----
 
 class _Wrong(Exception):
-    """A fault in a recording; each container on the way out adds its own place."""
-
-    def __init__(self, what: str) -> None:
-        Exception.__init__(self, what)
-        self.what = what
-        self.where: list[str] = []
+    """What is wrong with a value; then its place, innermost first: each container on the way out adds one key."""
 
 
-def _check_inside(key: Any, check: Callable[[Any], None], value: Any) -> None:
+def _need(fine: bool, what: str) -> None:
+    if not fine:
+        raise _Wrong(what)
+
+
+def _each(items: Iterable[tuple[Any, _Check, Any]]) -> None:
+    """Checks the values of a container, given as (key, check, value)."""
+    place = None
     try:
-        check(value)
+        for item in items:
+            place, check, value = item
+            check(value)
     except _Wrong as wrong:
-        wrong.where.append(str(key)[:64])
+        wrong.args += (str(place)[:64],)
         raise
 
 
-def _is_number(low: float, high: float, kinds: tuple[type, ...] = (int,)) -> Callable[[Any], None]:
+def _number_from(low: float, high: float, *kinds: type) -> _Check:
+    kinds = kinds or (int,)
+
     def check(value: Any) -> None:
         if type(value) not in kinds or not low <= value <= high:
             raise _Wrong("is not a %snumber from %s to %s" % ("" if float in kinds else "whole ", low, high))
     return check
 
 
-def _is_text(most: int) -> Callable[[Any], None]:
+def _text(most: int) -> _Check:
     def check(value: Any) -> None:
         if type(value) is not str or len(value) > most:
             raise _Wrong("is not text of at most %d characters" % most)
@@ -3219,79 +3227,81 @@ def _is_text(most: int) -> Callable[[Any], None]:
     return check
 
 
-def _is_one_of(*allowed: Any) -> Callable[[Any], None]:
-    def check(value: Any) -> None:
-        if not any(type(value) is type(a) and value == a for a in allowed):
-            raise _Wrong("is not one of " + ", ".join(repr(a) for a in allowed))
-    return check
+def _one_of(*allowed: Any) -> _Check:
+    kind, what = type(allowed[0]), "is not one of " + ", ".join(map(repr, allowed))
+    return lambda value: _need(type(value) is kind and value in allowed, what)
 
 
-def _is_hex(least: int, most: int, multiple: int = 1) -> Callable[[Any], None]:
+def _hex_text(least: int, most: int, multiple: int = 1) -> _Check:
     def check(value: Any) -> None:
-        size = _hex_size(value)
-        if not least <= size <= most or size % multiple:
+        try:
+            size = len(bytes.fromhex(value)) if type(value) is str else -1
+        except ValueError:
+            size = -1
+        if not least <= size <= most or 2 * size != len(value) or size % multiple:      # fromhex skips spaces
             raise _Wrong("is not the hex of %d to %d bytes" % (least, most))
     return check
 
 
-def _hex_size(value: Any) -> int:
-    """How many bytes a text spells, -1 for anything else."""
-    try:
-        spelt = bytes.fromhex(value) if type(value) is str else None
-    except ValueError:
-        return -1
-    return len(spelt) if spelt is not None and 2 * len(spelt) == len(value) else -1      # fromhex lets spaces pass
-
-
-def _is_word(value: Any) -> None:
+def _word(value: Any) -> None:
     digits = value[2:] if type(value) is str and value[:2] == "0x" else ""
     if not 1 <= len(digits) <= 16 or digits.strip("0123456789abcdefABCDEF"):
         raise _Wrong("is not a 64-bit number written as 0x...")
 
 
-def _is_list(check: Callable[[Any], None], least: int, most: int) -> Callable[[Any], None]:
+def _or_null(check: _Check) -> _Check:
+    return lambda value: None if value is None else check(value)
+
+
+def _list_of(check: _Check, least: int, most: int) -> _Check:
     def check_all(value: Any) -> None:
-        if type(value) is not list or not least <= len(value) <= most:
-            raise _Wrong("is not a list of %d to %d" % (least, most))
-        for i, item in enumerate(value):
-            _check_inside(i, check, item)
+        _need(type(value) is list and least <= len(value) <= most, what)
+        _each((i, check, item) for i, item in enumerate(value))
+    what = "is not a list of %d to %d" % (least, most)
     return check_all
 
 
-def _is_table(check: Callable[[Any], None], most: int = 4096) -> Callable[[Any], None]:
-    name = _is_text(256)
+def _integers(low: int, high: int, least: int, most: int) -> _Check:
+    return _list_of(_number_from(low, high), least, most)
 
+
+def _rows(instants: int) -> _Check:
+    """One row of 64-bit numbers or null per instant. They are most of a recording: looked at all together, one by one
+    only to say which is wrong."""
+    def check(value: Any) -> None:
+        listed = type(value) is list and len(value) <= instants
+        rows: list[Any] = [row for row in value if row is not None] if listed else [0]
+        flat: list[Any] = [v for row in rows for v in row] if set(map(type, rows)) <= {list} else [""]
+        if (set(map(type, flat)) - {int} or not low <= min(flat, default=0) <= max(flat, default=0) < -low
+                or not {len(row) for row in rows} <= sizes):
+            one_by_one(value)
+    low, sizes = INT64_MIN, set(range(2, 1026))
+    one_by_one = _list_of(_or_null(_list_of(_number_from(low, -low - 1), 2, 1025)), 0, instants)
+    return check
+
+
+def _table_of(check: _Check, most: int = 4096) -> _Check:
     def check_all(value: Any) -> None:
-        if type(value) is not dict or len(value) > most:
-            raise _Wrong("is not an object of at most %d" % most)
+        _need(type(value) is dict and len(value) <= most, what)
         for key in value:
             name(key)
-            _check_inside(key, check, value[key])
+        _each((key, check, item) for key, item in value.items())
+    name, what = _text(256), "is not an object of at most %d" % most
     return check_all
 
 
-def _is_object(required: dict[str, Any], optional: dict[str, Any] = {}) -> Callable[[Any], None]:
+def _object(fields: dict[str, _Check]) -> _Check:
+    """An object with these fields; those spelt with a ? may be missing, others are not looked at."""
     def check_all(value: Any) -> None:
-        if type(value) is not dict:
-            raise _Wrong("is not an object")
-        for key, check in required.items():
-            if key not in value:
-                raise _Wrong("has no %r" % key)
-            _check_inside(key, check, value[key])
-        for key, check in optional.items():
-            if key in value:
-                _check_inside(key, check, value[key])
+        _need(type(value) is dict, "is not an object")
+        for key, needed, _ in known:
+            _need(key in value or not needed, "has no %r" % key)
+        _each((key, check, value[key]) for key, _, check in known if key in value)
+    known = [(key.rstrip("?"), key[-1] != "?", check) for key, check in fields.items()]
     return check_all
 
 
-def _or_null(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    def check_value(value: Any) -> None:
-        if value is not None:
-            check(value)
-    return check_value
-
-
-def _is_series(check: Callable[[Any], None], instants: int) -> Callable[[Any], None]:
+def _series_of(check: _Check, instants: int) -> _Check:
     def check_all(value: Any) -> None:
         if type(value) is not list or not 1 <= len(value) <= instants:
             raise _Wrong("is not a list of 1 to %d [instant, value] pairs" % instants)
@@ -3299,140 +3309,129 @@ def _is_series(check: Callable[[Any], None], instants: int) -> Callable[[Any], N
         for i, pair in enumerate(value):
             if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not int:
                 raise _Wrong("holds something else than [instant, value] pairs")
-            if not before < pair[0] < instants or (i == 0 and pair[0] != 0):
+            if not before < pair[0] < instants or (i == 0 and pair[0]):
                 raise _Wrong("must name instants from 0 to %d in ascending order, the first 0" % (instants - 1))
             before = pair[0]
-            _check_inside(before, check, pair[1])
+        _each((instant, check, item) for instant, item in value)
     return check_all
 
 
-def _is_cf(value: Any, depth: int = 0) -> None:
+def _tagged_value(value: Any, depth: int = 0) -> None:
     """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]] ..."""
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str or depth > 16:
         raise _Wrong("is not a [type, value] pair")
     kind, inner = value
-    if kind in ("a", "d"):
-        nested = (lambda v: _is_cf(v, depth + 1))
-        (_is_list(nested, 0, 65536) if kind == "a" else _is_table(nested))(inner)
-    elif kind in _CF_CHECKS:
-        _CF_CHECKS[kind](inner)
+    if kind == "a":
+        _list_of(lambda v: _tagged_value(v, depth + 1), 0, 65536)(inner)
+    elif kind == "d":
+        _table_of(lambda v: _tagged_value(v, depth + 1))(inner)
     else:
-        raise _Wrong("has the unknown type %.16r" % kind)
+        _need(kind in _CF_CHECKS, "has the unknown type %.16r" % kind)
+        _CF_CHECKS[kind](inner)
 
 
-_CF_CHECKS: dict[str, Callable[[Any], None]] = {
-    "s": _is_text(4096), "b": _is_one_of(True, False), "x": _is_hex(0, 1 << 20),
-    "f32": _is_number(-3.4e38, 3.4e38, (int, float)), "f64": _is_number(-1e300, 1e300, (int, float)),
-}
-_CF_CHECKS.update((_kind, _is_number(-(1 << _bits - 1), (1 << _bits) - 1)) for _kind, _bits in _CF_WIDTHS.items())
+_CF_CHECKS: dict[str, _Check] = {
+    "s": _text(4096), "b": _one_of(True, False), "x": _hex_text(0, 1 << 20),
+    "f32": _number_from(-3.4e38, 3.4e38, int, float), "f64": _number_from(-1e300, 1e300, int, float),
+    **{kind: _number_from(-(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
 
 
-def _is_channel(instants: int) -> Callable[[Any], None]:
-    number, name = _is_number(INT64_MIN, -INT64_MIN - 1), _is_text(128)
-    fixed = _is_object(
-        {"driver": _is_word, "channel": _is_word, "group": name, "subgroup": name, "name": _or_null(name),
-         "type": _is_word, "unit": _is_word, "rows": _is_list(_or_null(_is_list(number, 2, 1025)), 0, instants)},
-        {"states": _is_list(name, 1, 1024)})
-
-    def check(value: Any) -> None:
-        fixed(value)
-        kind, states = int(value["type"], 16) & 0xFF, value.get("states", ())
-        if kind not in (1, 2, 3) or (kind == 2 and not states):
-            raise _Wrong("is of no known format, or a state channel without states")
-        sizes = {len(row) for row in value["rows"] if row is not None}
-        size = 1 if kind == 1 else len(states)
-        if len(sizes) > 1 or (size and sizes - {1 + size}):
-            raise _Wrong("has rows of the wrong length")
-    return check
+def _smc_key(value: Any) -> None:
+    _need(type(value) is list and [type(v) for v in value] == [str, str, int] and len(value[0]) == len(value[1]) == 4
+          and 0 <= value[2] <= 128, "is not an SMC key: [four characters, four characters, size]")
+    _CF_CHECKS["s"](value[0] + value[1])
 
 
-def _recording_schema(n: int) -> dict[str, Callable[[Any], None]]:
+def _channel_rows(value: Any) -> None:
+    kind, states = int(value["type"], 16) & 0xFF, value.get("states", ())
+    _need(kind in (1, 3) or (kind == 2 and states), "is of no known format, or a state channel without states")
+    sizes = {len(row) for row in value["rows"] if row is not None}
+    size = 1 if kind == 1 else len(states)
+    _need(len(sizes) < 2 and (not size or sizes <= {1 + size}), "has rows of the wrong length")
+
+
+def _recording_schema(n: int) -> dict[str, _Check]:
     """What each part of a recording with n instants must look like."""
-    def series(check: Callable[[Any], None]) -> Callable[[Any], None]:
-        return _is_series(check, n)
-    name, size = _is_text(256), _is_number(0, (1 << 63) - 1)
-    hexes, pid = series(_is_hex(0, 4096)), _is_number(-1, (1 << 31) - 1)
-    node = _is_object(
-        {"id": _is_number(0, (1 << 64) - 1), "class": name},
-        {"name": _or_null(name), "conforms": _is_list(name, 0, 64), "parent": _or_null(_is_number(0, (1 << 64) - 1)),
-         "properties": _is_table(_is_cf), "series": _is_table(series(_is_cf))})
-    smc_key = _is_list(lambda v: (_is_text(4) if type(v) is str else _is_number(0, 128))(v), 3, 3)
-    sensor = _is_object({"properties": _is_table(_is_cf)},
-                        {"value": _or_null(series(_is_number(-1e9, 1e9, (int, float))))})
-    process = _is_object({"pid": pid}, {
-        "name": _or_null(name), "path": _or_null(_is_text(1024)), "short_info": series(_is_hex(64, 256)),
-        "task_info": _or_null(series(_is_hex(96, 256))), "rusage": _or_null(series(_is_hex(296, 1024)))})
-    device = _is_object({"name": name, "registryID": _is_number(0, (1 << 64) - 1)}, {
-        "recommendedMaxWorkingSetSize": _or_null(size), "maxBufferLength": _or_null(size),
-        "hasUnifiedMemory": _or_null(_is_one_of(True, False)), "maxThreadgroupMemoryLength": _or_null(size),
-        "architecture": _or_null(name), "supportsFamily:": _is_list(_is_number(0, 99999), 0, 256)})
+    def series(check: _Check) -> _Check:
+        return _series_of(check, n)
+
+    def channel(value: Any) -> None:
+        channel_fields(value)
+        _channel_rows(value)
+    name, word, size = _text(256), _number_from(0, (1 << 64) - 1), _or_null(_number_from(0, (1 << 63) - 1))
+    label, table = _text(128), _table_of(_tagged_value)
+    channel_fields = _object({
+        "driver": _word, "channel": _word, "group": label, "subgroup": label, "name": _or_null(label), "type": _word,
+        "unit": _word, "rows": _rows(n),
+        "states?": _list_of(label, 1, 1024)})
     return {
-        "registry": _is_list(node, 0, 20000),
-        "ioreport": _is_object({"groups": _is_table(_is_one_of("ok", "refuses")),
-                                "channels": _is_list(_is_channel(n), 0, 20000)}),
-        "smc": _is_object({"keys": _is_list(smc_key, 0, 20000)}, {"values": _is_table(series(_is_hex(0, 128)), 20000)}),
-        "hid": _is_object({"services": _is_list(sensor, 0, 4096)}),
-        "sysctl": _is_table(hexes),
-        "mach": _is_object({"page_size": _is_number(1, 1 << 30), "vm_statistics64": series(_is_hex(152, 4096, 4)),
-                            "cpu_load": series(_is_hex(16, 65536, 16))}),
-        "libproc": _is_object({"processes": _is_list(process, 0, 20000)}),
-        "notify": _is_table(series(_is_number(0, (1 << 64) - 1))),
-        "power": _is_object({"providing": _or_null(series(_or_null(name)))}),
-        "metal": _is_object({"devices": _is_list(device, 0, 64)}, {"default": _or_null(_is_number(0, 63))}),
+        "registry": _list_of(_object({
+            "id": word, "class": name, "name?": _or_null(name), "conforms?": _list_of(name, 0, 64),
+            "parent?": _or_null(word), "properties?": table, "series?": _table_of(series(_tagged_value))}), 0, 20000),
+        "ioreport": _object({"groups": _table_of(_one_of("ok", "refuses")), "channels": _list_of(channel, 0, 20000)}),
+        "smc": _object({"keys": _list_of(_smc_key, 0, 20000),
+                        "values?": _table_of(series(_hex_text(0, 128)), 20000)}),
+        "hid": _object({"services": _list_of(_object({
+            "properties": table, "value?": _or_null(series(_number_from(-1e9, 1e9, int, float)))}), 0, 4096)}),
+        "sysctl": _table_of(series(_hex_text(0, 4096))),
+        "mach": _object({"page_size": _number_from(1, 1 << 30), "vm_statistics64": series(_hex_text(152, 4096, 4)),
+                         "cpu_load": series(_hex_text(16, 65536, 16))}),
+        "libproc": _object({"processes": _list_of(_object({
+            "pid": _number_from(-1, (1 << 31) - 1), "name?": _or_null(name), "path?": _or_null(_text(1024)),
+            "short_info?": series(_hex_text(64, 256)), "task_info?": _or_null(series(_hex_text(96, 256))),
+            "rusage?": _or_null(series(_hex_text(296, 1024)))}), 0, 20000)}),
+        "notify": _table_of(series(word)),
+        "power": _object({"providing": _or_null(series(_or_null(name)))}),
+        "metal": _object({"devices": _list_of(_object({
+            "name": name, "registryID": word, "recommendedMaxWorkingSetSize?": size, "maxBufferLength?": size,
+            "hasUnifiedMemory?": _or_null(_one_of(True, False)), "maxThreadgroupMemoryLength?": size,
+            "architecture?": _or_null(name), "supportsFamily:?": _integers(0, 99999, 0, 256)}), 0, 64),
+            "default?": _or_null(_number_from(0, 63))}),
         "title": name, "macos": name, "chip": name,
     }
 
 
 def _check_time(value: Any) -> None:
     """Before everything else: it says how many instants there are."""
-    ticks = _is_list(_is_number(0, 1 << 56), 1, 100000)
-    _is_object({"timebase": _is_list(_is_number(1, 1 << 31), 2, 2), "ticks": ticks},
-               {"unix": _is_number(0, 1e11, (int, float)), "slept": ticks})(value)
-    if any(b <= a for a, b in zip(value["ticks"], value["ticks"][1:])):
-        raise _Wrong("must have ascending ticks")
-    slept = value.get("slept")
-    if slept is not None and (len(slept) != len(value["ticks"]) or slept != sorted(slept)):
-        raise _Wrong("must have one ascending slept for each of the ticks")
+    moments = _integers(0, 1 << 56, 1, 100000)
+    _object({"timebase": _integers(1, 1 << 31, 2, 2), "ticks": moments, "slept?": moments,
+             "unix?": _number_from(0, 1e11, int, float)})(value)
+    ticks, slept = value["ticks"], value.get("slept")
+    _need(ticks == sorted(set(ticks)), "must have ascending ticks")
+    _need(slept is None or (len(slept) == len(ticks) and slept == sorted(slept)),
+          "must have one ascending slept for each of the ticks")
 
 
 def _check_links(data: dict[str, Any]) -> None:
     """What one part says about another, or twice."""
-    def unique(what: str, keys: list[Any]) -> None:
-        if len(set(keys)) != len(keys):
-            raise _Wrong("has the same %s twice" % what)
-    unique("registry id", [node["id"] for node in data.get("registry") or ()])
-    unique("pid", [p["pid"] for p in (data.get("libproc") or {}).get("processes", ())])
-    ioreport, smc, metal = data.get("ioreport") or {}, data.get("smc") or {}, data.get("metal") or {}
-    for channel in ioreport.get("channels", ()):
-        if channel["group"] not in ioreport["groups"]:
-            raise _Wrong("has channels of the group %.64r that ioreport.groups does not name" % channel["group"])
-    if [k for k in smc.get("keys", ()) if [type(v) for v in k] != [str, str, int] or len(k[0]) != 4 or len(k[1]) != 4]:
-        raise _Wrong("has an SMC key that is not [four characters, four characters, size]")
-    sizes = {key: size for key, kind, size in smc.get("keys", ())}
+    ioreport, smc, metal = (data.get(part) or {} for part in ("ioreport", "smc", "metal"))
+    for what, key, items in (("registry id", "id", data.get("registry") or ()),
+                             ("pid", "pid", (data.get("libproc") or {}).get("processes", ()))):
+        _need(len({item[key] for item in items}) == len(items), "has the same %s twice" % what)
+    for group in {channel["group"] for channel in ioreport.get("channels", ())} - set(ioreport.get("groups", ())):
+        raise _Wrong("has channels of the group %.64r that ioreport.groups does not name" % group)
+    sizes = {key: 2 * size for key, _, size in smc.get("keys", ())}
     for key, series in smc.get("values", {}).items():
-        if any(len(value) != 2 * sizes.get(key, -1) for _, value in series):
-            raise _Wrong("has a value of the SMC key %.16r that does not fit its entry in smc.keys" % key)
-    if (metal.get("default") or 0) >= max(1, len(metal.get("devices", ()))):
-        raise _Wrong("has a metal.default that is not in metal.devices")
-    loads = (data.get("mach") or {}).get("cpu_load", ())
-    if len({len(value) for _, value in loads}) > 1:
-        raise _Wrong("has a mach.cpu_load whose length changes")
+        _need({len(value) for _, value in series} == {sizes.get(key)},
+              "has a value of the SMC key %.16r that does not fit its entry in smc.keys" % key)
+    _need((metal.get("default") or 0) < max(1, len(metal.get("devices", ()))),
+          "has a metal.default that is not in metal.devices")
+    _need(len({len(value) for _, value in (data.get("mach") or {}).get("cpu_load", ())}) < 2,
+          "has a mach.cpu_load whose length changes")
 
 
 def _check_recording(data: Any) -> None:
-    if type(data) is not dict or type(data.get("format")) is not int:
-        raise _Wrong("is not a recording: it has no \"format\"")
-    if data["format"] != _RECORDING_FORMAT:
-        raise _Wrong("has format %d; this version reads format %d%s" % (
-            data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" * (data["format"] > _RECORDING_FORMAT)))
-    _is_object({"time": _check_time})(data)
+    _need(type(data) is dict and type(data.get("format")) is int, "is not a recording: it has no \"format\"")
+    _need(data["format"] == _RECORDING_FORMAT, "has format %d; this version reads format %d%s" % (
+        data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" * (data["format"] > _RECORDING_FORMAT)))
+    _object({"time": _check_time})(data)
     schema = _recording_schema(len(data["time"]["ticks"]))
-    _is_object({}, {key: _or_null(check) for key, check in schema.items()})(data)
+    _object({key + "?": _or_null(check) for key, check in schema.items()})(data)
     _check_links(data)
 
 
 def _few_digits(text: str) -> int:
-    if len(text) > 21:      # int() of a million digits takes minutes
+    if len(text) > 21:
         raise ValueError("a number of %d digits" % len(text))
     return int(text)
 
@@ -3443,25 +3442,32 @@ def _no_constant(text: str) -> NoReturn:
 
 def _read_json(path: str) -> Any:
     import json
+    limited = getattr(sys, "get_int_max_str_digits", int)()     # else int() of a million digits takes minutes
     try:
         with open(path, "rb") as file:
             raw = file.read(_RECORDING_LARGEST + 1)
         if len(raw) > _RECORDING_LARGEST:
             raise ValueError("it is larger than %d MiB" % (_RECORDING_LARGEST >> 20))
-        return json.loads(raw.decode("utf-8"), parse_int=_few_digits, parse_constant=_no_constant)
+        return json.loads(raw.decode("utf-8"), parse_int=None if limited else _few_digits, parse_constant=_no_constant)
     except OSError as error:
         raise _bad("cannot read the recording %s: %s" % (path, error.strerror or error)) from None
     except (ValueError, RecursionError) as error:       # also JSONDecodeError and UnicodeDecodeError
         raise _bad("%s is not a recording: %s" % (path, error)) from None
 
 
+def _path_text(path: Any) -> str:
+    try:
+        return os.fsdecode(path)
+    except TypeError:
+        raise _bad("a recording is named by its path, not by %.64r" % (path,)) from None
+
+
+# ---- what a recording says at an instant, and when it has started again ----
+
 def _last_at(series: Sequence[Any], instant: int) -> Any:
     """The value that holds at an instant: of the last pair not after it."""
-    low, high = 0, len(series)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if series[middle][0] <= instant else (low, middle)
-    return series[low][1]
+    from bisect import bisect_left
+    return series[bisect_left(series, [instant + 1]) - 1][1]
 
 
 def _signed(value: int, bits: int = 64) -> int:
@@ -3478,41 +3484,35 @@ def _plain(tagged: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if kind == "x":
         return bytes.fromhex(value)
-    if kind == "f32":
-        return struct.unpack("<f", struct.pack("<f", value))[0]
-    if kind == "f64":
-        return float(value)
+    if kind in ("f32", "f64"):
+        return struct.unpack("<f", struct.pack("<f", value))[0] if kind == "f32" else float(value)
     return _signed(value, _CF_WIDTHS[kind]) if kind in _CF_WIDTHS else value
 
 
 def _usage_times(tagged: Any) -> list[int | None]:
-    items = tagged[1] if tagged[0] == "a" else ()
-    numbers = [item[1].get("accumulatedGPUTime") if item[0] == "d" else None for item in items]
-    return [pair[1] if pair is not None and pair[0] == "i64" else None for pair in numbers]
+    pairs = [item[1].get("accumulatedGPUTime") if item[0] == "d" else None for item in tagged[1]]
+    return [pair[1] if pair and pair[0] == "i64" else None for pair in pairs]
 
 
 def _grown_usage(now: Any, first: Any, last: Any, rounds: int) -> Any:
     """AppUsage, its accumulatedGPUTime carried forward where an entry is there from the first instant to the last."""
-    gains = [max(0, b - a) if a is not None and b is not None else 0
-             for a, b in zip(_usage_times(first), _usage_times(last))]
-    times, out = _usage_times(now), []
-    for i, item in enumerate(now[1] if now[0] == "a" else ()):
-        used = times[i]
-        if i < len(gains) and gains[i] and used is not None:
-            item = ["d", dict(item[1], accumulatedGPUTime=["i64", _signed(used + rounds * gains[i])])]
-        out.append(item)
-    return ["a", out] if now[0] == "a" else now
+    if not now[0] == first[0] == last[0] == "a":
+        return now
+    items = list(now[1])
+    for i, (used, a, b) in enumerate(zip(_usage_times(now), _usage_times(first), _usage_times(last))):
+        if used is not None and a is not None and b is not None and b > a:
+            items[i] = ["d", dict(items[i][1], accumulatedGPUTime=["i64", _signed(used + rounds * (b - a))])]
+    return ["a", items]
 
 
 def _grown_bytes(now: bytes, first: bytes, last: bytes, rounds: int, offsets: Iterable[int], width: int) -> bytes:
     """A C structure whose counters at `offsets` are carried forward; 32-bit ones wrap, 64-bit ones never fall."""
     out, top = bytearray(now), 1 << (8 * width)
     for at in offsets:
-        if at + width > min(len(now), len(first), len(last)):
-            break
-        value, a, b = (int.from_bytes(raw[at:at + width], "little") for raw in (now, first, last))
-        gain = (b - a) % top if width == 4 else max(0, b - a)
-        out[at:at + width] = ((value + rounds * gain) % top).to_bytes(width, "little")
+        if at + width <= min(len(now), len(first), len(last)):
+            value, a, b = (int.from_bytes(raw[at:at + width], "little") for raw in (now, first, last))
+            gain = (b - a) % top if width == 4 else max(0, b - a)
+            out[at:at + width] = ((value + rounds * gain) % top).to_bytes(width, "little")
     return bytes(out)
 
 
@@ -3527,34 +3527,20 @@ class _Recording:
         try:
             _check_recording(data)
         except _Wrong as wrong:
-            raise _bad("%s: %s %s" % (path, ".".join(reversed(wrong.where)) or "it", wrong.what)) from None
+            raise _bad("%s: %s %s" % (path, ".".join(wrong.args[:0:-1]) or "it", wrong.args[0])) from None
         self.data: dict[str, Any] = data
-        self.path = path
-        self.loop = loop
-        self.instants: int = len(data["time"]["ticks"])
+        self.path, self.loop = path, loop
         self._ticks: list[int] = data["time"]["ticks"]
+        self.instants = len(self._ticks)
         self._slept: list[int] = data["time"].get("slept") or [0] * self.instants
         self._gains: dict[int, tuple[int, ...]] = {}
         self.ticks_per_second = self._tick_rate()
         self.span = self._ticks[-1] - self._ticks[0] or self.ticks_per_second
         self.nodes = self._all_nodes()
 
-    @classmethod
-    def load(cls, path: str, loop: bool = True) -> _Recording:
-        try:
-            name = os.fsdecode(path)
-        except TypeError:
-            raise _bad("a recording is named by its path, not by %.64r" % (path,)) from None
-        return cls(_read_json(name), name, loop)
-
     def part(self, name: str) -> Any:
         """One part of the file; None when this Mac has no such thing."""
         return self.data.get(name)
-
-    def missing(self, source: str, detail: str | None = None) -> AppleGPUError:
-        """The error of a Mac without this part, ready to raise."""
-        guest = (self.sysctl("kern.hv_vmm_present", 0) or b"")[:1] == b"\x01"
-        return _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE if guest else REASON_NO_SUCH_PART, source, detail)
 
     def not_held(self, source: str, what: str) -> AppleGPUError:
         return _fail(ERROR_NO_DATA, REASON_RECORDING, source, "the recording does not hold %s" % what)
@@ -3563,20 +3549,20 @@ class _Recording:
 
     def _tick_rate(self) -> int:
         """hw.tbfrequency; the timebase only where that is missing: it lies under Rosetta."""
-        rate = int.from_bytes((self.sysctl("hw.tbfrequency", 0) or b"")[:8], "little")
         numer, denom = self.data["time"]["timebase"]
-        rate = rate or 1000000000 * denom // numer
+        rate = int.from_bytes((self.sysctl("hw.tbfrequency", 0) or b"")[:8], "little") or 1000000000 * denom // numer
         if not 1000000 <= rate <= 1000000000:
             raise _bad("%s: the clock makes %d ticks per second, not 1 to 1000 million" % (self.path, rate))
         return rate
 
     def _place(self, step: int) -> tuple[int, int]:
         """Instant and round of a step."""
-        if not self.loop:
-            if step >= self.instants:
-                raise _fail(ERROR_NO_DATA, REASON_RECORDING, "recording", "the recording has ended")
-            return step, 0
-        return (0, step) if self.instants == 1 else (step % (self.instants - 1), step // (self.instants - 1))
+        if self.loop:
+            rounds, instant = divmod(step, max(1, self.instants - 1))
+            return instant, rounds
+        if step >= self.instants:
+            raise _fail(ERROR_NO_DATA, REASON_RECORDING, "recording", "the recording has ended")
+        return step, 0
 
     def ticks(self, step: int) -> int:
         instant, rounds = self._place(step)
@@ -3590,17 +3576,13 @@ class _Recording:
     def steps_for(self, ticks: int) -> int:
         """The last step that is not later than this many ticks after the start. The last instant lasts as long as the
         one before it; without loop one step more means the end."""
+        from bisect import bisect_right
         rounds, rest = divmod(max(0, ticks), self.span)
         if self.instants == 1:
             return rounds
         if rounds and not self.loop:
-            held = self._ticks[-1] - self._ticks[-2]
-            return self.instants - (ticks < self.span + held)
-        low, high = 0, self.instants
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._ticks[middle] - self._ticks[0] <= rest else (low, middle)
-        return rounds * (self.instants - 1) + low
+            return self.instants - (ticks < self.span + self._ticks[-1] - self._ticks[-2])
+        return rounds * (self.instants - 1) + bisect_right(self._ticks, rest + self._ticks[0]) - 1
 
     # -- values --
 
@@ -3611,11 +3593,8 @@ class _Recording:
     def carried(self, series: Sequence[Any], step: int, offsets: Iterable[int], width: int = 8) -> bytes:
         """A C structure at a step, its counters carried forward."""
         instant, rounds = self._place(step)
-        now = bytes.fromhex(_last_at(series, instant))
-        if not rounds or len(series) == 1:
-            return now
-        first, last = bytes.fromhex(series[0][1]), bytes.fromhex(series[-1][1])
-        return _grown_bytes(now, first, last, rounds, offsets, width)
+        now, first, last = map(bytes.fromhex, (_last_at(series, instant), series[0][1], series[-1][1]))
+        return _grown_bytes(now, first, last, rounds, offsets, width) if rounds else now
 
     def sysctl(self, name: str, step: int) -> bytes | None:
         series = (self.data.get("sysctl") or {}).get(name)
@@ -3628,18 +3607,16 @@ class _Recording:
         if known is None:
             rows = [row for row in channel["rows"] if row is not None]
             columns = [[v for v in column if v != INT64_MIN] or [0] for column in zip(*rows)]
-            gains = [max(0, column[-1] - column[0]) for column in columns] or [0]
+            stamp, *gains = [max(0, column[-1] - column[0]) for column in columns]
             if int(channel["unit"], 16) >> 56 in (2, 10):       # power, temperature: gauges
-                gains[1:] = [0] * (len(gains) - 1)
-            gains[0] = self.span if gains[0] else 0
-            known = self._gains[id(channel)] = tuple(gains)
+                gains = [0] * len(gains)
+            known = self._gains[id(channel)] = (self.span if stamp else 0, *gains)
         return known
 
     def row(self, channel: dict[str, Any], step: int) -> tuple[int, tuple[int, ...]] | None:
         """(stamp, values) of an IOReport channel at a step; None when it is absent from that sample."""
         instant, rounds = self._place(step)
-        rows = channel["rows"]
-        row = rows[min(instant, len(rows) - 1)] if rows else None
+        row = (channel["rows"] or [None])[:instant + 1][-1]
         if row is None:
             return None
         if rounds:
@@ -3652,9 +3629,8 @@ class _Recording:
         """The registry entries, with one IOPlatformExpertDevice in any case."""
         nodes: list[dict[str, Any]] = list(self.data.get("registry") or ())
         if not any(node["class"] == _PLATFORM_CLASS for node in nodes):
-            taken, free = {node["id"] for node in nodes}, 1 << 32
-            while free in taken:
-                free += 1
+            taken = {node["id"] for node in nodes}
+            free = next(n for n in range(1 << 32, 1 << 33) if n not in taken)
             nodes.append({"id": free, "class": _PLATFORM_CLASS, "name": _PLATFORM_CLASS, "parent": None})
         return nodes
 
@@ -3713,13 +3689,11 @@ class _ReplayedChannel(NamedTuple):
 
 
 def _replayed_channel(raw: dict[str, Any]) -> _ReplayedChannel:
-    number, kind, unit = int(raw["channel"], 16), int(raw["type"], 16), int(raw["unit"], 16)
-    name = raw["name"]
-    if name is None:        # then the id spells it
-        name = number.to_bytes(8, "big").replace(b"\0", b"").decode("ascii", "replace")
-    states = tuple(raw["states"]) if kind & 0xFF == 2 else ()
-    return _ReplayedChannel(int(raw["driver"], 16), number, raw["group"], raw["subgroup"], name, kind & 0xFF,
-                            _unit_text(unit), states, kind, unit)
+    driver, number, kind, unit = (int(raw[key], 16) for key in ("driver", "channel", "type", "unit"))
+    name = _channel_name(number) if raw["name"] is None else raw["name"]
+    states = tuple(raw["states"]) if kind & 0xFF == _STATE else ()
+    return _ReplayedChannel(driver, number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states,
+                            kind, unit)
 
 
 class _ReplayClock:
@@ -3733,31 +3707,29 @@ class _ReplayClock:
         self._monotonic, self._real_sleep = monotonic, sleep
         self._origin: float | None = None       # recorded time begins to run when it is first asked for
         self._moved, self._begun = 0, False
-        self._lock = allocate_lock()
+        self.forked()
 
     def forked(self) -> None:
         self._lock = allocate_lock()
 
+    def ticks_per_second(self) -> int:
+        return self._recording.ticks_per_second
+
     def _elapsed(self) -> float:
-        """Recorded seconds since the start."""
+        """Recorded ticks since the start."""
         now = (self._monotonic or time.monotonic)()
         with self._lock:
             if self._origin is None:
                 self._origin = now
-            return max(0.0, now - self._origin) * self._speed
+            return max(0.0, now - self._origin) * self._speed * self.ticks_per_second()
 
     def current(self) -> int:
         """The step that answers now."""
-        if not self._speed:
-            return self._moved
-        return self._recording.steps_for(int(self._elapsed() * self._recording.ticks_per_second))
-
-    def ticks_per_second(self) -> int:
-        return self._recording.ticks_per_second
+        return self._recording.steps_for(int(self._elapsed())) if self._speed else self._moved
 
     def now(self) -> tuple[int, int]:
         step = self.current()
-        up = self._recording.ticks(step) * 1000000000 // self._recording.ticks_per_second
+        up = self._recording.ticks(step) * 1000000000 // self.ticks_per_second()
         return up, up + self._recording.slept(step)
 
     def unix(self) -> float:
@@ -3767,11 +3739,10 @@ class _ReplayClock:
 
     def step(self) -> None:
         """A rate call or snapshot begins."""
-        if self._speed:
-            return
-        with self._lock:
-            self._moved += self._begun
-            self._begun = True
+        if not self._speed:
+            with self._lock:
+                self._moved += self._begun
+                self._begun = True
 
     def sleep(self, seconds: float) -> None:
         """Nothing is new before the next instant: then it is long enough."""
@@ -3780,27 +3751,10 @@ class _ReplayClock:
                 self._moved += 1
             return
         elapsed, r = self._elapsed(), self._recording
-        ahead = r.steps_for(int(elapsed * r.ticks_per_second)) + 1
+        ahead = r.steps_for(int(elapsed)) + 1
         if r.loop or ahead < r.instants:
-            seconds = min(seconds, (r.ticks(ahead) - r.ticks(0) + 1) / r.ticks_per_second - elapsed)
+            seconds = min(seconds, (r.ticks(ahead) - r.ticks(0) + 1 - elapsed) / r.ticks_per_second)
         (self._real_sleep or time.sleep)(max(0.0, seconds) / self._speed)
-
-
-class _Replayed:
-    """Base of the replayed sources."""
-    source = ""
-
-    def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
-        self._recording, self._clock = recording, clock
-        self._part: Any = recording.part(self.source)
-
-    def _has(self) -> Any:
-        if self._part is None:
-            raise self._recording.missing(self.source)
-        return self._part
-
-    def _at(self, series: Sequence[Any]) -> Any:
-        return self._recording.at(series, self._clock.current())
 
 
 class _ReplayedEntry:
@@ -3811,12 +3765,37 @@ class _ReplayedEntry:
         self.node = node
 
 
-class _ReplayedRegistry(_Replayed):
-    source = "registry"
+class _ReplayedSubscription:
+    note = ""
+
+    def __init__(self, recording: _Recording, clock: _ReplayClock, raw: list[dict[str, Any]],
+                 channels: list[_ReplayedChannel]) -> None:
+        self._recording, self._clock, self._raw, self.channels = recording, clock, raw, channels
+
+    def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
+        step, row = self._clock.current(), self._recording.row
+        return [row(channel, step) for channel in self._raw]
+
+
+class _Replayed(_Sysctl):
+    """Every source of a Mac, answered from a recording: no two have a method of one name, so one object serves as each.
+    Text and numbers of a sysctl are made of raw() as natively."""
 
     def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
-        _Replayed.__init__(self, recording, clock)
+        def part(name: str) -> dict[str, Any]:
+            return recording.part(name) or {}
+        self._recording, self._clock, self._part = recording, clock, part
         self._entries = [_ReplayedEntry(node) for node in recording.nodes]
+        self._keys = {key: (size, kind) for key, kind, size in part("smc").get("keys", ())}
+        self._processes = {p["pid"]: p for p in part("libproc").get("processes", ())}
+
+    def _at(self, series: Sequence[Any] | None) -> Any:
+        return None if series is None else self._recording.at(series, self._clock.current())
+
+    def _bytes(self, series: Sequence[Any] | None) -> bytes | None:
+        return None if series is None else bytes.fromhex(self._at(series))
+
+    # -- registry --
 
     def services(self, class_name: str) -> list[_ReplayedEntry]:
         # User clients are not registered: matching never finds them (metrics.md 3.12).
@@ -3842,128 +3821,87 @@ class _ReplayedRegistry(_Replayed):
     def alive(self, entry: _ReplayedEntry) -> bool:
         return True
 
-
-class _ReplayedSubscription:
-    note = ""
-
-    def __init__(self, recording: _Recording, clock: _ReplayClock, raw: list[dict[str, Any]]) -> None:
-        self._recording, self._clock, self._raw = recording, clock, raw
-        self.channels = [_replayed_channel(channel) for channel in raw]
-
-    def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
-        step, row = self._clock.current(), self._recording.row
-        return [row(channel, step) for channel in self._raw]
-
-
-class _ReplayedIOReport(_Replayed):
-    source = "ioreport"
+    # -- IOReport --
 
     def subscribe(self, groups: Iterable[tuple[str, str | None]],
                   want: Callable[[str, str, str, str], bool]) -> _ReplayedSubscription | None:
-        part = self._part or {"groups": {}, "channels": []}
-        listed, refused = part["channels"], ""
-        raw: list[dict[str, Any]] = []
+        part, refused = self._part("ioreport"), ""
+        chosen: dict[int, _ReplayedChannel] = {}        # by position
         for group, subgroup in groups:
-            state = part["groups"].get(group)       # None: the group does not exist, and is skipped
-            found = [c for c in listed if c["group"] == group and subgroup in (None, c["subgroup"])] if state else []
-            wanted = [c for c in found if _wants(want, c) and not any(c is r for r in raw)]
+            state = part.get("groups", {}).get(group)       # None: the group does not exist, and is skipped
+            found = {i: _replayed_channel(c) for i, c in enumerate(part.get("channels", ()))
+                     if state and c["group"] == group and subgroup in (None, c["subgroup"])}
+            wanted = {i: c for i, c in found.items() if want(group, c.subgroup, c.name, c.unit) and i not in chosen}
             if state == "refuses" and (wanted or not found):
                 refused = refused or group
-            raw += wanted
+            chosen.update(wanted)
         if refused:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
-        return _ReplayedSubscription(self._recording, self._clock, raw) if raw else None
+        raw = [part["channels"][i] for i in chosen]
+        return _ReplayedSubscription(self._recording, self._clock, raw, list(chosen.values())) if raw else None
 
+    # -- SMC, HID --
 
-def _wants(want: Callable[[str, str, str, str], bool], raw: dict[str, Any]) -> bool:
-    channel = _replayed_channel(raw)
-    return want(channel.group, channel.subgroup, channel.name, channel.unit)
-
-
-class _ReplayedSMC(_Replayed):
-    source = "smc"
-
-    def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
-        _Replayed.__init__(self, recording, clock)
-        self._info = {key: (size, kind) for key, kind, size in (self._part or {}).get("keys", ())}
+    def _smc(self) -> Any:
+        part = self._recording.part("smc")
+        if part is None:
+            guest = (self._recording.sysctl("kern.hv_vmm_present", 0) or b"")[:1] == b"\x01"
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE if guest else REASON_NO_SUCH_PART, "smc")
+        return part
 
     def count(self) -> int:
-        return len(self._has()["keys"])
+        return len(self._smc()["keys"])
 
     def key_at(self, index: int) -> str | None:
-        keys = self._has()["keys"]
-        return str(keys[index][0]) if 0 <= index < len(keys) else None
+        return str(self._smc()["keys"][index][0]) if 0 <= index < self.count() else None
 
     def info(self, key: str) -> tuple[int, str] | None:
-        self._has()
-        return self._info.get(key)
+        self._smc()
+        return self._keys.get(key)
 
     def read(self, key: str) -> bytes | None:
-        series = self._has().get("values", {}).get(key)
-        if series is not None:
-            return bytes.fromhex(self._at(series))
-        if key == "#KEY":
+        series = self._smc().get("values", {}).get(key)
+        if series is None and key == "#KEY":
             return self.count().to_bytes(4, "big")
-        if key in self._info:
+        if series is None and key in self._keys:
             raise self._recording.not_held("smc", "the value of the key " + key)
-        return None
-
-
-class _ReplayedHID(_Replayed):
-    source = "hid"
+        return self._bytes(series)
 
     def temperatures(self) -> list[tuple[str, int, float | None]]:
         out = []
-        for service in (self._part or {"services": ()})["services"]:
+        for service in self._part("hid").get("services", ()):
             p = {key: _plain(value) for key, value in service["properties"].items()}
             if (p.get("PrimaryUsagePage", 0xFF00), p.get("PrimaryUsage", 5)) == (0xFF00, 5):
-                value = service.get("value")
-                celsius = None if value is None else float(self._at(value))
-                out.append((str(p.get("Product") or ""), _whole(p.get("LocationID")), celsius))
+                place, value = p.get("LocationID"), self._at(service.get("value"))
+                out.append((str(p.get("Product") or ""), place if type(place) is int else 0,
+                            None if value is None else float(value)))
         return out
 
-
-def _whole(value: Any) -> int:
-    return value if type(value) is int else 0
-
-
-class _ReplayedSysctl(_Replayed, _Sysctl):
-    """Raw bytes from the file; text and numbers as natively."""
-    source = "sysctl"
+    # -- sysctl, mach --
 
     def raw(self, name: str) -> bytes | None:
-        return self._recording.sysctl(name, self._clock.current())
+        return self._bytes(self._part("sysctl").get(name))
 
-
-class _ReplayedMach(_Replayed):
-    source = "mach"
-
-    def _has(self) -> Any:
-        if self._part is None:
+    def _mach(self, field: str) -> Any:
+        if not self._part("mach"):
             raise self._recording.not_held("mach", "it")
-        return self._part
+        return self._part("mach")[field]
 
     def vm_statistics(self) -> bytes:
-        return bytes.fromhex(self._at(self._has()["vm_statistics64"]))
+        return bytes.fromhex(self._at(self._mach("vm_statistics64")))
 
     def cpu_ticks(self) -> bytes:
-        series = self._has()["cpu_load"]
+        series = self._mach("cpu_load")
         return self._recording.carried(series, self._clock.current(), range(0, len(series[0][1]) // 2, 4), 4)
 
     def page_size(self) -> int:
-        return int(self._has()["page_size"])
+        return int(self._mach("page_size"))
 
     def timebase(self) -> tuple[int, int]:
         numer, denom = self._recording.data["time"]["timebase"]
         return numer, denom
 
-
-class _ReplayedLibproc(_Replayed):
-    source = "libproc"
-
-    def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
-        _Replayed.__init__(self, recording, clock)
-        self._processes = {p["pid"]: p for p in (self._part or {}).get("processes", ())}
+    # -- processes --
 
     def pids(self) -> list[int]:
         return list(self._processes)
@@ -3972,12 +3910,11 @@ class _ReplayedLibproc(_Replayed):
         return -1       # this process is not one of the recorded ones
 
     def path(self, pid: int) -> str | None:
-        value = self._processes.get(pid, {}).get("path")
-        return None if value is None else str(value)
+        path: str | None = self._processes.get(pid, {}).get("path")
+        return path
 
     def short_info(self, pid: int) -> bytes | None:
-        series = self._processes.get(pid, {}).get("short_info")
-        return None if series is None else bytes.fromhex(self._at(series))
+        return self._bytes(self._processes.get(pid, {}).get("short_info"))
 
     def task_info(self, pid: int) -> bytes:
         return self._structure(pid, "task_info", _TASK_COUNTERS)
@@ -3993,39 +3930,26 @@ class _ReplayedLibproc(_Replayed):
             raise _fail(ERROR_NO_PERMISSION, REASON_PERMISSION, "libproc")
         return self._recording.carried(series, self._clock.current(), counters)
 
-
-class _ReplayedNotify(_Replayed):
-    source = "notify"
+    # -- the rest --
 
     def state(self, name: str) -> int:
-        series = (self._part or {}).get(name)
+        series = self._part("notify").get(name)
         if series is None:
             raise self._recording.not_held("notify", name)
         return int(self._at(series))
 
-
-class _ReplayedPower(_Replayed):
-    source = "power"
-
     def providing(self) -> str | None:
-        series = (self._part or {}).get("providing")
-        return None if series is None else self._at(series)
-
-
-class _ReplayedMetal(_Replayed):
-    source = "metal"
+        text: str | None = self._at(self._part("power").get("providing"))
+        return text
 
     def device(self, registry_id: int | None = None) -> dict[str, Any]:
-        part = self._part or {}
-        devices = part.get("devices", ())
+        devices, default = self._part("metal").get("devices", ()), self._part("metal").get("default")
         found = [d for d in devices if len(devices) == 1 or registry_id in (None, d["registryID"])]
-        if not found and devices and part.get("default") is not None:
-            found = [devices[part["default"]]]
-        if not found:
+        if not found and (not devices or default is None):
             raise _fail(ERROR_NOT_READY, REASON_SOURCE_FAILED, "metal", "Metal gives no device to this process")
-        out = {key: found[0].get(key) for key in _METAL_ANSWERS}
-        out["families"] = tuple(found[0].get("supportsFamily:", ()))
-        return out
+        device = (found or devices[default:])[0]
+        said = {key: device.get(key) for key in _METAL_ANSWERS}
+        return dict(said, families=tuple(device.get("supportsFamily:", ())))
 
 
 _METAL_ANSWERS = ("name", "registryID", "recommendedMaxWorkingSetSize", "maxBufferLength", "hasUnifiedMemory",
@@ -4037,15 +3961,15 @@ class _RecordedMachine:
 
     def __init__(self, path: Any, speed: float = 1.0, loop: bool = True, monotonic: Callable[[], float] | None = None,
                  sleep: Callable[[float], None] | None = None) -> None:
-        recording = path if isinstance(path, _Recording) else _Recording.load(path, bool(loop))
-        self.recording, self.name = recording, recording.path
+        if not isinstance(path, _Recording):
+            path = _path_text(path)
+            path = _Recording(_read_json(path), path, bool(loop))
+        self.recording: _Recording = path
+        self.name = self.recording.path
         self.calls: dict[str, int] = {}
-        self.clock = clock = _ReplayClock(recording, speed, monotonic, sleep)
-        self.registry, self.ioreport = _ReplayedRegistry(recording, clock), _ReplayedIOReport(recording, clock)
-        self.smc, self.hid = _ReplayedSMC(recording, clock), _ReplayedHID(recording, clock)
-        self.sysctl, self.mach = _ReplayedSysctl(recording, clock), _ReplayedMach(recording, clock)
-        self.libproc, self.notify = _ReplayedLibproc(recording, clock), _ReplayedNotify(recording, clock)
-        self.power, self.metal = _ReplayedPower(recording, clock), _ReplayedMetal(recording, clock)
+        self.clock = _ReplayClock(self.recording, speed, monotonic, sleep)
+        self.registry = self.ioreport = self.smc = self.hid = self.sysctl = self.mach = self.libproc = self.notify \
+            = self.power = self.metal = _Replayed(self.recording, self.clock)
 
     def forked(self) -> None:
         """In a forked child: a lock that nobody holds."""
@@ -4092,11 +4016,12 @@ _UNIT_WORDS = {"mJ": 0x0300007C00000000, "uJ": 0x0300007900000000, "nJ": 0x03000
 
 
 def _asked(function: Callable[..., Any], *args: Any) -> Any:
-    """An answer, or None where there is none."""
+    """An answer, or None where there is none; bytes as hex."""
     try:
-        return function(*args)
+        value = function(*args)
     except AppleGPUError:
         return None
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _printable(text: str) -> str:
@@ -4106,52 +4031,34 @@ def _printable(text: str) -> str:
 
 def _as_cf(value: Any) -> Any:
     """Tagged form; None for what is not written. Widths are those of Python's answer: 64 bits."""
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return ["a", [item for item in map(_as_cf, value) if item is not None]]
     if isinstance(value, dict):
         pairs = [(_printable(str(key)), _as_cf(item)) for key, item in value.items()]
         return ["d", {key: item for key, item in pairs if item is not None}]
-    if isinstance(value, bytes):
-        return ["x", value.hex()]
-    if isinstance(value, str):
-        return ["s", _printable(value)]
-    if isinstance(value, bool):
-        return ["b", value]
+    if isinstance(value, (bytes, str)):
+        return ["x", value.hex()] if isinstance(value, bytes) else ["s", _printable(value)]
     if isinstance(value, int):
-        return ["i64", _signed(value)]
+        return ["b", value] if isinstance(value, bool) else ["i64", _signed(value)]
     return ["f64", value] if isinstance(value, float) and abs(value) <= 1e300 else None
 
 
-def _numbers(value: Any, more: tuple[type, ...] = ()) -> Any:
-    """What is a number, or in a list or dictionary of numbers; text is an opening for somebody's name."""
+def _permitted(key: str, value: Any) -> Any:
+    """What may be written of a property: text is an opening for somebody's name, so are keys of inner dictionaries."""
+    numbers, letters = (int, float), {"GPUConfigurationVariable": 2, "AppUsage": 4096}.get(key, 0)
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, list):
+            return [v for v in value if isinstance(v, numbers)]
+        return value if isinstance(value, numbers) or isinstance(value, str) and len(value) <= letters else None
+    if key == "AppUsage":
+        shown = ("API", "lastSubmittedTime", "accumulatedGPUTime")
+        items = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+        return [{k: v for k, v in item.items() if k in shown and isinstance(v, (int, str))} for item in items]
     if isinstance(value, dict):
-        return {k: v for k, v in value.items() if isinstance(v, (int, float) + more)}
-    if isinstance(value, list):
-        return [v for v in value if isinstance(v, (int, float))]
-    return value if isinstance(value, (int, float)) else None
-
-
-def _configuration(value: Any) -> Any:
-    """GPUConfigurationVariable: numbers, core_mask_list, and letters like gpu_var."""
-    items = _numbers(value, (list, str)) or {}
-    return {k: _numbers(v) if isinstance(v, list) else v for k, v in items.items()
-            if not isinstance(v, str) or len(v) < 3}
-
-
-def _usage(value: Any) -> Any:
-    keys = ("API", "lastSubmittedTime", "accumulatedGPUTime")
-    items = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-    return [{k: v for k, v in item.items() if k in keys and isinstance(v, (int, str))} for item in items]
-
-
-def _short(value: Any) -> Any:
-    """Numbers, tables, and names of the hardware."""
-    return value if isinstance(value, (int, float, bytes)) or (isinstance(value, str) and len(value) <= 64) else None
-
-
-_RECORDED_AS: dict[str, Callable[[Any], Any]] = {
-    "PerformanceStatistics": _numbers, "IOPowerManagement": _numbers, "GPUConfigurationVariable": _configuration,
-    "AppUsage": _usage, **dict.fromkeys(_RECORDED_NUMBERS, _numbers)}
+        kept = ((k, inside(v)) for k, v in value.items() if letters or not isinstance(v, list))
+        return {k: v for k, v in kept if v is not None}
+    return value if isinstance(value, numbers + (bytes,)) or isinstance(value, str) and len(value) <= 64 else None
 
 
 def _creator(text: Any) -> tuple[int, str] | None:
@@ -4175,63 +4082,46 @@ def _kept_subscriptions(machine: Any) -> dict[str, Any]:
     return kept
 
 
-def _want_all(group: str, subgroup: str, name: str, unit: str) -> bool:
-    return True
-
-
 class _Recorder:
-    """Takes frames, each everything that is permitted at one instant, under keys like ("smc", "Tg05"); then writes down
-    for each key when it changed."""
+    """Takes frames, each everything that is permitted at one instant, under its place in the file; then writes down for
+    each place when it changed."""
 
     def __init__(self, machine: Any, names: bool) -> None:
         self.machine, self.names = machine, names
         self.frames: list[dict[Any, Any]] = []
-        self.nodes: dict[int, dict[str, Any]] = {}          # by registry id
-        self.entries: list[tuple[Any, int, tuple[str, ...]]] = []
-        self.clients: dict[int, tuple[int, str]] = {}       # by registry id
-        self.paths: dict[int, str | None] = {}              # by pid
+        self.nodes: dict[int, tuple[Any, str, dict[str, Any]]] = {}     # by registry id: entry, kind, what the file says
+        self.clients: dict[int, tuple[int, str]] = {}                   # by registry id: pid, name
+        self.paths: dict[int, str | None] = {}                          # by pid
         self.groups: dict[str, str] = {}
         self.subscriptions: list[Any] = []
-        self._find_entries()
+        for kind in ("IOAccelerator", "H11ANEIn", "AppleSmartBattery"):
+            for entry in _asked(machine.registry.services, kind) or ():
+                self._add_entry(entry, kind)
+        for name in ("pmgr", "sgx") + tuple("cpu%d" % n for n in range(64)):
+            for entry in _asked(machine.registry.named, name) or ():
+                self._add_entry(entry, name.rstrip("0123456789"), name)
         for group in _RECORDED_GROUPS:
             self._subscribe(group)
-        count = _asked(machine.smc.count) or 0
-        keys = [_asked(machine.smc.key_at, i) for i in range(min(count, 20000))]
-        infos = [(key, _asked(machine.smc.info, key)) for key in keys if key and len(key) == 4 and key.isprintable()]
-        self.smc_keys = [[key, info[1], info[0]] for key, info in infos
-                         if info and len(info[1]) == 4 and info[1].isprintable() and 0 <= info[0] <= 128]
-        self.smc_values = [key for key, kind, _ in self.smc_keys
-                           if key.startswith(_RECORDED_SMC_KEYS) and kind in _RECORDED_SMC_TYPES]
+        keys = [_asked(machine.smc.key_at, i) for i in range(min(_asked(machine.smc.count) or 0, 20000))]
+        infos = [(key, _asked(machine.smc.info, key) or (-1, "")) for key in keys if key]
+        self.smc_keys = [[key, kind, size] for key, (size, kind) in infos
+                         if len(key) == len(kind) == 4 and (key + kind).isprintable() and 0 <= size <= 128]
 
-    # -- what there is --
-
-    def _find_entries(self) -> None:
-        registry = self.machine.registry
-        for kind in ("IOAccelerator", "H11ANEIn", "AppleSmartBattery"):
-            for entry in _asked(registry.services, kind) or ():
-                self._add_entry(entry, kind, None, [kind])
-        for name in ("pmgr", "sgx") + tuple("cpu%d" % n for n in range(64)):
-            for entry in _asked(registry.named, name) or ():
-                self._add_entry(entry, "cpu" if name[:3] == "cpu" else name, name, [])
-
-    def _add_entry(self, entry: Any, kind: str, name: str | None, conforms: list[str],
-                   parent: int | None = None) -> None:
+    def _add_entry(self, entry: Any, kind: str, name: str | None = None, parent: int | None = None) -> None:
         registry = self.machine.registry
         number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
-        if number is None or class_name is None or number in self.nodes:
-            return
-        self.nodes[number] = {"id": number, "class": _printable(class_name), "name": name or _printable(class_name),
-                              "conforms": [c for c in conforms if c != class_name], "parent": parent}
-        self.entries.append((entry, number, _RECORDED_PROPERTIES[kind]))
+        if number is not None and class_name is not None and number not in self.nodes:
+            conforms = [kind] if name is None and parent is None and kind != class_name else []
+            self.nodes[number] = entry, kind, {"id": number, "class": _printable(class_name), "parent": parent,
+                                               "name": name or _printable(class_name), "conforms": conforms}
 
     def _subscribe(self, group: str) -> None:
         kept = _kept_subscriptions(self.machine)
         try:
-            made = kept.get(group) or self.machine.ioreport.subscribe([(group, None)], _want_all)
-        except NVMLError_NotSupported:
-            self.groups[group] = "refuses"
-            return
-        except AppleGPUError:
+            made = kept.get(group) or self.machine.ioreport.subscribe([(group, None)], lambda *about: True)
+        except AppleGPUError as error:
+            if error.value == ERROR_NOT_SUPPORTED:
+                self.groups[group] = "refuses"
             return
         if made is not None:
             self.groups[group] = "ok"
@@ -4259,43 +4149,44 @@ class _Recorder:
 
     def _frame(self) -> dict[Any, Any]:
         frame: dict[Any, Any] = {}
+        machine, clock = self.machine, self.machine.clock
         for i, subscription in enumerate(self.subscriptions):
             rows = _asked(subscription.sample) or [None] * len(subscription.channels)
             frame.update((("row", i, k), row and [row[0], *row[1]]) for k, row in enumerate(rows))
-        machine, clock = self.machine, self.machine.clock
         up, awake = clock.now()     # after the counters, whose stamps are not later
         frame["up"], frame["unix"], frame["slept"] = up, clock.unix(), (awake - up) // 1000000 * 1000000
         frame["ticks"] = -(-up * clock.ticks_per_second() // 1000000000)
         self._registry(frame)
-        for key in self.smc_values:
-            frame["smc", key] = _hex(_asked(machine.smc.read, key))
+        for key, kind, _ in self.smc_keys:
+            if key.startswith(_RECORDED_SMC_KEYS) and kind in _RECORDED_SMC_TYPES:
+                frame["smc", key] = _asked(machine.smc.read, key)
         for name in _RECORDED_SYSCTLS:
-            frame["sysctl", name] = _hex(_asked(machine.sysctl.raw, name))
-        frame["vm"], frame["cpu"] = _hex(_asked(machine.mach.vm_statistics)), _hex(_asked(machine.mach.cpu_ticks))
-        frame["thermal"] = _asked(machine.notify.state, _THERMAL_NOTIFICATION)
-        frame["power"] = _asked(machine.power.providing)
-        seen: dict[Any, int] = {}
-        for product, location, celsius in _asked(machine.hid.temperatures) or ():       # names may repeat
-            seen[product, location] = seen.get((product, location), 0) + 1
-            frame["hid", product, location, seen[product, location]] = celsius
+            frame["sysctl", name] = _asked(machine.sysctl.raw, name)
+        frame["mach", "vm_statistics64"] = _asked(machine.mach.vm_statistics)
+        frame["mach", "cpu_load"] = _asked(machine.mach.cpu_ticks)
+        frame["notify", _THERMAL_NOTIFICATION] = _asked(machine.notify.state, _THERMAL_NOTIFICATION)
+        frame["power", "providing"] = _asked(machine.power.providing)
+        for product, location, celsius in _asked(machine.hid.temperatures) or ():
+            same = 0
+            while ("hid", product, location, same) in frame:        # names may repeat
+                same += 1
+            frame["hid", product, location, same] = celsius
         return frame
 
     def _registry(self, frame: dict[Any, Any]) -> None:
         registry = self.machine.registry
-        for entry, number, keys in list(self.entries):
-            if keys is _RECORDED_PROPERTIES["IOAccelerator"]:
-                for child in _asked(registry.children, entry) or ():
-                    if _asked(registry.get, child, "IOUserClientCreator"):
-                        self._add_entry(child, "UserClient", None, [], number)
-        for entry, number, keys in self.entries:
-            if keys is _RECORDED_PROPERTIES["pmgr"] and self.frames:
-                continue        # a hundred tables that do not change
-            for key in keys:
-                value = _asked(registry.get, entry, key)
-                if key == "IOUserClientCreator":
-                    value = self._client(number, value)
-                value = _RECORDED_AS.get(key, _short)(value)
-                frame["registry", number, key] = None if value is None else _as_cf(value)
+        for number, (entry, kind, _) in list(self.nodes.items()):
+            for child in kind == "IOAccelerator" and _asked(registry.children, entry) or ():
+                if _asked(registry.get, child, "IOUserClientCreator"):
+                    self._add_entry(child, "UserClient", None, number)
+        for number, (entry, kind, _) in self.nodes.items():
+            for key in _RECORDED_PROPERTIES[kind] if kind != "pmgr" or not self.frames else ():    # tables never change
+                try:
+                    value = registry.get(entry, key)
+                except AppleGPUError:
+                    value = None
+                value = self._client(number, value) if key == "IOUserClientCreator" else _permitted(key, value)
+                frame["registry", number, key] = _as_cf(value)
         for pid in self._busy(frame):
             self._process(frame, pid)
 
@@ -4322,14 +4213,12 @@ class _Recorder:
 
     def _process(self, frame: dict[Any, Any], pid: int) -> None:
         libproc = self.machine.libproc
-        short = _asked(libproc.short_info, pid)
-        if short is not None and len(short) >= 32:      # proc_bsdshortinfo: name @16, 16 bytes
-            name = self._shown(pid, short[16:32].split(b"\0")[0].decode("utf-8", "replace"))
-            short = short[:16] + name.encode("utf-8", "replace")[:15].ljust(16, b"\0") + short[32:]
-        usage = _asked(libproc.rusage, pid)
-        frame["libproc", pid, "short_info"] = _hex(short)
-        frame["libproc", pid, "task_info"] = _hex(_asked(libproc.task_info, pid))
-        frame["libproc", pid, "rusage"] = None if usage is None else _hex(bytes(16) + usage[16:])   # ri_uuid @0
+        short, usage = _asked(libproc.short_info, pid), _asked(libproc.rusage, pid)
+        if short is not None and len(short) >= 64:      # proc_bsdshortinfo: name @16, 16 bytes
+            name = self._shown(pid, bytes.fromhex(short[32:64]).split(b"\0")[0].decode("utf-8", "replace"))
+            short = short[:32] + name.encode("utf-8", "replace")[:15].ljust(16, b"\0").hex() + short[64:]
+        frame["libproc", pid, "short_info"], frame["libproc", pid, "task_info"] = short, _asked(libproc.task_info, pid)
+        frame["libproc", pid, "rusage"] = usage and bytes(16).hex() + usage[32:]        # ri_uuid @0
 
     # -- the file --
 
@@ -4346,47 +4235,42 @@ class _Recorder:
         """[instant, value] where the value changed; None when there never was one. What is missing meanwhile holds."""
         out: list[list[Any]] = []
         for i, frame in enumerate(self.frames):
-            value = frame.get(key if len(key) > 1 else key[0])
+            value = frame.get(key)
             if value is not None and (not out or out[-1][1] != value):
                 out.append([i if out else 0, value])
         return out or None
 
-    def _table(self, part: str, names: Iterable[str]) -> dict[str, Any]:
-        pairs = [(name, self._series(part, name)) for name in names]
-        return {name: series for name, series in pairs if series}
+    def _table(self, part: str) -> dict[str, Any]:
+        keys = dict.fromkeys(key for frame in self.frames for key in frame if key[0] == part)
+        return {key[1]: series for key, series in ((key, self._series(*key)) for key in keys) if series}
 
     def _file(self) -> dict[str, Any]:
         machine, frames = self.machine, self.frames
-        first, slept = frames[0], [frame["slept"] for frame in frames]
         brand, version = (_printable(_asked(machine.sysctl.text, name) or "unknown")
                           for name in ("machdep.cpu.brand_string", "kern.osproductversion"))
-        vm, cpu, page = self._series("vm"), self._series("cpu"), _asked(machine.mach.page_size)
-        thermal, power = self._series("thermal"), self._series("power")
+        mach, power, page = self._table("mach"), self._table("power"), _asked(machine.mach.page_size)
         origin = {"kind": "observed" if machine.name == "live" else "composed",
                   "from": "the recorder of pyapplegpu" + ", replaying another recording" * (machine.name != "live")}
         return {
             "format": _RECORDING_FORMAT, "title": "%s, macOS %s" % (brand, version), "macos": version, "chip": brand,
             "provenance": {part: origin for part in _RECORDING_PARTS},
-            "time": {"timebase": list(_asked(machine.mach.timebase) or (125, 3)), "unix": round(first["unix"], 3),
+            "time": {"timebase": list(_asked(machine.mach.timebase) or (125, 3)), "unix": round(frames[0]["unix"], 3),
                      "ticks": [frame["ticks"] for frame in frames],
-                     "slept": [max(slept[:i + 1]) for i in range(len(slept))]},
-            "registry": [self._node(number) for _, number, _ in self.entries],
+                     "slept": [max(f["slept"] for f in frames[:i + 1]) for i in range(len(frames))]},
+            "registry": [self._node(number) for number in self.nodes],
             "ioreport": {"groups": self.groups, "channels": self._channels()},
-            "smc": {"keys": self.smc_keys, "values": self._table("smc", self.smc_values)} if self.smc_keys else None,
-            "hid": self._sensors(),
-            "sysctl": self._table("sysctl", _RECORDED_SYSCTLS),
-            "mach": {"page_size": page, "vm_statistics64": vm, "cpu_load": cpu} if page and vm and cpu else None,
+            "smc": {"keys": self.smc_keys, "values": self._table("smc")} if self.smc_keys else None,
+            "hid": self._sensors(), "sysctl": self._table("sysctl"),
+            "mach": dict(mach, page_size=page) if page and len(mach) == 2 else None,
             "libproc": {"processes": [self._listed(pid) for pid in self.paths]},
-            "notify": {_THERMAL_NOTIFICATION: thermal} if thermal else None,
-            "power": {"providing": power} if power else None,
-            "metal": self._metal(), "expected": [],
+            "notify": self._table("notify"), "power": power or None, "metal": self._metal(), "expected": [],
         }
 
     def _node(self, number: int) -> dict[str, Any]:
-        keys = [keys for _, n, keys in self.entries if n == number][0]
-        found = [(key, self._series("registry", number, key)) for key in keys]
-        return dict(self.nodes[number], properties={k: s[0][1] for k, s in found if s and len(s) == 1},
-                    series={k: s for k, s in found if s and len(s) > 1})
+        _, kind, said = self.nodes[number]
+        found = [(key, self._series("registry", number, key) or ()) for key in _RECORDED_PROPERTIES[kind]]
+        return dict(said, properties={k: s[0][1] for k, s in found if len(s) == 1},
+                    series={k: s for k, s in found if len(s) > 1})
 
     def _channels(self) -> list[dict[str, Any]]:
         out = []
@@ -4399,9 +4283,7 @@ class _Recorder:
         return out
 
     def _sensors(self) -> dict[str, Any] | None:
-        keys: dict[Any, None] = {}
-        for frame in self.frames:
-            keys.update((key, None) for key in frame if key[0] == "hid")
+        keys = dict.fromkeys(key for frame in self.frames for key in frame if key[0] == "hid")
         services = [{"properties": {"Product": ["s", _printable(key[1])], "LocationID": ["i64", _signed(key[2])],
                                     "PrimaryUsagePage": ["i64", 0xFF00], "PrimaryUsage": ["i64", 5]},
                      "value": self._series(*key)} for key in keys]
@@ -4420,10 +4302,6 @@ class _Recorder:
         device = {key: said.get(key) for key in _METAL_ANSWERS}
         device["supportsFamily:"] = list(said.get("families", ()))
         return {"devices": [device], "default": 0}
-
-
-def _hex(data: bytes | None) -> str | None:
-    return None if data is None else data.hex()
 
 
 def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
@@ -4464,11 +4342,7 @@ def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: fl
             raise _bad("%s must be from %s to %s, not %r" % (name, low, high, value))
     if seconds > 2000 * interval:
         raise _bad("a recording of more than 2000 samples is too long; pass a longer interval")
-    try:
-        where = os.fsdecode(path)
-    except TypeError:
-        raise _bad("a recording is named by its path, not by %.64r" % (path,)) from None
-    recorder = _Recorder(machine, names)
+    where, recorder = _path_text(path), _Recorder(machine, names)
     recorder.run(seconds, interval)
     text = recorder.text()
     _Recording(json.loads(text), where)     # what cannot be read back is not written
@@ -4496,7 +4370,8 @@ def _little(data: bytes) -> int:
 
 
 def _float32(data: bytes) -> float:
-    return struct.unpack("<f", data)[0]
+    value: float = struct.unpack("<f", data)[0]
+    return value
 
 
 # type -> (size or None, decode). Integers of the SMC proper are big-endian on Apple silicon, floats and ioft little-endian
@@ -5014,19 +4889,31 @@ def _baseline(clocks: Sequence[int], window: int, shortest: int) -> int | None:
     return 0 if ages and ages[0] >= shortest else None
 
 
+def _reach(points: Sequence[Any], window: int, shortest: int) -> tuple[int | None, bool]:
+    """(index of the baseline of the newest point, True when there are only older points than count as the last poll:
+    those that another caller's longer window has kept)."""
+    clocks = [point[0] for point in points]
+    old = sum(clocks[-1] - c > max(_LONGEST, 2 * window) + window for c in clocks) if clocks else 0
+    base = _baseline(clocks[old:], window, shortest) if clocks else None
+    return None if base is None else base + old, 0 < old == len(clocks) - 1
+
+
 def _prune(points: list[Any], window: int) -> None:
-    """Drop what no baseline can be any more: points older than the newest one that is a whole window old."""
+    """Drop what no baseline can be any more: points older than the newest one that is a whole window old. Where windows
+    of several lengths leave too many, those that stand closest for their age."""
     for i in range(len(points) - 1, 0, -1):
         if points[-1][0] - points[i][0] >= window:
             del points[:i]
             break
     while len(points) > _MOST_POINTS:
-        del points[1]
+        clocks = [point[0] for point in points]
+        del points[min(range(1, len(clocks) - 1), key=lambda i: (clocks[i + 1] - clocks[i - 1]) / (clocks[-1] - clocks[i] or 1))]
 
 
-def _append(points: list[Any], point: Any, window: int) -> None:
-    """Add a point; a newest one nearer than a grain to the one before it makes room first (a tail joins its batch)."""
-    if len(points) >= 2 and points[-1][0] - points[-2][0] < window // _GRAINS:
+def _append(points: list[Any], point: Any, window: int, finest: int | None = None) -> None:
+    """Add a point; a newest one nearer than a grain of the shortest window to the one before it makes room first (a tail
+    joins its batch)."""
+    if len(points) >= 2 and points[-1][0] - points[-2][0] < (finest or window) // _GRAINS:
         points.pop()
     points.append(point)
     _prune(points, window)
@@ -5062,15 +4949,15 @@ class _Energy:
         self.points, self.reason, self.began, self.stood, self.gap = [], reason, t, 0, 0
         self.barrier = t - _SHORTEST if reason == REASON_SLEPT else None
 
-    def look(self, t: int, stamp: int | None, value: int | None, window: int) -> None:
-        """Take the counter as the sample at `t` shows it."""
+    def look(self, t: int, stamp: int | None, value: int | None, window: int, finest: int | None = None) -> None:
+        """Take the counter as the sample at `t` shows it. `window` is the longest asked for, `finest` the shortest."""
         self.lapse = t - self.time if self.time else 0
         if value is None or value < 0:
             self.drop(t, REASON_ABSENT)
         else:
             if self.usable and self._off_clock(t, stamp, value):
                 self._leave_stamps()
-            self._take(t, stamp if self.usable and stamp else t, value, window)
+            self._take(t, stamp if self.usable and stamp else t, value, window, finest or window)
             self.stamp, self.value = stamp, value
         self.time = t
 
@@ -5087,7 +4974,7 @@ class _Energy:
         self.usable, self.stood = False, 0
         self.points = [(self.time, self.value)] if self.points and self.value is not None else []
 
-    def _take(self, t: int, clock: int, value: int, window: int) -> None:
+    def _take(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
         if self.value is not None and value < self.value:
             self._restart(t, clock, value, REASON_RESET)
         elif not self.points:
@@ -5095,7 +4982,7 @@ class _Energy:
         elif clock == self.points[-1][0]:
             self.stood += self.lapse if self.lapse <= _HOLD else 0
         else:
-            self._publish(t, clock, value, self.span(window))
+            self._publish(t, clock, value, self.span(window), self.span(finest))
 
     def _too_much(self, change: int, span: int) -> bool:
         """True for more than any supply gives: millijoules x 10^6 against watts x nanoseconds."""
@@ -5123,7 +5010,7 @@ class _Energy:
         self.points, self.reason, self.began = [(clock, value)], reason, t
         self.stood, self.gap, self.barrier = max(0, t - clock), 0, None
 
-    def _publish(self, t: int, clock: int, value: int, window: int) -> None:
+    def _publish(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
         last_clock, last_value = self.points[-1]
         distance = clock - last_clock
         floor = _COARSE if self.batched and not self.usable else _SHORTEST
@@ -5133,7 +5020,7 @@ class _Energy:
         if self.stood > max(_HOLD, window) or distance > max(_LONGEST, 2 * window):
             self.points, self.reason, self.gap = [(clock, value)], REASON_SLOW, distance
         else:
-            _append(self.points, (clock, value), window)
+            _append(self.points, (clock, value), window, finest)
             self.gap = 0
         self.stood = 0
 
@@ -5150,9 +5037,10 @@ class _Energy:
             return REASON_ABSENT
         if self.points and self.age() > max(_HOLD, window):
             return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE
-        base = _baseline([c for c, _ in self.points], window, self.shortest()) if self.points else None
+        base, late = _reach(self.points, window, self.shortest())
         if base is None:
-            return self.reason
+            self.began = self.time if late else self.began
+            return REASON_FIRST if late else self.reason
         change, span = self.points[-1][1] - self.points[base][1], self.points[-1][0] - self.points[base][0]
         return REASON_RESET if self._too_much(change, span) else (change, span)
 
@@ -5186,17 +5074,18 @@ class _Series:
     def drop(self, t: int, reason: str) -> None:
         self.points, self.reason, self.began = [], reason, t
 
-    def add(self, t: int, payload: Any, window: int) -> None:
+    def add(self, t: int, payload: Any, window: int, finest: int | None = None) -> None:
         if self.points:
             self.lapse = t - self.points[-1][0]
         elif self.reason == REASON_FIRST:
             self.began = t
-        _append(self.points, (t, payload), window)
+        _append(self.points, (t, payload), window, finest)
 
     def interval(self, window: int, shortest: int) -> tuple[Any, Any, int] | None:
         """(old payload, new payload, span), or None without a baseline."""
-        base = _baseline([t for t, _ in self.points], window, shortest) if self.points else None
+        base, late = _reach(self.points, window, shortest)
         if base is None:
+            self.began = self.points[-1][0] if late else self.began
             return None
         return self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0]
 
@@ -5213,14 +5102,14 @@ class _Feed:
         self.source = source
         self.series = _Series()
         self.lock = allocate_lock()         # held around the native call, never while waiting
-        self.window = engine.window
+        self.window = self.finest = engine.window       # the longest and the shortest that was asked for
         self.time: int | None = None        # of the last sample
         self.asleep = 0
 
     def refresh(self, window: int | None = None) -> None:
         """Sample, unless the last sample is so young that every caller of one poll should share it."""
         with self.lock:
-            self.window = max(self.window, window or 0)
+            self.window, self.finest = max(self.window, window or 0), min(self.finest, window or self.finest)
             now, _ = self.engine.machine.clock.now()
             if self.time is not None and 0 <= now - self.time < _SHORTEST:
                 return
@@ -5247,7 +5136,7 @@ class _Feed:
         self.series.drop(t, reason)
 
     def keep(self, t: int, payload: Any) -> None:
-        self.series.add(t, payload, self.window)
+        self.series.add(t, payload, self.window, self.finest)
 
     def read(self) -> Any:
         raise NotImplementedError
@@ -5339,12 +5228,17 @@ class _ReportFeed(_Feed):
             row[start:end] = array("q", values)
             if i in self.energies:
                 stamp = got[0] * _NS // hz if got is not None and got[0] is not None else None
-                self.energies[i].look(t, stamp, values[0], self.window)
+                self.energies[i].look(t, stamp, values[0], self.window, self.finest)
         _Feed.keep(self, t, row)
+
+    def silent(self) -> bool:
+        """True when no channel has a value in the newest sample (AMC Stats of an M3 Max on macOS 27 betas)."""
+        with self.engine.lock:
+            return bool(self.series.points) and all(value == INT64_MIN for value in self.series.points[-1][1])
 
     def named(self, i: int) -> str:
         """The source of channel i, for people: its group."""
-        return "ioreport:" + self.channels[i].group
+        return "ioreport:" + str(self.channels[i].group)
 
     def lane(self, row: array[int], i: int) -> array[int]:
         """The values of channel i in a row."""
@@ -5385,6 +5279,12 @@ class _TicksFeed(_Feed):
 
 class _ClientsFeed(_Feed):
     """GPU time of every user client of the accelerator, by registry entry id (never reused, so a reused pid does no harm)."""
+
+    def newest(self) -> Any:
+        """The last sample; another thread may have dropped it since (a GPU restart)."""
+        if not self.series.points:
+            raise self.missing(self.series.reason)
+        return self.series.points[-1][1]
 
     def read(self) -> Any:
         registry = self.engine.machine.registry
@@ -5645,8 +5545,11 @@ class _Engine:
     def _gpu_restarted(self) -> None:
         now = self.machine.clock.now()[0]
         with self.lock:
-            for feed in (self.main, self.clients):
-                feed.drop(now, REASON_RESET)
+            self.clients.drop(now, REASON_RESET)
+            self.main.series.drop(now, REASON_RESET)
+            for i, energy in self.main.energies.items():
+                if "GPU" in self.main.channels[i].name:     # the other rails' energy went on
+                    energy.drop(now, REASON_RESET)
 
     def statistics(self) -> dict[str, Any]:
         """PerformanceStatistics of the accelerator; a changed recoveryCount starts the GPU's histories anew."""
@@ -5753,8 +5656,8 @@ class _Engine:
     def gpu_engines(self, window: int) -> _Figure:
         got = self.statistics()
         names = ("Device Utilization %", "Renderer Utilization %", "Tiler Utilization %")
-        values = [got.get(name) for name in names]
-        if not all(isinstance(v, int) for v in values):
+        values = [got[name] for name in names if isinstance(got.get(name), int)]
+        if len(values) < 3:
             raise self.lacking("registry", "PerformanceStatistics has no utilisation")
         return _Figure(EngineUtilization(*values), source="registry")
 
@@ -5878,8 +5781,13 @@ class _Engine:
             return None, _Figure(None)
         states = self.main.channels[lanes[0]].states
         self.main.refresh(window)
-        with self.lock:
-            ratios, span = self.main.ratios(lanes[0], window)
+        try:
+            with self.lock:
+                ratios, span = self.main.ratios(lanes[0], window)
+        except NVMLError_NotReady as error:
+            if error.reason != REASON_ABSENT:
+                raise
+            return None, _Figure(None)
         return _limit_figure(name, states, ratios), _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
 
     # ---- energy and power
@@ -5887,21 +5795,22 @@ class _Engine:
     def rail(self, rail: str) -> tuple[_ReportFeed, list[int]]:
         """(feed, lanes) of a rail: the preferred channels, one per die, decided once."""
         def work() -> tuple[_ReportFeed, list[int]]:
+            refused: AppleGPUError | None = None
             for feed in (self.main, self.pmp):
-                lanes = self._rail_lanes(feed, rail)
+                try:
+                    lanes = self._rail_lanes(feed, rail)
+                except NVMLError_NotSupported as error:
+                    refused, lanes = refused or error, []
                 if lanes:
                     return feed, lanes
+            if refused is not None and self.main.subscription is None:
+                raise refused
             raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % rail)
         feed, lanes = self.once("rail " + rail, work)
         return feed, lanes
 
     def _rail_lanes(self, feed: _ReportFeed, rail: str) -> list[int]:
-        try:
-            feed.open()
-        except NVMLError_NotSupported:
-            if feed is self.main:
-                raise
-            return []
+        feed.open()
         ranked = [(_rail_of(c.group, c.subgroup, c.name), i) for i, c in enumerate(feed.channels) if i in feed.energies]
         fitting = [(got[1], i) for got, i in ranked if got is not None and got[0] == rail]
         best = min((rank for rank, _ in fitting), default=None)
@@ -5990,7 +5899,8 @@ class _Engine:
         feed, lanes = self.rail(rail)
         with self.lock:
             totals = [(feed.energies[i].total(), feed.energies[i].scale) for i in lanes]
-        return [(t[1], t[0] * s[0] / s[1]) for t, s in totals if not isinstance(t, str)]
+        points = [(t[1], t[0] * s[0] / s[1]) for t, s in totals if not isinstance(t, str)]
+        return points if len(points) == len(lanes) else []      # never one die beside another
 
     def gpu_power(self, window: int) -> _Figure:
         """GPU Energy over the window; FilteredGPUPower, the driver's own average, when that counter is missing or dead."""
@@ -6220,9 +6130,9 @@ class _Engine:
                     raise
                 self.facts["amc dead"] = error
             except NVMLError_NotReady as error:
-                if error.reason != REASON_ABSENT:       # M3 Max on 27 betas: every AMC value INT64_MIN
+                if error.reason != REASON_ABSENT or not self.amc.silent():
                     raise
-                self.facts["amc dead"] = error
+                self.facts["amc dead"] = self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
         try:
             self.pmp.open()
         except NVMLError_NotSupported:
@@ -6259,10 +6169,9 @@ class _Engine:
         if simple and not stems:
             self.pmp.refresh(window)
             with self.lock:
-                counted = [self.pmp.counted(i, window) for i in simple]
-            scale = _BYTE_UNITS[self.pmp.channels[simple[0]].unit]
-            return _Figure(Bandwidth(sum(c[0] for c in counted) * scale * _NS / counted[0][1], False, False), 0.0,
-                           counted[0][1] / _NS, self.pmp.named(simple[0]))
+                counted = [(self.pmp.counted(i, window), _BYTE_UNITS[self.pmp.channels[i].unit]) for i in simple]
+            moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
+            return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, self.pmp.named(simple[0]))
         return self._histogram_traffic(window, direction, stems)
 
     def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
@@ -6314,8 +6223,9 @@ class _Engine:
         for way in (self._ane_floor, self._ane_iop, self._ane_on, self._ane_watts):
             try:
                 return way(window)
-            except (NVMLError_NotSupported, NVMLError_NoPermission):
-                continue
+            except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady) as error:
+                if error.value == ERROR_NOT_READY and (error.reason != REASON_ABSENT or way == self._ane_watts):
+                    raise
         raise self.lacking("ioreport", "nothing tells of the ANE's activity")
 
     def _ane_share(self, feed: _ReportFeed, channel: str, idle: Callable[[str], bool], method: str, window: int) -> _Figure:
@@ -6638,7 +6548,7 @@ class _Engine:
         """Processes with GPU clients, busiest first; percentages once there is a baseline."""
         self.clients.refresh(window)
         with self.lock:
-            newest = self.clients.series.points[-1][1]
+            newest = self.clients.newest()
             got = self.clients.series.interval(window, _SHORTEST)
         shares = _client_shares(*got) if got else {}
         mine = self.machine.libproc.own_pid()
@@ -6663,7 +6573,7 @@ class _Engine:
     def process_gpu_time(self, window: int, pid: int) -> _Figure:
         self.clients.refresh()
         with self.lock:
-            totals = _client_totals(self.clients.series.points[-1][1])
+            totals = _client_totals(self.clients.newest())
         if pid not in totals:
             self._process_exists(pid)
             raise _fail(ERROR_NO_DATA, REASON_ABSENT, "registry", "process %d does not use the GPU" % pid)
@@ -6810,11 +6720,12 @@ def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: floa
 
     recording: a file of `--record` to replay instead of this Mac (default: the environment's PYAPPLEGPU_RECORDING).
     window: seconds over which rates are measured, 0.05 to 3600. timeout: seconds a rate waits for its second sample.
-    speed, loop: of the replay; speed 0 moves one recorded sample per rate call. A nested call with other arguments than
-    the first is InvalidArgument. Raises LibraryNotFound without an Apple GPU and without a recording.
+    speed, loop: of the replay; speed 0 moves one recorded sample per rate call. A nested call for another recording or
+    replay is InvalidArgument; window and timeout stay those of the first. Raises LibraryNotFound without an Apple GPU and without a recording.
     """
     path = _recording_path(recording)
     opened = (path, speed, loop)
+    _window_ns(window), _timeout_ns(timeout)
     with _library.lock:
         if _library.count and _library.opened != opened:
             raise _bad("the library is initialised with %s; LibraryShutDown first, or use LibraryOpen" % (
@@ -6822,7 +6733,8 @@ def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: floa
         if _library.engine is None or _library.opened != opened:
             _library.engine = _new_engine(path, window, timeout, speed, loop)
             _library.opened = opened
-        _library.engine.set_times(window, timeout)
+        if not _library.count:      # a nested call (a library that came along) leaves the first one's times
+            _library.engine.set_times(window, timeout)
         _library.count += 1
 
 
@@ -7686,6 +7598,8 @@ class Snapshot:
         for field, _ in row[3]:
             setattr(self, field, None)
             self.reasons[field], self.messages[field] = reason, message
+            self.ages.pop(field, None), self.intervals.pop(field, None), self.sources.pop(field, None)
+            self.estimated = tuple(name for name in self.estimated if name != field)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings; keys are stable and only ever added to."""
@@ -7712,8 +7626,10 @@ def _as_plain(value: Any) -> Any:
 def _wanted_parts(parts: Sequence[str] | None) -> tuple[str, ...]:
     if parts is None:
         return PARTS
-    if isinstance(parts, str):
-        parts = (parts,)
+    try:
+        parts = (parts,) if isinstance(parts, str) else tuple(parts)
+    except TypeError:
+        raise _bad("parts must be a sequence of names, not %r" % (parts,)) from None
     for part in parts:
         _choice(part, PARTS, "part")
     return tuple(part for part in PARTS if part in parts)
@@ -7765,8 +7681,9 @@ def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
         snapshot._active_ns = _active_counter(engine)
     if "bandwidth" in snapshot.parts:
         snapshot._bytes = _byte_counters(engine)
-    if snapshot.processes is not None and engine.clients.series.points:
-        snapshot._clients = engine.clients.series.points[-1][1]
+    if snapshot.processes is not None:
+        points = engine.clients.series.points[-1:]
+        snapshot._clients = points[0][1] if points else None
 
 
 def _active_counter(engine: _Engine) -> tuple[int, float] | None:
