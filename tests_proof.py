@@ -681,23 +681,23 @@ def test_garbage_collection_inside_a_native_call():
     """Finalisers release objects while another native call is running."""
     with mac() as made:
         dev = device()
-        entry = made.table["CFGetTypeID"][1]
+        library, real = made.table["IORegistryEntryCreateCFProperty"]
 
         class Trouble:
             def __del__(self):
                 made.calls["finalised"] += 1
                 ag.MemoryGetUsed(dev)
 
-        def collecting(ref):
+        def collecting(*args):
             ring = [Trouble()]
             ring.append(ring)
             del ring
-            gc.collect(0)
-            return entry(ref)
-        for symbol in ("CFGetTypeID",):
-            made.thunks.pop(symbol, None)
-            made.table[symbol] = (made.table[symbol][0], fakemac.c(entry.c)(collecting))
-        ag._c.__dict__.pop("CFGetTypeID", None)
+            if made.calls["finalised"] < 50:
+                gc.collect()
+            return real(*args)
+        made.thunks.pop("IORegistryEntryCreateCFProperty", None)
+        made.table["IORegistryEntryCreateCFProperty"] = (library, fakemac.c(real.c, real.own)(collecting))
+        ag._c.__dict__.pop("IORegistryEntryCreateCFProperty", None)
         ag.DeviceGetEngineUtilization(dev)
         gc.collect()
         before = made.live()

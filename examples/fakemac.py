@@ -1483,16 +1483,16 @@ class HID:
     library = "IOKit"
 
     def __init__(self, mac):
-        self.mac, self.clients = mac, 0
+        self.mac, self.clients = mac, []
 
     def forked(self):
-        self.clients = 0
+        self.clients = []
 
     def client(self, maker):
-        if self.clients and "second HID client" not in self.mac.allow:
+        if any(client in self.mac.objects for client in self.clients) and "second HID client" not in self.mac.allow:
             raise Violation("a second HID client")
-        self.clients += 1
-        return self.mac.new("IOHIDEventSystemClient", None, maker).addr
+        self.clients.append(self.mac.new("IOHIDEventSystemClient", None, maker).addr)
+        return self.clients[-1]
 
     @c("p p", own="+1")
     def IOHIDEventSystemClientCreate(self, allocator):
@@ -1591,7 +1591,7 @@ class IOReport:
     library = "IOReport"
 
     def __init__(self, mac):
-        self.mac, self.taken, self.sets = mac, set(), set()
+        self.mac, self.taken = mac, {}
 
     def start(self):
         self.groups = (self.mac.recording.get("ioreport") or {}).get("groups", {})
@@ -1604,7 +1604,7 @@ class IOReport:
         self.items_at, self.items = None, {}
 
     def forked(self):
-        self.taken, self.sets = set(), set()
+        self.taken = {}
 
     def listing(self, channels, maker):
         items = [("channel", channel, 0, None) for channel in channels]
@@ -1667,20 +1667,24 @@ class IOReport:
         if not granted:
             self.mac.put(slot, bytes(8))
             return None
-        self.once({channel.key + (channel.group, channel.subgroup) for channel in granted}, frozenset(channel.group for channel in granted))
+        keys = {channel.key + (channel.group, channel.subgroup) for channel in granted}
+        self.once(keys)
         made = self.mac.new("IOReportSubscription", None, "IOReportCreateSubscription")
         made.info = {id(channel) for channel in granted}
+        self.taken[made.addr] = keys
         self.mac.put(slot, struct.pack("<Q", self.listing(granted, "IOReportCreateSubscription (channels)")))
         return made.addr
 
-    def once(self, keys, groups):
-        if "second subscription" not in self.mac.allow:
-            if groups in self.sets:
-                raise Violation("a second subscription for %s" % ", ".join(sorted(groups)))
-            if keys & self.taken:
-                raise Violation("a second subscription holds channels of %s" % ", ".join(sorted({key[2] for key in keys & self.taken})))
-        self.taken |= keys
-        self.sets.add(groups)
+    def once(self, keys):
+        """One subscription at a time for a channel, and for a set of groups."""
+        for addr in [addr for addr in self.taken if addr not in self.mac.objects]:
+            del self.taken[addr]
+        if "second subscription" in self.mac.allow:
+            return
+        for taken in self.taken.values():
+            groups, others = {key[2] for key in keys}, {key[2] for key in taken}
+            if keys & taken or groups == others:
+                raise Violation("a second subscription for channels of %s" % ", ".join(sorted({key[2] for key in keys & taken} or groups)))
 
     @c("p p p p", own="+1")
     def IOReportCreateSamples(self, subscription, channels, nothing):
