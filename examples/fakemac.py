@@ -140,15 +140,18 @@ class Channel:
         self.format, self.states = self.type & 0xFF, tuple(data.get("states") or ())
         self.key = (self.driver, self.id)
         self.label = library()._unit_text(self.unit)
+        self.parts, self.layout, self.entries = [], None, None
 
     def records(self, stamp, values):
         """RawElements: 64 bytes per element."""
-        head = struct.pack("<QQQQ", self.driver & MASK64, self.id & MASK64, self.type & MASK64, stamp & MASK64)
-        if self.format == 2:
-            body = ((index, 0, value, 0) for index, value in enumerate(values))
-        else:
-            body = ((value, 0, 0, 0) for value in values)
-        return b"".join(head + struct.pack("<QQQQ", *(word & MASK64 for word in row)) for row in body)
+        if len(self.parts) != len(values):
+            head = struct.pack("<QQQ", self.driver & MASK64, self.id & MASK64, self.type & MASK64)
+            self.parts = [(head, struct.pack("<QQ", index, 0) if self.format == 2 else b"") for index in range(len(values))]
+            self.layout = struct.Struct("<" + ("24sq16sq8x" if self.format == 2 else "24sq0sq24x") * len(values))
+        flat = []
+        for (head, before), value in zip(self.parts, values):
+            flat += (head, stamp, before, value)
+        return self.layout.pack(*flat)
 
 
 MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -277,9 +280,9 @@ TYPE_DEPENDS = {"IORegistryEntryCreateCFProperty", "IORegistryEntryCreateCFPrope
                 "IOPSGetProvidingPowerSourceType", "IOHIDEventSystemClientCopyServices"}
 SHORT = {"IORegistryEntryCreateCFProperty", "IORegistryEntryCreateCFProperties", "IORegistryEntrySearchCFProperty",
          "IOHIDServiceClientCopyProperty", "IOReportCreateSamples", "IOReportCopyChannelsInGroup", "MTLCopyAllDevices",
-         "IOHIDEventSystemClientCopyServices", "CFDataGetLength", "CFArrayGetCount", "CFStringGetLength",
+         "IOHIDEventSystemClientCopyServices", "CFPropertyListCreateData", "CFDataGetLength", "CFArrayGetCount", "CFStringGetLength",
          "sysctlbyname", "host_statistics64", "host_statistics", "host_processor_info", "proc_pidinfo", "proc_pidpath",
-         "proc_listpids", "proc_listallpids", "proc_name", "proc_pid_rusage", "IOConnectCallStructMethod"}
+         "proc_listpids", "proc_listallpids", "proc_name", "IOConnectCallStructMethod"}
 
 
 # ======================================================================================================================
@@ -794,17 +797,18 @@ def load(path):
 
 
 def channel_entries(tag, channel, stamp, values, spoilt=None):
-    entries = {
-        "DriverID": ["i64", channel.driver],
-        "IOReportGroupName": ["s", channel.group],
-        "IOReportChannelInfo": ["d", {"IOReportChannelUnit": ["i64", channel.unit]}],
-        "LegendChannel": ["a", [["i64", channel.id], ["i64", channel.type]] + ([["s", channel.name]] if channel.name else [])],
-    }
-    entries["IOReportChannels"] = entries["LegendChannel"]
-    if channel.subgroup:
-        entries["IOReportSubGroupName"] = ["s", channel.subgroup]
-    if channel.states:
-        entries["StateNames"] = ["a", [["s", name] for name in channel.states]]
+    """The content of a channel dictionary: what does not change, and the records of this sample."""
+    if channel.entries is None:
+        legend = [["i64", channel.id], ["i64", channel.type]] + ([["s", channel.name]] if channel.name else [])
+        channel.entries = {
+            "DriverID": ["i64", channel.driver], "IOReportGroupName": ["s", channel.group],
+            "IOReportChannelInfo": ["d", {"IOReportChannelUnit": ["i64", channel.unit]}],
+            "LegendChannel": ["a", legend], "IOReportChannels": ["a", legend]}
+        if channel.subgroup:
+            channel.entries["IOReportSubGroupName"] = ["s", channel.subgroup]
+        if channel.states:
+            channel.entries["StateNames"] = ["a", [["s", name] for name in channel.states]]
+    entries = dict(channel.entries)
     if values is not None:
         raw = channel.records(stamp, values)
         if spoilt == "short":
@@ -1157,17 +1161,28 @@ class CoreFoundation:
     def CFDictionaryContainsKey(self, ref, key):
         return self.mac.entry(self.mac.obj(ref, "CFDictionary"), key_of(self.mac.obj(key))) is not None
 
-    def plain(self, obj):
-        """A property list in Python; TypeError for what has no place in one."""
-        if obj.kind == "CFArray":
-            return [self.plain(self.mac.element(obj, index)) for index in range(len(obj.value))]
-        if obj.kind == "CFDictionary":
-            return {name: self.plain(self.mac.entry(obj, name)) for name in self.mac.content(obj)}
-        if obj.kind == "CFNumber":
-            return float(obj.value) if obj.info[0] == "f" else obj.value
-        if obj.kind not in ("CFString", "CFBoolean", "CFData"):
-            raise TypeError(obj.kind)
-        return bool(obj.value) if obj.kind == "CFBoolean" else obj.value
+    def plain(self, item):
+        """A property list in Python, of an object or of what one would be made of; TypeError for what has no place in one."""
+        if item.__class__ is Obj:
+            if item.kind == "CFDictionary":
+                return {name: self.plain(value) for name, value in self.mac.content(item).items()}
+            if item.kind == "CFArray":
+                return [self.plain(value) for value in item.value]
+            if item.kind == "CFNumber":
+                return float(item.value) if item.info[0] == "f" else item.value
+            if item.kind not in ("CFString", "CFBoolean", "CFData"):
+                raise TypeError(item.kind)
+            return item.value
+        if item.__class__ is tuple:
+            return {name: self.plain(value) for name, value in channel_entries(*item).items()}
+        letter, value = item
+        if letter == "d":
+            return {name: self.plain(inner) for name, inner in value.items()}
+        if letter == "a":
+            return [self.plain(inner) for inner in value]
+        if letter == "x":
+            return bytes.fromhex(value) if isinstance(value, str) else value
+        return float(value) if letter[0] == "f" else bool(value) if letter == "b" else value
 
     @c("p p p q Q p", own="+1")
     def CFPropertyListCreateData(self, allocator, plist, form, options, error):
@@ -1178,7 +1193,7 @@ class CoreFoundation:
             data = plistlib.dumps(self.plain(self.mac.obj(plist)), fmt=plistlib.FMT_BINARY)
         except TypeError:
             return None
-        return self.mac.new("CFData", data, "CFPropertyListCreateData").addr
+        return self.mac.new("CFData", data[:len(data) // 2] if self.mac.short else data, "CFPropertyListCreateData").addr
 
     @c("v p p p")
     def CFDictionaryGetKeysAndValues(self, ref, keys, values):
@@ -1468,16 +1483,16 @@ class HID:
     library = "IOKit"
 
     def __init__(self, mac):
-        self.mac, self.clients = mac, 0
+        self.mac, self.clients = mac, []
 
     def forked(self):
-        self.clients = 0
+        self.clients = []
 
     def client(self, maker):
-        if self.clients and "second HID client" not in self.mac.allow:
+        if any(client in self.mac.objects for client in self.clients) and "second HID client" not in self.mac.allow:
             raise Violation("a second HID client")
-        self.clients += 1
-        return self.mac.new("IOHIDEventSystemClient", None, maker).addr
+        self.clients.append(self.mac.new("IOHIDEventSystemClient", None, maker).addr)
+        return self.clients[-1]
 
     @c("p p", own="+1")
     def IOHIDEventSystemClientCreate(self, allocator):
@@ -1576,7 +1591,7 @@ class IOReport:
     library = "IOReport"
 
     def __init__(self, mac):
-        self.mac, self.taken, self.sets = mac, set(), set()
+        self.mac, self.taken = mac, {}
 
     def start(self):
         self.groups = (self.mac.recording.get("ioreport") or {}).get("groups", {})
@@ -1589,7 +1604,7 @@ class IOReport:
         self.items_at, self.items = None, {}
 
     def forked(self):
-        self.taken, self.sets = set(), set()
+        self.taken = {}
 
     def listing(self, channels, maker):
         items = [("channel", channel, 0, None) for channel in channels]
@@ -1652,20 +1667,24 @@ class IOReport:
         if not granted:
             self.mac.put(slot, bytes(8))
             return None
-        self.once({channel.key + (channel.group, channel.subgroup) for channel in granted}, frozenset(channel.group for channel in granted))
+        keys = {channel.key + (channel.group, channel.subgroup) for channel in granted}
+        self.once(keys)
         made = self.mac.new("IOReportSubscription", None, "IOReportCreateSubscription")
         made.info = {id(channel) for channel in granted}
+        self.taken[made.addr] = keys
         self.mac.put(slot, struct.pack("<Q", self.listing(granted, "IOReportCreateSubscription (channels)")))
         return made.addr
 
-    def once(self, keys, groups):
-        if "second subscription" not in self.mac.allow:
-            if groups in self.sets:
-                raise Violation("a second subscription for %s" % ", ".join(sorted(groups)))
-            if keys & self.taken:
-                raise Violation("a second subscription holds channels of %s" % ", ".join(sorted({key[2] for key in keys & self.taken})))
-        self.taken |= keys
-        self.sets.add(groups)
+    def once(self, keys):
+        """One subscription at a time for a channel, and for a set of groups."""
+        for addr in [addr for addr in self.taken if addr not in self.mac.objects]:
+            del self.taken[addr]
+        if "second subscription" in self.mac.allow:
+            return
+        for taken in self.taken.values():
+            groups, others = {key[2] for key in keys}, {key[2] for key in taken}
+            if keys & taken or groups == others:
+                raise Violation("a second subscription for channels of %s" % ", ".join(sorted({key[2] for key in keys & taken} or groups)))
 
     @c("p p p p", own="+1")
     def IOReportCreateSamples(self, subscription, channels, nothing):
@@ -2127,7 +2146,7 @@ class ObjC:
     def class_name(self, obj):
         return {"CFString": "NSString", "CFArray": "NSArray", "MTLDevice": "MTLFakeDevice"}.get(obj.kind, obj.kind)
 
-    @c("p p", own="+1")
+    @c("p p")
     def objc_retain(self, ref):
         return self.mac.retain(ref) if ref else None
 
