@@ -1215,6 +1215,7 @@ class _Runtime:
         self.thunks = {}
         self.next_block = 0
         self.sizes: dict[tuple[int, ...], Any] = {}
+        self.hot: list[tuple[Any, int]] = []            # the prepared sends of _HOT
         self.launchers: dict[str, tuple[Any, int]] = {}
         self.conforming: dict[tuple[type, str], bool] = {}
         self.device = None
@@ -8825,13 +8826,16 @@ def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
     return parts, None
 
 
+_ENCODERS = {"dispatch": "compute", "copy": "blit", "fill": "blit"}
+
+
 def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> None:
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
     encoder, kind, count = 0, "", 0
     try:
         for op in operations:
-            wanted = {"dispatch": "compute", "copy": "blit", "fill": "blit"}.get(op[0], "")
+            wanted = _ENCODERS.get(op[0], "")
             if encoder and (wanted != kind or samples is not None or wanted == "compute" and (op[9] or op[10])):
                 _call(encoder, "endEncoding")
                 encoder = 0
@@ -8868,30 +8872,47 @@ def _encoder(buffer: int, kind: str, samples: Any, count: int) -> int:
     return int(encoder)
 
 
+_HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:length:atIndex:",
+        "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:")
+
+
 def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
+    runtime = _objc()
+    if not runtime.hot:
+        runtime.hot = [_prepare(encoder, selector) for selector in _HOT]
+    hot = runtime.hot
+    if wait or label is not None or memory or textures or uses:
+        _encode_rest(encoder, memory, textures, uses, wait, label)
+    send, key = hot[0]
+    send(encoder, key, pipeline._pointer)
+    (set_buffer, buffer_key), (set_bytes, bytes_key) = hot[1], hot[2]
+    for one in bound:
+        if len(one) == 4:
+            set_buffer(encoder, buffer_key, one[1]._pointer, one[3], one[0])        # raises if released
+        else:
+            set_bytes(encoder, bytes_key, one[1], len(one[1]), one[0])
+    send, key = hot[3 if by_threads else 4]
+    send(encoder, key, grid, block)
+    if label is not None:
+        _call(encoder, "popDebugGroup")
+    if update is not None:
+        _call(encoder, "updateFence:", update._pointer)
+
+
+def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
+    """What most dispatches have none of."""
     for pointer, _ in wait:
         _call(encoder, "waitForFence:", pointer)
     if label is not None:
-        text = _make_object(label)
-        _call(encoder, "pushDebugGroup:", text._pointer)        # type: ignore[union-attr]
-    _call(encoder, "setComputePipelineState:", pipeline._pointer)
-    for one in bound:
-        if len(one) == 4:
-            _call(encoder, "setBuffer:offset:atIndex:", one[1]._pointer, one[3], one[0])     # raises if released
-        else:
-            _call(encoder, "setBytes:length:atIndex:", one[1], len(one[1]), one[0])
+        text: Any = _make_object(label)
+        _call(encoder, "pushDebugGroup:", text._pointer)
     for index, length in enumerate(memory):
         _call(encoder, "setThreadgroupMemoryLength:atIndex:", length, index)
     for index, (pointer, _) in enumerate(textures):
         _call(encoder, "setTexture:atIndex:", pointer, index)
     for pointer, _ in uses:
         _call(encoder, "useResource:usage:", pointer, 3)        # MTLResourceUsageRead | MTLResourceUsageWrite
-    _call(encoder, "dispatch%s:threadsPerThreadgroup:" % ("Threads" if by_threads else "Threadgroups"), grid, block)
-    if label is not None:
-        _call(encoder, "popDebugGroup")
-    if update is not None:
-        _call(encoder, "updateFence:", update._pointer)
 
 
 def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
