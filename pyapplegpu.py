@@ -1178,10 +1178,25 @@ class _Reference(weakref.ref):      # type: ignore[type-arg]
     """Holds an object's one retain count. Its callback releases: unlike __del__ it runs when nobody can get the object
     from the cache any more."""
     __slots__ = ("pointer", "owned")
+    pointer: int
+    owned: bool
 
 
 class _Runtime:
     """libobjc's functions, and what has been learnt about this program's classes. Made at the first use."""
+
+    thread: _Thread
+    lock: Any
+    cache: dict[int, _Reference]                # pointer -> the weak reference to its one Python object
+    sweep_at: int
+    classes: dict[int, type[MetalObject]]
+    structs: dict[str, Any]
+    blocks: dict[int, list[Any]]                # key -> [callable, heap block]
+    thunks: dict[str, tuple[Any, Any]]          # signature -> (invoke, descriptor)
+    next_block: int
+    exiting: bool
+    dead_counters: bool                         # counter samples that were zeros: do not ask again
+    device: Any                                 # the default one, once asked for
 
     def __init__(self) -> None:
         if sys.platform != "darwin":
@@ -1191,21 +1206,22 @@ class _Runtime:
         self._functions()
         self.thread = _Thread()
         self.lock = RLock()
-        self.cache: dict[int, _Reference] = {}      # pointer -> the weak reference to its one Python object
+        self.cache = {}
         self.sweep_at = 1024
-        self.classes: dict[int, type[MetalObject]] = {}
+        self.classes = {}
         self.prototypes: dict[Any, Any] = {}
-        self.structs: dict[str, Any] = {}
+        self.structs = {}
         self.methods: dict[Any, Any] = {}
         self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
-        self.blocks: dict[int, list[Any]] = {}      # key -> [callable, heap block]
-        self.thunks: dict[str, tuple[Any, Any]] = {}
+        self.blocks = {}
+        self.thunks = {}
         self.next_block = 0
         self.sizes: dict[tuple[int, ...], Any] = {}
+        self.hot: list[tuple[Any, int]] = []            # the prepared sends of _HOT
         self.launchers: dict[str, tuple[Any, int]] = {}
         self.conforming: dict[tuple[type, str], bool] = {}
-        self.device: Any = None             # the default one, once asked for
-        self.dead_counters = False          # counter samples that were zeros: do not ask again
+        self.device = None
+        self.dead_counters = False
         self.exiting = False
         self.named: dict[str, list[str]] = {}
         for row in _STRUCTS.split(";"):
@@ -1306,10 +1322,10 @@ class MetalObject:
         return "<%s at 0x%x>" % (type(self).__name__, self._pointer)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.objectAtIndexedSubscript_(index)       # type: ignore[attr-defined]
+        return self.objectAtIndexedSubscript_(index)
 
     def __setitem__(self, index: int, value: Any) -> None:
-        self.setObject_atIndexedSubscript_(value, index)   # type: ignore[attr-defined]
+        self.setObject_atIndexedSubscript_(value, index)
 
     __iter__: Any = None        # else the interpreter would try object[0], object[1], ...
 
@@ -1448,7 +1464,7 @@ def _remember(runtime: _Runtime, pointer: int, kind: type[MetalObject]) -> Metal
         if other is not None:
             reference.owned = False
             runtime.release(pointer)
-            return other
+            return other        # type: ignore[no-any-return]
     if len(runtime.cache) > runtime.sweep_at:
         _sweep(runtime)
     return one
@@ -1543,7 +1559,7 @@ class _Stub:
 
     def __get__(self, one: MetalObject | None, owner: type[MetalObject]) -> Any:
         name = _mangle(self.selector)
-        home = next((k for k in owner.__mro__ if k.__dict__.get(name) is self), owner)
+        home: Any = next((k for k in owner.__mro__ if k.__dict__.get(name) is self), owner)
         function = _method(home._objc_class, self.selector, one)
         setattr(home, name, function)
         return function if one is None else function.__get__(one, owner)
@@ -1715,7 +1731,7 @@ def _struct(name: str) -> Any:
         body: dict[str, Any] = {n: getattr(base, "f%d" % i) for i, n in enumerate(names) if n not in inner}
         for i, n in enumerate(names):
             if n in inner:
-                body[n] = property(lambda self, i=i, k=inner[n]: _struct(k).from_buffer(self, 24 * i))
+                body[n] = property(lambda self, at=24 * i, k=inner[n]: _struct(k).from_buffer(self, at))    # type: ignore[misc]
         body["_names"], body["_fields_"] = tuple(names), []
         kind = runtime.structs.setdefault(name, type(name, (base,), body))
     return kind
@@ -1826,7 +1842,7 @@ def _pointers(values: Sequence[Any]) -> tuple[list[Any], Any]:
     items = [v if isinstance(v, MetalObject) else _make_object(v) for v in values]
     if any(item is None for item in items):
         raise TypeError("an array of objects takes objects, strings and numbers only")
-    return items, (ctypes.c_void_p * len(items))(*[item._pointer for item in items])
+    return items, (ctypes.c_void_p * len(items))(*[getattr(item, "_pointer") for item in items])
 
 
 _PYTHON_KINDS = {"NSString": str, "NSArray": (list, tuple), "NSNumber": (int, float), "NSDictionary": dict,
@@ -1879,7 +1895,8 @@ def _buffer(value: Any, const: bool) -> Any:
         return value
     if isinstance(value, ctypes.Structure.__base__):        # type: ignore[arg-type]
         pointers = ctypes._Pointer, ctypes._CFuncPtr        # type: ignore[attr-defined]
-        return value if isinstance(value, pointers) else ctypes.byref(value)
+        cell: Any = value
+        return cell if isinstance(value, pointers) else ctypes.byref(cell)
     if type(value) is type(ctypes.byref(ctypes.c_int())):
         return value
     try:
@@ -2043,7 +2060,8 @@ def _block(function: Callable[..., Any], signature: str) -> int:
         runtime.next_block += 1
         key = runtime.next_block
     entry = runtime.blocks[key] = [function, 0]
-    literal = (ctypes.c_uint64 * 5)(runtime.stack_block, 1 << 25 | 1 << 30, ctypes.cast(call, ctypes.c_void_p).value,
+    invoke = ctypes.cast(call, ctypes.c_void_p).value or 0
+    literal = (ctypes.c_uint64 * 5)(runtime.stack_block, 1 << 25 | 1 << 30, invoke,
                                     ctypes.addressof(descriptor), key)
     entry[1] = runtime.block_copy(ctypes.byref(literal))
     return int(entry[1])
@@ -2220,11 +2238,11 @@ def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
             space["s%d" % n], space["m%d" % n] = _layout(one.layout()), {}
             space["k%d" % n] = _struct_converter(space["s%d" % n], space["m%d" % n])
         elif code in "^ku:":
-            make = {"^": _pointer_converter, "k": lambda t: _block_converter(t, selector),
-                    "u": lambda t: _out, ":": lambda t: _selector_argument}[code]
-            space["k%d" % n] = make(one)
+            space["k%d" % n] = (_pointer_converter(one) if code == "^" else _out if code == "u" else
+                                _selector_argument if code == ":" else _block_converter(one, selector))
     code = _shape(codes, _result_code(types[0], selector), error)
-    function = type(_build)(code, space, _mangle(selector))
+    make_function: Any = type(_build)
+    function = make_function(code, space, _mangle(selector))
     function.__doc__ = "-[%s] takes %s, returns %s" % (selector, [t.name or t.code for t in arguments], types[0].code)
     return function
 
@@ -8369,8 +8387,9 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
     if mode not in _MODES:
         raise _bad("mode is shared, managed or private, not %r" % (mode,))
     with MetalPool():
+        buffer: Any
         if isinstance(data, int) and not isinstance(data, bool):
-            buffer = _checked_length(device, data) and device.newBufferWithLength_options_(data, _MODES[mode])
+            buffer = device.newBufferWithLength_options_(_checked_length(device, data), _MODES[mode])
         elif copy:
             if mode == "private":
                 raise _bad("a private buffer takes no data: the CPU cannot reach it; fill it with MetalEncodeCopy")
@@ -8383,7 +8402,8 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
             raise _fail(ERROR_MEMORY, None, "Metal", "Metal has no room for this buffer")
         if label is not None:
             buffer.setLabel_(label)
-    return buffer       # type: ignore[no-any-return]
+    made: MetalObject = buffer
+    return made
 
 
 def _checked_length(device: MetalObject, length: int) -> int:
@@ -8448,13 +8468,12 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
     length, address = _span(buffer)
     if not address:
         raise _bad("a private buffer is not in the CPU's reach: copy it to a shared one with MetalEncodeCopy")
-    memory = (ctypes.c_ubyte * length).from_address(address)
+    memory: Any = (ctypes.c_ubyte * length).from_address(address)
     memory.buffer = buffer
-    view = memoryview(memory).cast("B")
-    if format == "B":
-        return view
+    view: Any = memoryview(memory).cast("B")
     size = struct.calcsize(format)
-    return view[:length // size * size].cast(format)    # type: ignore[call-overload]
+    shown: memoryview = view if format == "B" else view[:length // size * size].cast(format)
+    return shown
 
 
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
@@ -8553,7 +8572,8 @@ def _size(value: Any, what: str) -> tuple[int, int, int]:
     parts = [value] if hasattr(value, "__index__") else list(value) if isinstance(value, (tuple, list)) else []
     if not 1 <= len(parts) <= 3 or not all(hasattr(p, "__index__") and 0 < p.__index__() < 1 << 32 for p in parts):
         raise _bad("a %s is one to three numbers greater than 0, not %r" % (what, value))
-    return tuple([p.__index__() for p in parts] + [1] * (3 - len(parts)))       # type: ignore[return-value]
+    width, height, depth = [p.__index__() for p in parts] + [1] * (3 - len(parts))
+    return width, height, depth
 
 
 def _size_struct(size: tuple[int, int, int]) -> Any:
@@ -8692,13 +8712,18 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
         if then is not None:
             buffers[-1].addCompletedHandler_(then)
         work.command_buffers = buffers
-        work.committed_ns = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
+        work.committed_ns = _host_ns()
         for buffer in buffers:
             _call(buffer._pointer, "commit")
         work.operations = []
     finally:
         runtime.pop(token)
     return work
+
+
+def _host_ns() -> int:
+    """Mach time in nanoseconds, the clock of Metal's own stamps."""
+    return time.clock_gettime_ns(getattr(time, "CLOCK_UPTIME_RAW"))
 
 
 def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
@@ -8718,13 +8743,16 @@ def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
     return parts, None
 
 
+_ENCODERS = {"dispatch": "compute", "copy": "blit", "fill": "blit"}
+
+
 def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> None:
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
     encoder, kind, count = 0, "", 0
     try:
         for op in operations:
-            wanted = {"dispatch": "compute", "copy": "blit", "fill": "blit"}.get(op[0], "")
+            wanted = _ENCODERS.get(op[0], "")
             if encoder and (wanted != kind or samples is not None or wanted == "compute" and (op[9] or op[10])):
                 _call(encoder, "endEncoding")
                 encoder = 0
@@ -8761,30 +8789,47 @@ def _encoder(buffer: int, kind: str, samples: Any, count: int) -> int:
     return int(encoder)
 
 
+_HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:length:atIndex:",
+        "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:")
+
+
 def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
+    runtime = _objc()
+    if not runtime.hot:
+        runtime.hot = [_prepare(encoder, selector) for selector in _HOT]
+    hot = runtime.hot
+    if wait or label is not None or memory or textures or uses:
+        _encode_rest(encoder, memory, textures, uses, wait, label)
+    send, key = hot[0]
+    send(encoder, key, pipeline._pointer)
+    (set_buffer, buffer_key), (set_bytes, bytes_key) = hot[1], hot[2]
+    for one in bound:
+        if len(one) == 4:
+            set_buffer(encoder, buffer_key, one[1]._pointer, one[3], one[0])        # raises if released
+        else:
+            set_bytes(encoder, bytes_key, one[1], len(one[1]), one[0])
+    send, key = hot[3 if by_threads else 4]
+    send(encoder, key, grid, block)
+    if label is not None:
+        _call(encoder, "popDebugGroup")
+    if update is not None:
+        _call(encoder, "updateFence:", update._pointer)
+
+
+def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
+    """What most dispatches have none of."""
     for pointer, _ in wait:
         _call(encoder, "waitForFence:", pointer)
     if label is not None:
-        text = _make_object(label)
-        _call(encoder, "pushDebugGroup:", text._pointer)        # type: ignore[union-attr]
-    _call(encoder, "setComputePipelineState:", pipeline._pointer)
-    for one in bound:
-        if len(one) == 4:
-            _call(encoder, "setBuffer:offset:atIndex:", one[1]._pointer, one[3], one[0])     # raises if released
-        else:
-            _call(encoder, "setBytes:length:atIndex:", one[1], len(one[1]), one[0])
+        text: Any = _make_object(label)
+        _call(encoder, "pushDebugGroup:", text._pointer)
     for index, length in enumerate(memory):
         _call(encoder, "setThreadgroupMemoryLength:atIndex:", length, index)
     for index, (pointer, _) in enumerate(textures):
         _call(encoder, "setTexture:atIndex:", pointer, index)
     for pointer, _ in uses:
         _call(encoder, "useResource:usage:", pointer, 3)        # MTLResourceUsageRead | MTLResourceUsageWrite
-    _call(encoder, "dispatch%s:threadsPerThreadgroup:" % ("Threads" if by_threads else "Threadgroups"), grid, block)
-    if label is not None:
-        _call(encoder, "popDebugGroup")
-    if update is not None:
-        _call(encoder, "updateFence:", update._pointer)
 
 
 def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
@@ -8799,7 +8844,7 @@ def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
         else:
             _poll(buffer, end)
     if not work.finished_ns:
-        work.finished_ns = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
+        work.finished_ns = _host_ns()
     for buffer in work.command_buffers:
         if buffer.status() == 5:        # MTLCommandBufferStatusError
             raise _command_error(buffer)
