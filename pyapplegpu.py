@@ -10819,6 +10819,7 @@ def _doctor(args: Any) -> str:
     lines += ["", "snapshot: %d figures, %d missing, %.0f ms, %s calls" % (
         found, len(s.reasons), took * 1000, count[0] - before if s.source == "live" else "-")]
     lines += _why(s, 116)[1:-1]
+    _c.__dict__.pop("_typed", None)
     return "```\n" + "\n".join(_clean(line) for line in lines) + "\n```\n"
 
 

@@ -654,6 +654,21 @@ def test_a_loop_survives_a_sleep(tmp_path):
     assert all(re.fullmatch(r"(\d+ %|\[N/A\]), 410 MiB, (1\.20 W|\[N/A\])", line) for line in lines)
 
 
+@pytest.mark.parametrize("fault", ("IORegistryEntryGetRegistryEntryID=error@9", "IORegistryEntryCreateCFProperty=null@40+",
+                                   "IOReportCreateSamples=null@3"))
+def test_a_loop_survives_a_gpu_restart(fault):
+    """The accelerator's entry stops answering for once, its properties for ever, a sample fails: the loop goes on."""
+    child = subprocess.Popen(
+        [sys.executable, os.path.join(HERE, "examples", "fakemac.py"), "--recording", path_of("m4-macos27"), "--speed", "5",
+         "--fault", fault, MODULE, "-lms", "100", "--query-gpu=utilization.gpu,memory.used,power.draw", "--format=csv,noheader"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    lines = [child.stdout.readline().decode().strip() for _ in range(6)]
+    child.send_signal(signal.SIGINT)
+    assert b"Traceback" not in child.communicate(timeout=30)[1]
+    assert all(re.fullmatch(r"(\d+ %|\[N/A\]), (410 MiB|\[N/A\]), (1\.20 W|\[N/A\])", line) for line in lines), lines
+    assert "1.20 W" in lines[-1]
+
+
 def test_all_three_ways_to_start_are_one():
     outs = []
     for argv in ([MODULE], ["-m", "pyapplegpu"], ["-c", "import sys, pyapplegpu; sys.exit(pyapplegpu.main())"]):
