@@ -124,6 +124,7 @@ _NESTED = (
     ("system_memory_pressure", "available_percent", "memory_pressure_available_percent"),
     ("system_power_source", "source", "power_source"), ("system_power_source", "battery_percent", "battery_percent"),
     ("system_power_source", "battery_power_mw", "battery_power_mw"))
+AGENT_FIELDS = tuple((agent, "memory_%s_read" % agent, "memory_%s_write" % agent) for agent in ag.AGENTS)
 CORE_TYPES = ("Efficiency", "Performance", "Super")
 
 

@@ -121,7 +121,8 @@ class Meter:
                              {name: ag.REASON_FIRST for name in ag.RAILS + ("gpu_active_s", "read_bytes", "write_bytes")})
         reasons = dict(delta.reasons)
         if not self._followed:
-            reasons["gpu_seconds"] = ag.REASON_FIRST if self._pids is not None else ag.REASON_NOT_ASKED
+            reasons["gpu_seconds"] = (ag.REASON_NOT_ASKED if self._pids is None else
+                                      ag.REASON_FIRST if last.source == "live" else ag.REASON_RECORDING)
         used = [s.memory_used_bytes for s in (self.first,) if s.memory_used_bytes is not None]
         peak = self._peaks.get("memory")
         return Report(

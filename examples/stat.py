@@ -194,7 +194,7 @@ def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str
 
 def section_cpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "CPU", _list(("", c.percent(s.cpu_utilization_percent)), ("power", c.watts(s.cpu_power_mw)),
-                       ("cores", " + ".join("%d %s" % (n, kind) for kind, n in c.cores_by_kind(s).items()) or c.DASH))
+                       ("cores", " + ".join(("%d %s" % (n, kind)).strip() for kind, n in c.cores_by_kind(s).items()) or c.DASH))
     for cluster in s.cpu_clusters or ():
         yield "", _list(("%-10s" % c.clean(cluster.name), "%6s" % c.percent(cluster.utilization_percent)),
                         ("clock", "%s of %s" % (c.mhz(cluster.clock_mhz), c.mhz(cluster.max_clock_mhz))),
@@ -260,7 +260,7 @@ def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple
 def section_bandwidth(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     yield "Traffic", _list(("read", c.bandwidth(s.memory_read)), ("write", c.bandwidth(s.memory_write)),
                            ("of", c.speed(s.memory_max_bytes_per_s)))
-    known = [(agent, getattr(s, "memory_%s_read" % agent), getattr(s, "memory_%s_write" % agent)) for agent in ag.AGENTS]
+    known = [(agent, getattr(s, read), getattr(s, write)) for agent, read, write in c.AGENT_FIELDS]
     pairs = [(agent, "%s / %s" % (c.bandwidth(read), c.bandwidth(write))) for agent, read, write in known
              if read is not None or write is not None]
     for start in range(0, len(pairs), 3):
@@ -425,6 +425,7 @@ def meta(device: ag.Device, s: ag.Snapshot, driver: str | None) -> dict[str, Any
             "cpu_cores": c.cores_by_kind(s) or None, "ram_bytes": s.system_memory.total_bytes if s.system_memory else None,
             "memory_total_bytes": s.memory_total_bytes, "memory_max_bytes_per_s": s.memory_max_bytes_per_s, **answers}
     rows["reasons"] = {key: r.message for key, r in read.items() if r.value is None}
+    rows["reasons"].update((field, c.why(s, field)) for field in rows if field in s.reasons)
     return rows
 
 
@@ -464,11 +465,23 @@ def _ticks(args: argparse.Namespace) -> Iterator[int]:
         time.sleep(max(0.0, due - time.monotonic()))
 
 
+def _looks(reader: Reader, args: argparse.Namespace) -> Iterator[list[Look]]:
+    """A look per tick, until a recording that does not loop has ended."""
+    for number in _ticks(args):
+        try:
+            looks = reader.look(wait=number == 0)
+        except ag.AppleGPUError as error:
+            if error.reason != ag.REASON_RECORDING or not number:
+                raise
+            print("stat.py: %s" % (error.detail or error), file=sys.stderr)
+            return
+        yield looks
+
+
 def _print_data(reader: Reader, args: argparse.Namespace) -> int:
     import csv
     began, table = None, None
-    for number in _ticks(args):
-        looks = reader.look(wait=number == 0)
+    for looks in _looks(reader, args):
         began = looks[0].snapshot.time_unix_s if began is None else began
         if args.csv:
             row = c.flat(looks[0].snapshot, round(looks[0].snapshot.time_unix_s - began, 3))
@@ -485,14 +498,14 @@ def _print_data(reader: Reader, args: argparse.Namespace) -> int:
 def _print_text(reader: Reader, args: argparse.Namespace) -> int:
     console = _console(args)
     if args.interval is None or not console.is_terminal:
-        for number in _ticks(args):
-            console.print(text_of(page(reader.look(wait=number == 0), args, console.width)))
+        for looks in _looks(reader, args):
+            console.print(text_of(page(looks, args, console.width)))
             sys.stdout.flush()
         return 0
     from rich.live import Live
     with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-        for number in _ticks(args):
-            live.update(text_of(page(reader.look(wait=number == 0), args, console.width)), refresh=True)
+        for looks in _looks(reader, args):
+            live.update(text_of(page(looks, args, console.width)), refresh=True)
     return 0
 
 

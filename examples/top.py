@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import time
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
@@ -23,7 +24,7 @@ RANGES = ((60, "1 min"), (300, "5 min"), (900, "15 min"), (3600, "1 h"), (21600,
 INTERVALS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 LAYOUTS = ("auto", "stacked", "classic", "compact")
 THEMES = ("textual-dark", "textual-light", "nord", "gruvbox", "dracula", "tokyo-night", "monokai", "flexoki",
-          "solarized-light", "catppuccin-mocha", "textual-ansi")
+          "solarized-light", "catppuccin-mocha", "ansi-dark", "ansi-light", "textual-ansi")
 PANELS = ("gpu", "ane", "cpu", "power", "memory", "bandwidth", "heat", "media", "io")
 SORTS = ("gpu", "time", "memory", "pid", "name")
 
@@ -309,7 +310,7 @@ def panel_bandwidth(m: Model, s: ag.Snapshot) -> Iterator[Row]:
         share = _part(value.bytes_per_s if value else None, most)
         yield Row(label, c.bandwidth(value), share, series, most, "of %s" % c.speed(most) if label == "Read" else
                   "~ estimate, > or more" if s.memory_read is not None and s.memory_read.estimated else "", "traffic")
-    known = [(agent, getattr(s, "memory_%s_read" % agent), getattr(s, "memory_%s_write" % agent)) for agent in ag.AGENTS]
+    known = [(agent, getattr(s, read), getattr(s, write)) for agent, read, write in c.AGENT_FIELDS]
     known = [row for row in known if row[1] is not None or row[2] is not None]
     for agent, read, write in known:
         both = _rate(read, write)
@@ -366,7 +367,7 @@ class Look(NamedTuple):
 
 
 def cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[:max(0, width - 1)] + "…"
+    return text if len(text) <= width else text[:width - 1] + "…" if width > 0 else ""
 
 
 def length(line: Iterable[tuple[str, str]]) -> int:
@@ -394,9 +395,9 @@ def draw_rows(title: str, rows: Sequence[Row], width: int, m: Model, span: int) 
     lines = [[("─ ", "rule"), (title, "title"), (" " + "─" * max(0, width - len(head)), "rule")]]
     longest = max((len(row.note) for row in rows if row.bar or row.series), default=0)
     room = width - LABEL - VALUE - 1
-    note = min(longest, max(0, room - 20)) if room >= 34 else 0
+    note = min(longest, max(0, room - 12)) if room >= 28 else 0     # figures before graphs, graphs before bars
     graph = room - note - (2 if note else 0)
-    bar = min(20, graph // 2 - 1) if graph >= 16 else 0
+    bar = min(20, graph // 2 - 1) if graph >= 18 else 0
     wave = graph - bar - (3 if bar else 2)
     for row in rows:
         lines.append(fit(_draw_row(row, bar, wave, note, room, m, span), width))
@@ -428,7 +429,7 @@ def header(m: Model, width: int, paused: bool = False) -> list[tuple[str, str]]:
     if s is None:
         return fit([(" reading ...", "dim")], width)
     kinds = c.cores_by_kind(s)
-    cores = "+".join("%d%s" % (n, kind[0]) for kind, n in kinds.items())
+    cores = "+".join("%d%s" % (n, kind[0]) for kind, n in kinds.items() if kind)
     ram = s.system_memory.total_bytes if s.system_memory else None
     facts = [c.clean(s.system_chip_name or s.gpu_name or "Apple GPU"), "macOS " + c.clean(s.system_os_version or c.DASH),
              "CPU %s%s" % (sum(kinds.values()) or c.DASH, " (%s)" % cores if cores else ""),
@@ -644,7 +645,7 @@ def palette(app: Any) -> dict[str, Any]:
     from rich.style import Style
     from textual.color import Color
     theme, v = app.current_theme, app.theme_variables
-    if theme.name.endswith("ansi") or "ansi" in v["foreground"]:
+    if "ansi" in theme.name or "ansi" in v["foreground"]:
         return {name: Style.parse(style or "none") for name, style in PLAIN.items()}
     back, fore = Color.parse(v["background"]), Color.parse(v["foreground"])
 
@@ -1021,12 +1022,14 @@ def textual_app() -> Any:
         def action_reasons(self) -> None:
             s = self.model.snapshot
             rows = c.missing(s) if s is not None else []
-            lines = ["%-34s %s" % (field, text) for field, _, text in rows] or ["nothing is missing"]
             if self.model.beside.reason:
-                lines.append("%-34s %s" % ("disk, network, load", self.model.beside.reason))
+                rows.append(("disk, network, load", "", self.model.beside.reason))
+            width = max(30, min(96, int(self.size.width * 0.96)) - 6)
+            lines = [textwrap.fill(text, width, initial_indent="%-27s " % field, subsequent_indent=" " * 28)
+                     for field, _, text in rows] or ["nothing is missing"]
             estimated = s.estimated if s is not None else ()
             if estimated:
-                lines += ["", "estimates (~): " + ", ".join(sorted(set(estimated)))]
+                lines += ["", textwrap.fill("estimates (~): " + ", ".join(sorted(set(estimated))), width)]
             self.push_screen(Page("not known, and why", "\n".join(lines)))
 
         def action_pause(self) -> None:
