@@ -86,7 +86,7 @@ function say(value, unit) {
 // ---- tiles
 
 const TILES = [
-  ["gpu_active_ratio", "GPU active", (v) => [(100 * v).toFixed(0), "%"], (s) => known(s.gpu_scaled_ratio, (v) => (100 * v).toFixed(0) + " % scaled by clock")],
+  ["gpu_active_ratio", "GPU active", (v) => [(100 * v).toFixed(0), "%"], (s) => known(s.gpu_scaled_ratio, (v) => (100 * v).toFixed(0) + " % by clock")],
   ["gpu_clock_mhz", "GPU clock", (v) => [v, "MHz"], (s) => known(s.gpu_max_clock_mhz, (v) => "of " + v + " MHz")],
   ["gpu_power_mw", "GPU power", wattText, (s) => known(s.system_power_mw, (v) => "whole Mac " + wattText(v).join(" "))],
   ["memory_used_bytes", "GPU memory", (v) => [sizeText(v), "GB"], (s) => known(s.memory_total_bytes, (v) => "of " + sizeText(v) + " GB")],
@@ -244,7 +244,9 @@ function baseLayout(chart) {
 }
 const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"] };
 function newest() { return state.t.length ? state.t[state.t.length - 1] : Date.now() / 1000; }
-function view() { return state.zoom || [local(newest() - state.seconds), local(newest())]; }
+// While less than the range is known, the view begins with what there is.
+function since() { return Math.max(newest() - state.seconds, Math.min(state.t.length ? state.t[0] : Infinity, newest() - 60)); }
+function view() { return state.zoom || [local(since()), local(newest())]; }
 
 function trace(chart, line, t, y) {
   const [column, name, colour, , options = {}] = line;
@@ -283,7 +285,7 @@ function stackTraces(chart, t) {
   return out;
 }
 function gapShapes(chart, columns) {
-  const [from, to] = [newest() - state.seconds, newest()], spans = new Map();
+  const [from, to] = [since(), newest()], spans = new Map();
   for (const column of columns) {
     if (!present(state.columns[column] || [])) continue;        // missing for the whole range: the note says so
     for (const [a, b, reason] of state.gaps[column] || []) {
