@@ -247,7 +247,7 @@ def _absorb(monitor: MetalPerformanceMonitor, folder: str) -> None:
     files = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
     for name in files:
         with open(os.path.join(folder, name), encoding="utf-8") as file:
-            monitor.metal.absorb(json.load(file))
+            monitor.metal.absorb(json.load(file), os.fstat(file.fileno()).st_mtime)
     if not files:
         say("no kernels came back: the command imported no pyapplegpu, ran no Metal work, or was Python with -I or -E")
 

@@ -447,9 +447,10 @@ class MetalPerformanceMonitor:
         wall = (self._ended or time.monotonic()) - self._began if self._began else 0.0
         per = {}
         for column in COLUMNS:
-            if self._spans[column.name] or self._ages[column.name]:
+            source = self.last.sources.get(column.field) if self.last is not None else None
+            if self._spans[column.name] or self._ages[column.name] or source:
                 per[column.name] = {"interval_s": _middle(self._spans[column.name]), "age_s": _middle(self._ages[column.name]),
-                                    "source": (self.last.sources.get(column.field) if self.last is not None else None),
+                                    "source": source,
                                     "estimated": self.last is not None and column.field in self.last.estimated}
         return {"asked_ms": self.config.sampling_interval_ms, "snapshots_ms": 1000 * self.config.slow_s,
                 "fast_ms": 1000 * self.config.fast_s if self.config.fast_s else None, "rows": len(self.history),
@@ -470,6 +471,8 @@ class MetalPerformanceMonitor:
                 slower.setdefault("%.3g s" % one["interval_s"], []).append(BY_NAME[name].label)
         for span, names in slower.items():
             notes.append("Measured over about %s, not %.3g s: %s." % (span, slow, ", ".join(names)))
+        if self.machine.get("recording") and (self.metal.kernels or self.metal.buffer_count):
+            notes.append("The GPU's figures are replayed from a recording; the kernels ran here and now, and have no part in them.")
         if self.history.count > len(self.history):
             notes.append("The history holds the newest %d of %d samples." % (len(self.history), self.history.count))
         if self.held > self.history.count:

@@ -470,20 +470,22 @@ class MetalActivity:
     # -- from another process
     def save(self, path: str) -> None:
         """For `absorb` in another process: everything, as one JSON file."""
+        from .engine import uptime_s
         with self._lock:
             data = {"kernels": [run._asdict() for row in self.kernels.values() for run in row.runs],
                     "totals": {name: [row.count, row.timed, row.total_s] for name, row in self.kernels.items()},
-                    "buffers": [run._asdict() for run in self.buffers], "zero": [self.zero_s, self.zero_unix_s],
+                    "buffers": [run._asdict() for run in self.buffers], "zero_s": self.zero_s, "saved_s": uptime_s(),
                     "allocations": self.allocations.document(self.zero_s, max(1e-9, (self.stopped_s or self.zero_s) - self.zero_s)),
                     "pid": os.getpid()}
         with open(path + ".part", "w", encoding="utf-8") as file:
             json.dump(data, file)
         os.replace(path + ".part", path)
 
-    def absorb(self, data: dict[str, Any]) -> None:
-        """Take what another process saved. Its stamps are moved by the two processes' wall clocks."""
-        theirs, unix = data["zero"]
-        move = (self.zero_s + (unix - self.zero_unix_s)) - theirs
+    def absorb(self, data: dict[str, Any], saved_unix_s: float) -> None:
+        """Take what another process saved at a time of the wall clock (the file's own: the process may have had other clocks),
+        and move its stamps onto this process's."""
+        move = self.zero_s + (saved_unix_s - self.zero_unix_s) - data["saved_s"]
+        since = data["zero_s"] + move - self.zero_s
         for one in data["buffers"]:
             self.record_buffer(BufferRun(**{k: v + move if k in _STAMPS and v is not None else v for k, v in one.items()}))
         for one in data["kernels"]:
@@ -496,7 +498,7 @@ class MetalActivity:
             row.count, row.timed, row.total_s = max(row.count, count), max(row.timed, timed), max(row.total_s, total)
         held = data.get("allocations")
         if held is not None:
-            held["timeline"] = [[t + unix - self.zero_unix_s, current, live] for t, current, live in held["timeline"]]
+            held["timeline"] = [[t + since, current, live] for t, current, live in held["timeline"]]
             self._elsewhere = held
 
 

@@ -36,6 +36,7 @@ class Panel(NamedTuple):
     lines: list[Line]
     top: float | None = None        # the axis ends here
     limit: tuple[str, float] | None = None
+    low: float = 0.0                # the axis begins here
 
 
 def html_text(doc: dict[str, Any], script: str = "inline", refresh_s: float | None = None, path: str = "report.html") -> str:
@@ -162,9 +163,10 @@ def _verdict(doc: dict[str, Any]) -> str:
             e(b["title"]), e(b["headline"]), "".join("<li>%s</li>" % e(x) for x in b["evidence"]), "".join("<li>%s</li>" % e(x) for x in b["recommendations"])))
     work = a["workload"]
     shares = "".join('<i style="width:%.2f%%;background:%s" title="%s %s"></i>' % (100 * s, PHASES[k], e(k), r.ratio(s)) for k, s in work["shares"].items())
+    shares_keys = " ".join('<i style="background:%s"></i>%s %s' % (PHASES[k], e(k), r.ratio(s)) for k, s in work["shares"].items())
     throttled = a["throttling"]
     cards.append('<div class="card"><h3>Kind of work <small>%s</small></h3><ul>%s</ul>%s<h4>Held back by power or heat: %s</h4><ul>%s</ul></div>' % (
-        e(work["class"]), "".join("<li>%s</li>" % e(x) for x in work["evidence"]), '<div class="strip">%s</div>' % shares if shares else "",
+        e(work["class"]), "".join("<li>%s</li>" % e(x) for x in work["evidence"]), '<div class="strip">%s</div><p class="keys">%s</p>' % (shares, shares_keys) if shares else "",
         e(throttled["state"]), "".join("<li>%s</li>" % e(x) for x in throttled["evidence"])))
     unknown = "".join("<li>%s: %s</li>" % (e(u["class"].replace("_", " ")), e(u["why"])) for u in a["not_assessed"])
     return '<section><h2>Verdict</h2><p class="sum">%s</p><div class="cards">%s</div>%s</section>' % (
@@ -181,11 +183,12 @@ def panels(doc: dict[str, Any]) -> list[Panel]:
     made: list[Panel] = []
 
     def panel(title: str, unit: str, rows: Sequence[tuple[str, str, str, float]], top: float | None = None, limit: tuple[str, float] | None = None,
-              fill: bool = True) -> None:
+              fill: bool = True, floor: bool = False) -> None:
         lines = [Line(label, [None if samples[name][n] is None else samples[name][n] * scale for n in keep], colour, fill and k == 0, name.startswith("gpu_device"))
                  for k, (name, label, colour, scale) in enumerate(rows) if name in samples]
         if lines:
-            made.append(Panel(title, unit, t, lines, top, limit))
+            low = min((v for line in lines for v in line.values if v is not None), default=0.0) if floor else 0.0
+            made.append(Panel(title, unit, t, lines, top, limit, 10 * ((low - 5) // 10) if floor else 0.0))
     panel("GPU", "%", (("gpu_utilization_ratio", "active", BLUE, 100), ("gpu_scaled_ratio", "weighted by clock", TEAL, 100),
                        ("gpu_device_percent", "driver's own", GREY, 1)), 100)
     peak = limits.get("bandwidth_bytes_per_s")
@@ -201,7 +204,7 @@ def panels(doc: dict[str, Any]) -> list[Panel]:
     top_clock = limits.get("clock_mhz")
     panel("GPU clock", "MHz", (("gpu_clock_mhz", "requested", TEAL, 1),), None, ("highest", top_clock) if top_clock else None, False)
     panel("Temperature", "°C", (("gpu_temperature_max_celsius", "GPU, hottest", RED, 1), ("gpu_temperature_celsius", "GPU, mean", ORANGE, 1),
-                                ("cpu_temperature_celsius", "CPU", GREY, 1)), None, None, False)
+                                ("cpu_temperature_celsius", "CPU", GREY, 1)), None, None, False, True)
     if doc.get("fast"):
         fast = doc["fast"]
         few = _thinned(range(len(fast["t"])), POINTS)
@@ -220,7 +223,7 @@ def _top(panel: Panel) -> float:
         return panel.top
     if panel.limit and high >= 0.4 * panel.limit[1]:
         return 1.06 * max(high, panel.limit[1])
-    return 1.15 * high or 1.0
+    return panel.low + 1.15 * (high - panel.low) or 1.0
 
 
 def _charts(doc: dict[str, Any], plotly: _Plotly | None) -> str:
@@ -237,35 +240,45 @@ def _end(doc: dict[str, Any], drawn: Sequence[Panel]) -> float:
 def _plotly_panels(doc: dict[str, Any], drawn: Sequence[Panel], plotly: _Plotly) -> str:
     from plotly.subplots import make_subplots
     figure = make_subplots(rows=len(drawn), cols=1, shared_xaxes=True, vertical_spacing=0.035, subplot_titles=[
-        "<b>%s</b>  %s%s" % (p.title, p.unit, "" if not p.limit or _top(p) >= p.limit[1] else "   (%s %.4g)" % p.limit) for p in drawn])
+        "<b>%s</b>  %s   %s%s" % (p.title, p.unit, "  ".join('<span style="color:%s">\u25a0</span> %s' % (line.colour, line.label) for line in p.lines),
+                                "" if not p.limit or _top(p) >= p.limit[1] else "   (%s %.4g)" % p.limit) for p in drawn])
     for row, p in enumerate(drawn, 1):
         for line in p.lines:
             figure.add_trace(plotly.go.Scatter(
                 x=list(p.t), y=list(line.values), name=line.label, mode="lines", line=dict(color=line.colour, width=1.6, dash="dot" if line.dash else None),
                 fill="tozeroy" if line.fill else None, fillcolor=_pale(line.colour), showlegend=False, connectgaps=False,
                 hovertemplate="%{y:.4g} " + p.unit), row=row, col=1)
-        figure.update_yaxes(range=[0, _top(p)], row=row, col=1)
+        figure.update_yaxes(range=[p.low, _top(p)], row=row, col=1)
         if p.limit and _top(p) >= p.limit[1]:
-            figure.add_hline(y=p.limit[1], line=dict(color=RED, width=1, dash="dash"), annotation_text="%s %.4g" % p.limit, annotation_position="top left",
+            figure.add_hline(y=p.limit[1], line=dict(color=RED, width=1, dash="dash"), annotation_text="%s %.4g" % p.limit, annotation_position="bottom right",
                              annotation_font=dict(size=10, color=RED), row=row, col=1)
     for one in doc["analysis"]["phases"]:
-        figure.add_vrect(x0=one["from_s"], x1=one["to_s"], fillcolor=PHASES[one["kind"]], opacity=0.18, line_width=0, row=1, col=1)
+        if one["kind"] != "unknown":
+            figure.add_vrect(x0=one["from_s"], x1=one["to_s"], fillcolor=PHASES[one["kind"]], opacity=0.14, line_width=0, row=1, col=1)
     for one in doc["events"]:
         figure.add_vline(x=one["t"], line=dict(color=RED, width=1, dash="dot"))
         figure.add_annotation(x=one["t"], y=1, yref="paper", text=e(one["kind"]), showarrow=False, font=dict(size=10, color=RED), xanchor="left")
     for note in figure.layout.annotations[:len(drawn)]:
-        note.update(x=0, xanchor="left", font=dict(size=12, color="#334155"))
+        note.update(x=0, xanchor="left", yshift=3, font=dict(size=12, color="#334155"))
     figure.update_xaxes(title_text="seconds", row=len(drawn), col=1)
-    legends = "".join('<span class="key">%s: %s</span>' % (e(p.title), " ".join('<i style="background:%s"></i>%s' % (line.colour, e(line.label)) for line in p.lines))
-                      for p in drawn)
-    return plotly.div(figure, 60 + 165 * len(drawn)) + '<p class="keys">%s</p>' % legends
+    return plotly.div(figure, 60 + 165 * len(drawn))
 
 
 def _pale(colour: str) -> str:
     return "rgba(%d,%d,%d,0.10)" % tuple(int(colour[n:n + 2], 16) for n in (1, 3, 5))
 
 
-WIDTH, HEIGHT, LEFT = 1000, 120, 56
+WIDTH, HEIGHT, LEFT, ABOVE = 1000, 124, 56, 10
+
+
+def _ticks(low: float, high: float, about: int = 3) -> list[float]:
+    """Round numbers that cover a range."""
+    import math
+    rough = (high - low) / about or 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9) * step
+    return [first + n * step for n in range(int((high - first) / step + 1e-9) + 1)]
 
 
 def _svg_panels(doc: dict[str, Any], drawn: Sequence[Panel]) -> str:
@@ -274,22 +287,21 @@ def _svg_panels(doc: dict[str, Any], drawn: Sequence[Panel]) -> str:
 
 
 def _svg_panel(p: Panel, end: float, phases: dict[str, Any] | None, events: Sequence[dict[str, Any]]) -> str:
-    top, wide, high = _top(p), WIDTH - LEFT - 8, HEIGHT - 22
+    top, wide, high = _top(p), WIDTH - LEFT - 8, HEIGHT - 20 - ABOVE
 
     def x(t: float) -> float:
         return LEFT + wide * t / end
 
     def y(v: float) -> float:
-        return 4 + high * (1 - min(v, top) / top)
+        return ABOVE + high * (1 - (min(v, top) - p.low) / (top - p.low))
     out = ['<svg viewBox="0 0 %d %d" class="svg" role="img"><title>%s</title>' % (WIDTH, HEIGHT, e(p.title))]
     for one in phases["analysis"]["phases"] if phases else ():
-        out.append('<rect x="%.1f" y="4" width="%.1f" height="%d" fill="%s" opacity=".3"/>' % (x(one["from_s"]), max(0.5, x(one["to_s"]) - x(one["from_s"])), high, PHASES[one["kind"]]))
-    for n in range(3):
-        value = top * n / 2
+        out.append('<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s" opacity=".3"/>' % (x(one["from_s"]), ABOVE, max(0.5, x(one["to_s"]) - x(one["from_s"])), high, PHASES[one["kind"]]))
+    for value in _ticks(p.low, top):
         out.append('<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" class="grid"/><text x="%d" y="%.1f" class="tick e">%.4g</text>' % (
             LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, value))
-    for n in range(5):
-        out.append('<text x="%.1f" y="%d" class="tick %s">%.4g s</text>' % (x(end * n / 4), HEIGHT - 4, "m" if n < 4 else "e", end * n / 4))
+    for t in _ticks(0.0, end, 6):
+        out.append('<text x="%.1f" y="%d" class="tick %s">%.4g s</text>' % (x(t), HEIGHT - 4, "m" if t < 0.95 * end else "e", t))
     if p.limit and top >= p.limit[1]:
         out.append('<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" class="limit"/><text x="%d" y="%.1f" class="tick lim">%s %.4g</text>' % (
             LEFT, WIDTH - 8, y(p.limit[1]), y(p.limit[1]), LEFT + 4, y(p.limit[1]) - 3, e(p.limit[0]), p.limit[1]))
@@ -297,11 +309,11 @@ def _svg_panel(p: Panel, end: float, phases: dict[str, Any] | None, events: Sequ
         for path in _paths(p.t, line.values):
             points = " ".join("%.1f,%.1f" % (x(t), y(v)) for t, v in path)
             if line.fill:
-                out.append('<polygon points="%.1f,%.1f %s %.1f,%.1f" fill="%s" opacity=".12"/>' % (x(path[0][0]), y(0), points, x(path[-1][0]), y(0), line.colour))
+                out.append('<polygon points="%.1f,%.1f %s %.1f,%.1f" fill="%s" opacity=".12"/>' % (x(path[0][0]), y(p.low), points, x(path[-1][0]), y(p.low), line.colour))
             out.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="1.6"%s/>' % (
                 points if len(path) > 1 else points + " " + points, line.colour, ' stroke-dasharray="3 3"' if line.dash else ""))
     for one in events:
-        out.append('<line x1="%.1f" x2="%.1f" y1="4" y2="%d" class="event"/>' % (x(one["t"]), x(one["t"]), high + 4))
+        out.append('<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" class="event"/>' % (x(one["t"]), x(one["t"]), ABOVE, high + ABOVE))
     keys = " ".join('<i style="background:%s"></i>%s' % (line.colour, e(line.label)) for line in p.lines)
     far = "" if not p.limit or top >= p.limit[1] else " · %s %.4g" % (e(p.limit[0]), p.limit[1])
     return '<p class="keys"><b>%s</b> %s%s <span class="key">%s</span></p>%s</svg>' % (e(p.title), e(p.unit), far, keys, "".join(out))
@@ -319,7 +331,7 @@ def _paths(t: Sequence[float], values: Sequence[float | None]) -> list[list[tupl
 
 
 def _phase_legend(doc: dict[str, Any]) -> str:
-    kinds = list(dict.fromkeys(p["kind"] for p in doc["analysis"]["phases"]))
+    kinds = [k for k in dict.fromkeys(p["kind"] for p in doc["analysis"]["phases"]) if k != "unknown"]
     return '<p class="keys">Shades in the first chart: %s</p>' % " ".join('<i style="background:%s"></i>%s' % (PHASES[k], e(k)) for k in kinds) if kinds else ""
 
 
@@ -375,12 +387,12 @@ def _gantt(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     figure = plotly.go.Figure()
     for name, start, end, colour in lanes:
         told = [b for b in buffers if b[start] is not None and b[end] is not None]
-        figure.add_trace(plotly.go.Bar(y=[name] * len(told), x=[1e3 * (b[end] - b[start]) for b in told], base=[1e3 * b[start] for b in told], orientation="h",
+        figure.add_trace(plotly.go.Bar(y=[name] * len(told), x=[b[end] - b[start] for b in told], base=[b[start] for b in told], orientation="h",
                                        marker=dict(color=colour, line=dict(color="#fff", width=0.5)), width=0.6, showlegend=False,
                                        hovertext=["%s<br>%s" % (e(b["label"]), r.milliseconds(b[end] - b[start])) for b in told], hoverinfo="text"))
     figure.update_layout(barmode="overlay")
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text="milliseconds since the monitor began (the newest %d buffers; the whole: --trace)" % len(buffers))
+    figure.update_xaxes(title_text="seconds since the monitor began (the newest %d buffers; the whole: --trace)" % len(buffers))
     return plotly.div(figure, 210).replace('"hovermode":"x unified"', '"hovermode":"closest"').replace('"l":56', '"l":150')
 
 
@@ -389,19 +401,23 @@ def _allocations(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     if not held:
         return ""
     s = held["statistics"]
-    words = [("allocated in all", c.size(s["total_allocated_bytes"])), ("now", c.size(s["current_allocated_bytes"])), ("peak", c.size(s["peak_allocated_bytes"])),
-             ("shared", c.size(s["shared_bytes"])), ("private", c.size(s["private_bytes"])), ("allocations", s["allocations"]), ("freed", s["deallocations"]),
+    words = [("allocated in all", r.size(s["total_allocated_bytes"])), ("now", r.size(s["current_allocated_bytes"])), ("peak", r.size(s["peak_allocated_bytes"])),
+             ("shared", r.size(s["shared_bytes"])), ("private", r.size(s["private_bytes"])), ("allocations", s["allocations"]), ("freed", s["deallocations"]),
              ("per second", "%.1f" % held["rate_per_s"] if held["rate_per_s"] is not None else c.DASH),
              ("median life", r.milliseconds((held["lifetime_s"] or {}).get("median")))]
     line = '<p class="facts">%s</p>' % " ".join("<span><b>%s</b> %s</span>" % (e(v), e(k)) for k, v in words)
     t = [row[0] for row in held["timeline"]]
-    shown = Panel("Metal buffers of the process", "MB", t, [Line("held", [row[1] / (1 << 20) for row in held["timeline"]], VIOLET, True)])
-    chart = _svg_panel(shown, max(t[-1], 1e-9), None, ()) if len(t) > 1 else ""
+    end = max(t[-1] if t else 0.0, doc["metal_watched_s"], 1e-9)
+    steps = [(at, before[1]) for before, at in zip(held["timeline"], t[1:] + [end])]       # a size holds until the next change
+    unit, scale = ("MB", 1 << 20) if s["peak_allocated_bytes"] >= 1 << 19 else ("KB", 1 << 10)
+    path = [point for row, after in zip(held["timeline"], steps) for point in ((row[0], row[1] / scale), (after[0], after[1] / scale))]
+    shown = Panel("Metal buffers of the process", unit, [p[0] for p in path], [Line("held", [p[1] for p in path], VIOLET, True)])
+    chart = _svg_panel(shown, end, None, ()) if len(t) > 1 else ""
     most = max((x["count"] for x in held["sizes"]), default=1)
-    sizes = _table(("size up to", "", "allocations"), [(c.size(x["up_to_bytes"]), _bar(x["count"] / most, VIOLET), x["count"]) for x in held["sizes"]])
-    names = _table(("by name", "count", "total", "peak", "live"), [(x["name"], x["count"], c.size(x["total_bytes"]), c.size(x["peak_bytes"]), x["live"]) for x in held["names"][:20]])
+    sizes = _table(("size up to", "", "allocations"), [(r.size(x["up_to_bytes"]), _bar(x["count"] / most, VIOLET), x["count"]) for x in held["sizes"]])
+    names = _table(("by name", "count", "total", "peak", "live"), [(x["name"], x["count"], r.size(x["total_bytes"]), r.size(x["peak_bytes"]), x["live"]) for x in held["names"][:20]])
     left = _table(("still allocated at the end", "count", "bytes", "oldest", ""), [
-        (x["name"], x["live"], c.size(x["bytes"]), r.milliseconds(x["oldest_s"]), "growing: none of them was ever freed" if x["growing"] else "") for x in held["still_allocated"][:20]])
+        (x["name"], x["live"], r.size(x["bytes"]), r.milliseconds(x["oldest_s"]), "growing: none of them was ever freed" if x["growing"] else "") for x in held["still_allocated"][:20]])
     return _section("Metal memory of the process", line, chart, '<div class="cols">%s%s</div>' % (sizes, names), left)
 
 

@@ -25,6 +25,8 @@ FORMATS = ("html", "json", "csv", "markdown", "terminal", "trace")
 def milliseconds(seconds: float | None) -> str:
     if seconds is None:
         return c.DASH
+    if seconds == 0:
+        return "0 s"
     for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if seconds * scale >= 1 or unit == "us":
             return "%.*f %s" % (2 if seconds * scale < 100 else 1, seconds * scale, unit)
@@ -36,7 +38,7 @@ def ratio(value: float | None) -> str:
 
 
 _UNITS: dict[str, Callable[[float], str]] = {
-    "1": ratio, "%": lambda v: "%.0f %%" % v, "MHz": c.mhz, "B/s": c.speed, "B": c.size, "mW": c.watts, "°C": lambda v: "%.1f °C" % v,
+    "1": ratio, "%": lambda v: "%.0f %%" % v, "MHz": c.mhz, "B/s": c.speed, "B": lambda v: size(v), "mW": c.watts, "°C": lambda v: "%.1f °C" % v,
     "index": lambda v: "%.0f" % v, "count": lambda v: "%.0f" % v, "rpm": lambda v: "%.0f rpm" % v, "flag": lambda v: "yes" if v else "no",
     "s": milliseconds, "J": c.joules, "ratio": ratio, "C": lambda v: "%.1f °C" % v}
 EXTRA = {"memory_bytes_per_s": ("Memory traffic", "B/s"), "memory_gpu_bytes_per_s": ("Memory traffic by the GPU", "B/s")}
@@ -72,6 +74,10 @@ def command_text(doc: dict[str, Any]) -> str:
     import shlex
     end = "running" if run.get("exit_code") is None else "exit code %d" % run["exit_code"]
     return "%s: %s after %s" % (clean(" ".join(shlex.quote(a) for a in run["argv"])), end, milliseconds(run.get("seconds")))
+
+
+def size(count: float | None) -> str:
+    return "%d B" % count if count is not None and 0 < count < 1024 else c.size(count)
 
 
 # ---- terminal: the document's three tables, then what it does not have
@@ -127,14 +133,14 @@ def memory_lines(doc: dict[str, Any]) -> list[str]:
     held = doc.get("allocations")
     if held:
         s = held["statistics"]
-        out += ["Total Allocated:   %s in %d allocations" % (c.size(s["total_allocated_bytes"]), s["allocations"]),
-                "Current Allocated: %s (shared %s, private %s)" % (c.size(s["current_allocated_bytes"]), c.size(s["shared_bytes"]), c.size(s["private_bytes"])),
-                "Peak Allocated:    %s" % c.size(s["peak_allocated_bytes"])]
+        out += ["Total Allocated:   %s in %d allocations" % (size(s["total_allocated_bytes"]), s["allocations"]),
+                "Current Allocated: %s (shared %s, private %s)" % (size(s["current_allocated_bytes"]), size(s["shared_bytes"]), size(s["private_bytes"])),
+                "Peak Allocated:    %s" % size(s["peak_allocated_bytes"])]
     else:
         out.append("This process made no Metal buffer.")
     used = (doc.get("analysis") or {"figures": {}})["figures"].get("memory_used_bytes")
     if used:
-        out.append("All processes:     peak %s of %s the GPU may use" % (c.size(used["max"]), c.size(doc["limits"].get("memory_bytes"))))
+        out.append("All processes:     peak %s of %s the GPU may use" % (size(used["max"]), size(doc["limits"].get("memory_bytes"))))
     return out
 
 
@@ -195,7 +201,7 @@ def markdown(doc: dict[str, Any]) -> str:
     held = doc.get("allocations")
     if held:
         out += ["## Memory of this process on Metal", ""] + [line for line in memory_lines(doc)[2:]] + [""]
-        out += table(("still allocated", "count", "bytes", "oldest", ""), ((r["name"], r["live"], c.size(r["bytes"]), milliseconds(r["oldest_s"]),
+        out += table(("still allocated", "count", "bytes", "oldest", ""), ((r["name"], r["live"], size(r["bytes"]), milliseconds(r["oldest_s"]),
                                                                            "growing" if r["growing"] else "") for r in held["still_allocated"][:20]))
     notes = [anomaly_text(x) for x in a["anomalies"][:10]] + a["kernel_notes"] + ["At %.1f s: %s" % (e["t"], e["text"]) for e in doc["events"]]
     notes += ["%s %s: %s in all (p = %.2g)" % (label_of(t["column"]), t["direction"], figure_text(t["column"], abs(t["change"])), t["p"]) for t in a["trends"]]
@@ -218,10 +224,10 @@ def saturation_rows(doc: dict[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def kernel_rows(doc: dict[str, Any], most: int = 50) -> list[tuple[Any, ...]]:
-    def size(parts: Any) -> str:
+    def shape(parts: Any) -> str:
         return c.DASH if not parts else " x ".join(str(p) for p in (parts[:1] if list(parts[1:]) == [1, 1] else parts))
     return [(k["name"], k["count"], milliseconds(k["mean_s"]), milliseconds(k["seconds"]["median"] if k["seconds"] else None),
-             milliseconds(k["seconds"]["p95"] if k["seconds"] else None), size(k["threads"]), size(k["group"]),
+             milliseconds(k["seconds"]["p95"] if k["seconds"] else None), shape(k["threads"]), shape(k["group"]),
              c.DASH if k["threadgroup_memory_bytes"] is None else "%d B" % k["threadgroup_memory_bytes"],
              milliseconds(k["overhead_s"]["median"] if k["overhead_s"] else None), "; ".join(k["methods"])) for k in doc["kernels"][:most]]
 
