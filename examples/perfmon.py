@@ -1,0 +1,378 @@
+#!/usr/bin/env python3
+"""Performance monitor for Apple GPUs: profiling, analysis, comparison, reports.
+
+    python perfmon.py run --html report.html -- python train.py         a command, and a report of what the GPU did meanwhile
+    python perfmon.py run --kernels --trace t.json -- python kernels.py ... with every Metal kernel it ran through pyapplegpu
+    python perfmon.py watch --seconds 30 --html report.html             this Mac, without a command (Ctrl-C ends it)
+    python perfmon.py report run.json --markdown report.md              a saved run in another form; --window 5000: its last 5 s
+    python perfmon.py compare a.json b.json                             two runs: figures side by side, kernels by a test
+    python perfmon.py regress run.json baselines/                       a run against earlier ones; exits with 1 when it is worse
+    python perfmon.py run --recording recordings/m5max-macos27.json --speed 10 --html r.html -- sleep 3       without a Mac
+
+In a program of one's own:
+
+    from perfmon import MetalPerformanceMonitor, MetalPerformanceVisualizer, PerformanceMonitorConfig
+    with MetalPerformanceMonitor(config=PerformanceMonitorConfig(enable_detailed_profiling=True)) as monitor:
+        run_my_kernels()
+        print(monitor.analyze_performance(5000)["summary"])
+    MetalPerformanceVisualizer(monitor).generate_report()
+
+A figure that was not measured is a dash with its reason, never 0.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from typing import Any, Sequence
+
+import _common as c
+import _run
+from _common import ag
+from perfmon_lib import compare as comparing
+from perfmon_lib import report as reports
+from perfmon_lib.analyse import Thresholds, analyse
+from perfmon_lib.compare import Comparison, compare_runs, compare_samples, regressions
+from perfmon_lib.engine import MetalPerformanceMonitor, PerformanceMonitorConfig, PerformanceMonitorManager
+from perfmon_lib.metal import Allocations, BufferRun, KernelRun, MemoryStatistics, trace
+from perfmon_lib.prometheus import MonitorCollector, prometheus_families
+from perfmon_lib.report import MetalPerformanceVisualizer, Publisher, VisualizationConfig
+
+__all__ = ["Allocations", "BufferRun", "Comparison", "KernelRun", "MemoryStatistics", "MetalPerformanceMonitor",
+           "MetalPerformanceVisualizer", "MonitorCollector", "PerformanceMonitorConfig", "PerformanceMonitorManager", "Publisher",
+           "Thresholds", "VisualizationConfig", "analyse", "compare_runs", "compare_samples", "prometheus_families", "regressions", "trace"]
+
+INJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "perfmon_lib", "inject")
+
+
+def say(text: str) -> None:
+    print("perfmon: " + text, file=sys.stderr)
+
+
+# ---- options
+
+def _add_outputs(parser: argparse.ArgumentParser, refresh: bool) -> None:
+    group = parser.add_argument_group("reports", "a path each, - for standard output; several are fine")
+    group.add_argument("--html", metavar="FILE", help="a page with charts")
+    group.add_argument("--json", metavar="FILE", help="everything; report, compare and regress read it")
+    group.add_argument("--markdown", metavar="FILE")
+    group.add_argument("--csv", metavar="FILE", help="one table for a spreadsheet")
+    group.add_argument("--csv-table", choices=reports.CSV_TABLES, default="samples")
+    group.add_argument("--trace", metavar="FILE", help="timeline for ui.perfetto.dev or chrome://tracing")
+    group.add_argument("--script", choices=("inline", "file", "none"), default="inline",
+                       help="the page's plotting script: inside it (4 MB), in a file beside it, or none (charts as SVG)")
+    group.add_argument("--quiet", action="store_true", help="no summary on the terminal")
+    if refresh:
+        group.add_argument("--refresh", type=int, default=5000, metavar="MS",
+                           help="write page and JSON again while it runs, so often; the page reloads itself (default 5000; 0: only at the end)")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    c.add_source_options(parser)
+    parser.set_defaults(window=None)
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--interval", type=float, metavar="MS", help="10 to 10000, default 100; below 50 only the driver's own "
+                       "percentages and memory are read so often")
+    group.add_argument("--config", metavar="FILE", help="settings as a JSON object: %s" % ", ".join(PerformanceMonitorConfig.__annotations__))
+    group.add_argument("--disable", action="append", default=[], metavar="WHAT", choices=(
+        "gpu_utilization", "memory_bandwidth", "kernel_profiling", "power_monitoring", "thermal_monitoring", "queue_monitoring"),
+        help="leave out a part; it then costs nothing")
+    group.add_argument("--detailed", action="store_true", help="time each dispatch by itself (MTLCounterSampleBuffer)")
+    group.add_argument("--history", type=int, metavar="N", help="samples kept, default 10000")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="perfmon.py", description=(__doc__ or "").split("\n\n")[0])
+    ways = parser.add_subparsers(dest="way", required=True, metavar="run | watch | report | compare | regress")
+    run = ways.add_parser("run", help="run a command and report; exits with its exit code",
+                          usage="perfmon.py run [options] [--] COMMAND [ARGUMENT ...]")
+    _add_sampling(run)
+    _add_outputs(run, True)
+    run.add_argument("--kernels", action="store_true", help="profile the Metal work that a Python command does through pyapplegpu")
+    run.add_argument("--log", metavar="FILE", help="copy of the command's output")
+    run.add_argument("--baselines", metavar="DIR", help="compare with the earlier runs there")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    watch = ways.add_parser("watch", help="watch without a command")
+    _add_sampling(watch)
+    _add_outputs(watch, True)
+    watch.add_argument("--seconds", type=float, metavar="S", help="how long (default: until Ctrl-C)")
+    again = ways.add_parser("report", help="a saved run in another form")
+    again.add_argument("file")
+    again.add_argument("--window", type=float, metavar="MS", help="analyse only the last so many milliseconds")
+    _add_outputs(again, False)
+    two = ways.add_parser("compare", help="two saved runs")
+    two.add_argument("a")
+    two.add_argument("b")
+    two.add_argument("--kernel", nargs=2, metavar=("KA", "KB"), help="compare kernel KA of the first with KB of the second")
+    past = ways.add_parser("regress", help="a saved run against a folder of earlier ones")
+    past.add_argument("file")
+    past.add_argument("folder")
+    for one in (two, past):
+        one.add_argument("--tolerance", type=float, default=100 * comparing.TOLERANCE, metavar="PERCENT",
+                         help="differences up to this are of no interest (default 5)")
+        one.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def configuration(args: argparse.Namespace) -> PerformanceMonitorConfig:
+    """From --config, then the options. ValueError with a sentence."""
+    given: dict[str, Any] = {}
+    if args.config:
+        with open(args.config, encoding="utf-8") as file:
+            try:
+                given = json.load(file)
+            except ValueError as error:
+                raise ValueError("%s is no JSON: %s" % (args.config, error)) from None
+        if not isinstance(given, dict):
+            raise ValueError("%s does not hold an object of settings" % args.config)
+    given = dict(given)
+    if args.interval is not None:
+        given["sampling_interval_ms"] = args.interval
+    if args.history is not None:
+        given["history_buffer_size"] = args.history
+    if args.detailed:
+        given["enable_detailed_profiling"] = True
+    given.update({"enable_" + part: False for part in args.disable})
+    return PerformanceMonitorConfig.from_mapping(given)
+
+
+def outputs(args: argparse.Namespace) -> list[VisualizationConfig]:
+    refresh = getattr(args, "refresh", 0)
+    if refresh and not 100 <= refresh <= 3_600_000:
+        raise ValueError("--refresh is 0, or 100 to 3600000 milliseconds, not %r" % refresh)
+    made = []
+    for kind in ("html", "json", "markdown", "csv", "trace"):
+        path = getattr(args, kind)
+        if path is not None:
+            live = bool(refresh) and kind in ("html", "json") and path != "-"
+            made.append(VisualizationConfig(kind, path, live, refresh or 1000, args.script))
+    return made
+
+
+def _render(doc: dict[str, Any], one: VisualizationConfig, args: argparse.Namespace) -> str:
+    return reports.csv_text(doc, args.csv_table) if one.format == "csv" else reports.render(doc, one)
+
+
+def _monitor(args: argparse.Namespace) -> MetalPerformanceMonitor:
+    config = configuration(args)
+    window = args.window if args.window is not None else min(max(config.slow_s, 0.05), 10.0)
+    device = ag.LibraryOpen(args.recording, window=window, speed=args.speed, loop=args.loop)
+    return MetalPerformanceMonitor(device, config)
+
+
+def _finish(monitor: MetalPerformanceMonitor, made: Sequence[VisualizationConfig], args: argparse.Namespace, screen: Any) -> tuple[dict[str, Any], bool]:
+    """Write every report; what cannot be written is said, the others still are."""
+    doc, fine = monitor.document(), True
+    for one in made:
+        try:
+            reports.write(one.output_path, _render(doc, one, args))
+        except OSError as error:
+            fine = False
+            say("%s was not written: %s" % (one.output_path, error.strerror or error))
+    if not args.quiet:
+        print(reports.terminal(doc), end="", file=screen)
+    if monitor.trouble:
+        say("sampling ended early: %s" % monitor.trouble)
+    return doc, fine
+
+
+# ---- run
+
+def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    command = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        parser.error("which command? perfmon.py run -- COMMAND")
+    made, monitor = outputs(args), _monitor(args)
+    monitor.begin()
+    monitor.metal.detach()              # this process does no Metal work of its own
+    monitor.command = {"argv": command, "exit_code": None, "seconds": 0.0}
+    publisher = Publisher(monitor, made, say)
+
+    def sampled(snapshot: Any, elapsed: float) -> None:
+        monitor.command["seconds"] = elapsed        # type: ignore[index]
+        monitor.add_snapshot(snapshot)
+        publisher.tick()
+    folder = tempfile.mkdtemp(prefix="perfmon-") if args.kernels else None
+    before = dict(os.environ)
+    if folder is not None:
+        os.environ.update(PERFMON_KERNELS=folder, PYTHONPATH=os.pathsep.join([INJECT] + [p for p in [os.environ.get("PYTHONPATH")] if p]),
+                          PERFMON_CONFIG=json.dumps({"enable_detailed_profiling": monitor.config.enable_detailed_profiling,
+                                                     "history_buffer_size": monitor.config.history_buffer_size}))
+    fast = _fast_lane(monitor)
+    try:
+        code, cost = _run.run_command(monitor.device, command, monitor.config.slow_s, sampled, args.log, monitor.config.parts + ("processes",))
+        fast.set()
+        if cost is None and code in (126, 127):
+            return code
+        monitor.command.update(exit_code=code, **_command_figures(cost))
+        if folder is not None:
+            _absorb(monitor, folder)
+    finally:
+        fast.set()
+        os.environ.clear()
+        os.environ.update(before)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+    monitor.stop_monitoring("interrupted" if code in (130, 143, 129) else "finished")
+    doc, fine = _finish(monitor, made, args, sys.stderr)
+    if args.baselines and not _against(doc, args.baselines):
+        say("worse than the runs in %s" % args.baselines)
+    return code or (0 if fine else 1)
+
+
+def _fast_lane(monitor: MetalPerformanceMonitor) -> threading.Event:
+    stop = monitor._stop
+    stop.clear()
+    if monitor.config.fast_s:
+        thread = threading.Thread(target=monitor._loop, args=(monitor.config.fast_s, monitor.sample_fast, "fast"), name="perfmon-fast", daemon=True)
+        monitor._threads.append(thread)
+        thread.start()
+    return stop
+
+
+def _command_figures(cost: Any) -> dict[str, Any]:
+    if cost is None:
+        return {}
+    return {"seconds": cost.seconds, "gpu_seconds": cost.gpu_seconds, "gpu_seconds_covered": cost.gpu_seconds_covered,
+            "peak_footprint_bytes": cost.peak_footprint_bytes, "memory_rise_bytes": cost.memory_rise_bytes}
+
+
+def _absorb(monitor: MetalPerformanceMonitor, folder: str) -> None:
+    files = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    for name in files:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            monitor.metal.absorb(json.load(file), os.fstat(file.fileno()).st_mtime)
+    if not files:
+        say("no kernels came back: the command imported no pyapplegpu, ran no Metal work, or was Python with -I or -E")
+
+
+def _against(doc: dict[str, Any], folder: str) -> bool:
+    """Prints the table; False when something is worse."""
+    found, left = comparing.baselines(folder)
+    result = regressions(doc, found)
+    print(regression_text(result, left), file=sys.stderr)
+    return not result["worse"]
+
+
+# ---- watch
+
+def watch(args: argparse.Namespace) -> int:
+    if args.seconds is not None and not args.seconds > 0:
+        raise ValueError("--seconds is above 0")
+    made, monitor = outputs(args), _monitor(args)
+    publisher = Publisher(monitor, made, say)
+    stopped = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    monitor.start_monitoring()
+    end = None if args.seconds is None else time.monotonic() + args.seconds
+    try:
+        while not stopped.is_set() and (end is None or time.monotonic() < end) and not monitor.trouble:
+            publisher.tick()
+            stopped.wait(0.2 if end is None else max(0.0, min(0.2, end - time.monotonic())))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        monitor.stop_monitoring("interrupted" if stopped.is_set() and end is not None else "finished")
+    _, fine = _finish(monitor, made, args, sys.stdout)
+    return 0 if fine else 1
+
+
+# ---- saved runs
+
+def report(args: argparse.Namespace) -> int:
+    doc = comparing.load(args.file)
+    doc["analysis"] = analyse(doc, args.window)
+    made = outputs(args)
+    for one in made:
+        reports.write(one.output_path, _render(doc, one, args))
+    if not made and not args.quiet:
+        print(reports.terminal(doc), end="")
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    a, b = comparing.load(args.a), comparing.load(args.b)
+    if args.kernel:
+        pair = []
+        for doc, name in zip((a, b), args.kernel):
+            found = [k["samples_s"] for k in doc["kernels"] if k["name"] == name]
+            if not found:
+                raise ValueError("there is no kernel %r; there are %s" % (name, ", ".join(k["name"] for k in doc["kernels"]) or "none"))
+            pair.append(found[0])
+        one = compare_samples(pair[0], pair[1], *args.kernel, tolerance=args.tolerance / 100)
+        print(json.dumps(one.as_dict()) if args.json else comparison_text(one.as_dict()))
+        return 0
+    result = compare_runs(a, b, tolerance=args.tolerance / 100)
+    print(json.dumps(result) if args.json else runs_text(result, args.a, args.b))
+    return 0
+
+
+def regress(args: argparse.Namespace) -> int:
+    found, left = comparing.baselines(args.folder)
+    found = [(name, doc) for name, doc in found if not os.path.samefile(os.path.join(args.folder, name), args.file)]
+    result = regressions(comparing.load(args.file), found, tolerance=args.tolerance / 100)
+    print(json.dumps(result) if args.json else regression_text(result, left))
+    return 1 if result["worse"] else 0
+
+
+def comparison_text(one: dict[str, Any]) -> str:
+    lines = []
+    for key in ("a", "b"):
+        s = one[key]
+        lines.append("%s  %-24s n %-5d median %-11s spread %s" % (key, c.clean(s["name"])[:24], s["n"], reports.milliseconds(s["median"]), reports.milliseconds(s["spread"])))
+    if one["ratio"] is not None:
+        lines.append("b / a = %.3f (99 %% interval %.3f to %.3f), Cliff's delta %+.2f, Mann-Whitney p = %.2g" % (
+            one["ratio"], one["ratio_low"], one["ratio_high"], one["effect"], one["p"]))
+    lines.append("%s. %s" % (one["verdict"].capitalize(), one["recommendation"]))
+    return "\n".join(lines)
+
+
+def runs_text(result: dict[str, Any], name_a: str, name_b: str) -> str:
+    lines = ["a = %s, b = %s" % (c.clean(name_a), c.clean(name_b))] + ["warning: " + w for w in result["warnings"]] + [
+        "", "%-32s %14s %14s %8s" % ("", "a", "b", "b / a")]
+    for row in result["figures"]:
+        if row["a"] is not None or row["b"] is not None:
+            lines.append("%-32s %14s %14s %8s" % (row["label"], reports.shown(row["a"], row["unit"]), reports.shown(row["b"], row["unit"]),
+                                                  "-" if row["ratio"] is None else "%.3f" % row["ratio"]))
+    lines.append("Single runs: these are shown, not judged. For a judgement: perfmon.py regress RUN FOLDER.")
+    for one in result["kernels"]:
+        lines += ["", comparison_text(one)]
+    for which, key in (("a", "only_a"), ("b", "only_b")):
+        if result[key]:
+            lines += ["", "Only in %s: %s" % (which, ", ".join(c.clean(n) for n in result[key]))]
+    return "\n".join(lines)
+
+
+def regression_text(result: dict[str, Any], left: Sequence[str]) -> str:
+    lines = ["Against %d earlier runs" % len(result["baselines"])]
+    if result["other_gpus"]:
+        lines.append("%d runs of other GPUs were left out" % len(result["other_gpus"]))
+    lines += ["left out: " + text for text in left]
+    lines += ["", "%-36s %12s %12s %25s %4s  %s" % ("", "now", "before", "expected", "n", "")]
+    for row in result["rows"]:
+        expected = "-" if row["low"] is None else "%s to %s" % (reports.shown(row["low"], row["unit"]), reports.shown(row["high"], row["unit"]))
+        lines.append("%-36s %12s %12s %25s %4d  %s" % (c.clean(row["label"])[:36], reports.shown(row["now"], row["unit"]), reports.shown(row["median"], row["unit"]),
+                                                       expected, row["n"], row["verdict"]))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        if args.way == "run":
+            return run(args, parser)
+        return {"watch": watch, "report": report, "compare": compare, "regress": regress}[args.way](args)
+    except ValueError as error:
+        say(str(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(c.quiet_pipe(main))
