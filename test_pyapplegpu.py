@@ -582,13 +582,13 @@ def test_a_lane_without_data_does_not_hide_its_neighbour():
     mac.t += 1000
     assert ratio(engine, engine.gpu_active) == 0.75
     with pytest.raises(ag.NVMLError_NotReady) as caught:
-        engine._limited("GPU_CLTM", ag._NS)
+        engine.main.ratios(1, ag._NS)
     assert caught.value.reason == "absent"
     state["gone"] = False
     mac.t += 1000
     assert ratio(engine, engine.gpu_active) == 0.75
     with pytest.raises(ag.NVMLError_NotReady) as caught:
-        engine._limited("GPU_CLTM", ag._NS)
+        engine.main.ratios(1, ag._NS)
     assert caught.value.reason == "reset"
 
 
