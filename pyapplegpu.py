@@ -998,7 +998,7 @@ _VARIADIC = ("WithFormat:", "WithObjects:", "ObjectsAndKeys:", "orKeys:")
 _KEEP_GIL = frozenset((
     "setComputePipelineState:", "setBuffer:offset:atIndex:", "setBufferOffset:atIndex:", "setBytes:length:atIndex:",
     "setTexture:atIndex:", "setSamplerState:atIndex:", "setThreadgroupMemoryLength:atIndex:", "length", "contents",
-    "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:", 
+    "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:",
     "maxTotalThreadsPerThreadgroup", "threadExecutionWidth", "staticThreadgroupMemoryLength"))
 
 
@@ -2268,6 +2268,11 @@ def _failure(pointer: int | None, selector: int) -> MetalError:
 # sources
 # ======================================================================================================================
 
+def _raw_clock(name: str) -> int:
+    """Nanoseconds of a clock of macOS, by a name that checkers on another system do not know."""
+    return time.clock_gettime_ns(getattr(time, name))
+
+
 # Each class answers from the system itself; the player in the next section answers the same methods from a file.
 # Methods return plain data or raise an AppleGPUError; None means that the system said "there is no such thing".
 # One lock per source stands around native calls; an RLock, as a signal handler of the host may call in between.
@@ -2831,7 +2836,7 @@ class _HID:
         return _c.IOHIDEventGetFloatValue(event, self._FIELD) if event else None
 
     def _services(self) -> list[tuple[int, str, int]]:
-        now = time.clock_gettime_ns(time.CLOCK_UPTIME_RAW)
+        now = _raw_clock("CLOCK_UPTIME_RAW")
         if self.services is None or not 0 <= now - self.looked < self._REFRESH:
             listed = _c.IOHIDEventSystemClientCopyServices(self._connected())
             self.known = [self._known(service) for service in _cf_items(listed) if _cf_is_other(service)]
@@ -3140,7 +3145,7 @@ class _Clock:
 
     def now(self) -> tuple[int, int]:
         """(uptime, uptime with sleep) in ns; their difference grows by what the Mac slept."""
-        return time.clock_gettime_ns(time.CLOCK_UPTIME_RAW), time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        return _raw_clock("CLOCK_UPTIME_RAW"), _raw_clock("CLOCK_MONOTONIC_RAW")
 
     def unix(self) -> float:
         return time.time()
@@ -4107,7 +4112,7 @@ class _Recorder:
     def __init__(self, machine: Any, names: bool) -> None:
         self.machine, self.names = machine, names
         self.frames: list[dict[Any, Any]] = []
-        self.nodes: dict[int, tuple[Any, str, dict[str, Any]]] = {}     # by registry id: entry, kind, what the file says
+        self.nodes: dict[int, tuple[Any, str, dict[str, Any]]] = {}     # by id: entry, kind, what the file says
         self.clients: dict[int, tuple[int, str]] = {}                   # by registry id: pid, name
         self.paths: dict[int, str | None] = {}                          # by pid
         self.groups: dict[str, str] = {}
@@ -5777,19 +5782,23 @@ class _Engine:
 
     def throttle(self, window: int) -> _Figure:
         """CLTM, PPM and thermal pressure; at least one of them is known."""
-        cltm, ppm, figure = None, None, _Figure(None)
-        try:
-            cltm, figure = self._limited("GPU_CLTM", window)
-            ppm, _ = self._limited("GPU_PPM", window)
-        except (NVMLError_NotSupported, NVMLError_NoPermission):
-            pass
+        cltm, figure = self._limited_if_told("GPU_CLTM", window)
+        ppm, _ = self._limited_if_told("GPU_PPM", window)
         try:
             pressure = self.thermal_pressure(window).value
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem, NVMLError_NoData):
             pressure = None
         if cltm is None and ppm is None and pressure is None:
             raise self.lacking("ioreport:GPU Stats", "neither CLTM, PPM nor thermal pressure can be read")
         return figure._replace(value=ThrottleState(cltm, ppm, pressure))
+
+    def _limited_if_told(self, name: str, window: int) -> tuple[float | None, _Figure]:
+        try:
+            return self._limited(name, window)
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady) as error:
+            if error.value == ERROR_NOT_READY and error.reason != REASON_ABSENT:
+                raise
+            return None, _Figure(None)
 
     def _limited(self, name: str, window: int) -> tuple[float | None, _Figure]:
         """(figure of GPU_CLTM or GPU_PPM or None, its span): share not in NO_CLTM, or the mean of percent states."""
@@ -5799,13 +5808,8 @@ class _Engine:
             return None, _Figure(None)
         states = self.main.channels[lanes[0]].states
         self.main.refresh(window)
-        try:
-            with self.lock:
-                ratios, span = self.main.ratios(lanes[0], window)
-        except NVMLError_NotReady as error:
-            if error.reason != REASON_ABSENT:
-                raise
-            return None, _Figure(None)
+        with self.lock:
+            ratios, span = self.main.ratios(lanes[0], window)
         return _limit_figure(name, states, ratios), _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
 
     # ---- energy and power

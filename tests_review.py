@@ -97,11 +97,16 @@ def test_a_refused_energy_model_does_not_hide_what_pmp_counts():
 
 
 def test_a_delta_never_pairs_one_die_with_another():
-    die0, die1 = steps((0, 1, 0), (101000, 101, 1000), (103000, 103, ag.INT64_MIN)), steps((0, 1, ag.INT64_MIN), (103000, 103, 900000))
+    die0, die1 = steps((0, 99999, 1000)), steps((0, 99999, ag.INT64_MIN))
     engine, mac = engine_of((CPU, die0), (CPU2, die1))
     engine.rail("cpu")
     engine.main.refresh()
     assert engine.rail_points("cpu") == []
+    die0, die1 = steps((0, 99999, 1000)), steps((0, 99999, 7000))
+    engine, mac = engine_of((CPU, die0), (CPU2, die1))
+    engine.rail("cpu")
+    engine.main.refresh()
+    assert [millijoules for _, millijoules in engine.rail_points("cpu")] == [1000, 7000]
 
 
 def test_a_figure_that_went_missing_keeps_no_age():
@@ -177,3 +182,9 @@ def test_a_dead_way_to_ane_use_gives_way_to_the_next(tmp_path):
     for name in ("m1max", "m3max-macos27", "m5max-macos27", "m4pro"):
         device = changed(tmp_path, name, dead)
         assert ag.Try(ag.AneGetUtilization, device).reason != ag.REASON_ABSENT
+
+
+def test_throttling_does_not_need_the_notification(tmp_path):
+    device = changed(tmp_path, "m5max-macos27", lambda data: data.update(notify={}))
+    state = ag.DeviceGetThrottleState(device)
+    assert state.cltm_ratio is not None and state.thermal_pressure is None
