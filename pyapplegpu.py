@@ -5311,11 +5311,15 @@ class _ClientsFeed(_Feed):
 
     def read(self) -> Any:
         registry = self.engine.machine.registry
-        clients = {}
+        clients, silent = {}, False
         for entry in registry.children(self.engine.accelerator()):
             who = _client_pid(registry.get(entry, "IOUserClientCreator"))
-            if who is not None:
-                clients[registry.identity(entry)] = (who[0], who[1], _client_gpu_ns(registry.get(entry, "AppUsage")))
+            usage = registry.get(entry, "AppUsage") if who is not None else None
+            if who is not None and isinstance(usage, list):     # an empty one is 0 ns; none at all says nothing
+                clients[registry.identity(entry)] = (who[0], who[1], _client_gpu_ns(usage))
+            silent = silent or who is not None
+        if silent and not clients:
+            raise _fail(ERROR_NO_DATA, REASON_ABSENT, "registry", "no client of the GPU says how long it used it")
         return clients
 
 

@@ -339,8 +339,8 @@ def test_a_violation_ends_the_program(small, tmp_path):
 
 def test_in_another_thread():
     with pytest.raises(Violation, match="NULL"):
-        run("import threading; threading.excepthook = lambda problem: None\n"
-            "t = threading.Thread(target=lambda: release(None)); t.start(); t.join()\nthreading.excepthook = threading.__excepthook__")
+        run("import threading; kept, threading.excepthook = threading.excepthook, lambda problem: None\n"
+            "t = threading.Thread(target=lambda: release(None)); t.start(); t.join()\nthreading.excepthook = kept")
 
 
 def test_leak_at_exit_is_shown(small):
