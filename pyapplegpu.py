@@ -2103,9 +2103,15 @@ class MetalPool:
         pools = runtime.thread.pools
         for i in range(len(pools) - 1, -1, -1):
             if pools[i] is self.token:      # an outer exit takes the inner ones along; another thread's is left alone
+                token = self.token[0]
                 del pools[i:]
-                runtime.pop(self.token[0])
+                runtime.pop(token)
                 return
+
+    def __del__(self) -> None:
+        # Ctrl-C between opening and the with statement's body: the pool must not stay open for the rest of the thread
+        if _runtime is not None and not _runtime.exiting and hasattr(self, "token"):
+            self.__exit__()
 
 
 # -- compiled methods
@@ -8689,13 +8695,13 @@ def _u64(value: int) -> int:
     return int(value)
 
 
-def _call(pointer: int, selector: str, *arguments: Any) -> Any:
+def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
     """A prepared raw send of the launch path: one look-up by selector, which means the same in every class it is sent
     to."""
     runtime = _runtime or _objc()
     found = runtime.launchers.get(selector)
     if found is None:
-        found = runtime.launchers[selector] = _prepare(pointer, selector)
+        found = runtime.launchers[selector] = _prepare(getattr(pointer, "value", pointer), selector)
     return found[0](pointer, found[1], *arguments)
 
 
@@ -8757,15 +8763,21 @@ _ENCODERS = {"dispatch": "compute", "copy": "blit", "fill": "blit"}
 def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> None:
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
-    encoder, kind, count = 0, "", 0
+    encoder: Any = None
+    kind, count = "", 0
     try:
         for op in operations:
             wanted = _ENCODERS.get(op[0], "")
-            if encoder and (wanted != kind or samples is not None or wanted == "compute" and (op[9] or op[10])):
-                _call(encoder, "endEncoding")
-                encoder = 0
-            if wanted and not encoder:
-                encoder = _encoder(buffer, wanted, samples, count)
+            if encoder is not None and (wanted != kind or samples is not None or wanted == "compute" and (op[9] or op[10])):
+                encoder.ended = True        # nothing can interrupt between this and the call
+                encoder.end[0](encoder, encoder.end[1])
+                encoder = None
+            if wanted and encoder is None:
+                create, key, *more = _encoder_maker(buffer, wanted, samples, count)
+                encoder = create(buffer, key, *[one._pointer for one in more])
+                if not encoder.value:
+                    encoder = None
+                    raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
             kind = wanted
             if wanted == "compute":
                 _encode_dispatch(encoder, op)
@@ -8778,34 +8790,56 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
             else:
                 _call(buffer, op[0], op[1]._pointer, op[2])
     finally:
-        if encoder:
-            _call(encoder, "endEncoding")
+        if encoder is not None and not encoder.ended:
+            encoder.ended = True
+            encoder.end[0](encoder, encoder.end[1])
 
 
-def _encoder(buffer: int, kind: str, samples: Any, count: int) -> int:
+def _encoder_maker(buffer: int, kind: str, samples: Any, count: int) -> tuple[Any, ...]:
+    """(function, selector, arguments...) that opens an encoder; with timestamps around dispatch number `count`."""
     if kind == "compute" and samples is not None:
         descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
         attachment = descriptor.sampleBufferAttachments()[0]
         attachment.setSampleBuffer_(samples)
         attachment.setStartOfEncoderSampleIndex_(2 * count)
         attachment.setEndOfEncoderSampleIndex_(2 * count + 1)
-        encoder = _call(buffer, "computeCommandEncoderWithDescriptor:", descriptor._pointer)
-    else:
-        encoder = _call(buffer, "computeCommandEncoder" if kind == "compute" else "blitCommandEncoder")
-    if not encoder:
-        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
-    return int(encoder)
+        return (*_opener(buffer, "computeCommandEncoderWithDescriptor:"), descriptor)
+    return _opener(buffer, "computeCommandEncoder" if kind == "compute" else "blitCommandEncoder")
+
+
+def _opener(buffer: int, selector: str) -> tuple[Any, int]:
+    """The send that opens an encoder. Its result is an owner made by ctypes itself, which ends the encoding when it is
+    dropped: Metal aborts the process over an encoder let go while open, and Ctrl-C can come as the call returns."""
+    runtime = _objc()
+    found = runtime.launchers.get(selector)
+    if found is None:
+        _, key = _prepare(buffer, selector)
+        word = ctypes.c_void_p
+        ending = _prototype((_Type("v", 0),)), runtime.selector(b"endEncoding")
+
+        class OpenEncoder(ctypes.c_void_p):
+            ended = False
+            end = ending
+
+            def __del__(self) -> None:
+                if self.value and not self.ended:
+                    self.ended = True
+                    ending[0](self.value, ending[1])
+
+        function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(_objc().send)
+        found = runtime.launchers[selector] = function, key
+    return found
 
 
 _HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:length:atIndex:",
         "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:")
 
 
-def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
+def _encode_dispatch(encoder: Any, op: tuple[Any, ...]) -> None:
     _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
     runtime = _objc()
     if not runtime.hot:
-        runtime.hot = [_prepare(encoder, selector) for selector in _HOT]
+        runtime.hot = [_prepare(encoder.value, selector) for selector in _HOT]
     hot = runtime.hot
     if wait or label is not None or memory or textures or uses:
         _encode_rest(encoder, memory, textures, uses, wait, label)
@@ -8825,7 +8859,7 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
         _call(encoder, "updateFence:", update._pointer)
 
 
-def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
+def _encode_rest(encoder: Any, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
     """What most dispatches have none of."""
     for pointer, _ in wait:
         _call(encoder, "waitForFence:", pointer)

@@ -86,7 +86,7 @@ LAYOUTS = {"QQ": "QQ", "QQQ": "QQQ", "QQQQ": "QQQQ", "dd": "dd", "dddd": "dddd",
 # FakeEcho: every way a value can travel; what has no C function of its own is a property
 ECHO = """-a:b:c:d:e:f:g:h:i:j:k: v Q q I i S C s c f d f;-copy:slice:level:origin:size:to:slice:level:origin: v @ Q Q {?=QQQ} {?=QQQ} @ Q Q {?=QQQ};
  -structs:b:c:d:e:f:g:h:i: v {?=dddd} {?=ff} {?=CCCC} {?={?=QQQ}{?=QQQ}} {_NSRange=QQ} {?=dddddd} {MTLResourceID=Q} {?=QQQQ} {CGSize=dd};
- -arrays:b:c:d:range: v r^@ r^Q r^f r^{?=QQQQ} {_NSRange=QQ};-bytes:length:out: v r^v Q ^v;-out:name:kind: B ^@ : #;-m:a:n:y:w:o:r:d:s:i:n:flag: c Q Q Q Q Q Q Q Q Q Q Q B;
+ -arrays:b:c:d:range: v r^@ r^Q r^f r^{?=QQQQ} {_NSRange=QQ};-bytes:length:out: v r^v Q ^v;-out:name:kind: B ^@ : #;-m:a:n:y:w:o:r:d:s:i:n:flag: B Q Q Q Q Q Q Q Q Q Q Q B;
  -setFf: v {?=ff};-ff {?=ff};-setDd: v {CGSize=dd};-dd {CGSize=dd};-setDddd: v {?=dddd};-dddd {?=dddd};-setSix: v {?=dddddd};-six {?=dddddd};-setRegion: v {?={?=QQQ}{?=QQQ}};
  -region {?={?=QQQ}{?=QQQ}};-setRange: v {_NSRange=QQ};-range {_NSRange=QQ};-setQqqq: v {?=QQQQ};-qqqq {?=QQQQ};-setId: v {MTLResourceID=Q};-id {MTLResourceID=Q};-setSwizzle: v {?=CCCC};
  -swizzle {?=CCCC};-setFloating: v f;-floating f;-setDouble: v d;-double d;-accelerationStructureSizesWithDescriptor: {?=QQQ} @"NSString";-setVector: v {?=[4]}"""
