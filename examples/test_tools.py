@@ -657,16 +657,16 @@ def test_memory_stays_flat():
         for n in range(times):
             m.take(ag.DeviceGetSnapshot(m.device, timeout=0))
             top.frame(m, 120, 40, looks[n % 3])
-    refresh(60)
+    refresh(40)
     tracemalloc.start()
-    refresh(30)
+    refresh(20)
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
-    refresh(300)
+    refresh(90)
     gc.collect()
     after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert after - before < 15_000
+    assert after - before < 12_000
 
 
 # ---- top.py: Textual's pilot
@@ -927,7 +927,13 @@ def test_svg_picture(tmp_path):
     path = tmp_path / "top.svg"
     assert top.main(["--recording", recording("m4-macos27"), "--speed", "0", "--svg", str(path), "--samples", "4"]) == 0
     picture = path.read_text()
-    assert "Apple" in picture and len(picture) < 150_000
+    assert "Apple" in picture and len(picture) < 150_000 and "cdnjs" not in picture
+
+
+def test_stat_picture(tmp_path, capsys):
+    path = tmp_path / "stat.svg"
+    assert run_stat(capsys, "--recording", recording("m4-macos27"), "--speed", "0", "-a", "--picture", str(path))[0] == 0
+    assert "cdnjs" not in path.read_text()
 
 
 def test_tools_need_nothing_but_their_extras():

@@ -300,7 +300,7 @@ def panel_memory(m: Model, s: ag.Snapshot) -> Iterator[Row]:
         yield Row("", c.size(ram.active_bytes), bar=False, note="active, inactive %s" % c.size(ram.inactive_bytes))
         yield Row("Free", c.size(ram.available_bytes), bar=False, note="to use; cached %s, free %s" % (
             c.size(ram.cached_bytes), c.size(ram.free_bytes)))
-    yield Row("Swap", c.size(swap.used_bytes if swap else None), _part(swap.used_bytes, swap.total_bytes) if swap else None,
+    yield Row("Swap", c.size(swap.used_bytes if swap else None), _part(swap.used_bytes, swap.total_bytes or 1) if swap else None,
               "swap", swap.total_bytes or 1 if swap else None, "of %s" % c.size(swap.total_bytes if swap else None))
 
 
@@ -499,7 +499,7 @@ def compact(m: Model, s: ag.Snapshot, width: int, look: Look) -> Iterator[list[t
     def line(name: str, series: str, top: float | None, *pieces: tuple[str, str]) -> list[tuple[str, str]]:
         values = m.history.values(series, look.span, wave) if wave else []
         high = top or max((v for v in values if v == v), default=0.0) or 1.0
-        out = [(" %-5s" % name, "label"), (c.spark(values, high) + " " if wave else "", "graph")]
+        out = [(" %-6s" % name, "label"), (c.spark(values, high) + " " if wave else "", "graph")]
         for text, style in pieces:
             out += [(" ", ""), (text, "dim" if text == c.DASH else style)]
         return out
@@ -653,10 +653,10 @@ def palette(app: Any) -> dict[str, Any]:
         return Color.parse(v[name]).blend(back, share, 1.0)
 
     def of(color: Color, **more: Any) -> Style:
-        return Style(color=color.rich_color, **more)
+        return Style(color=color.rich_color, bgcolor=back.rich_color, **more)
     light = back.brightness > 0.5
     muted, faint = fore.blend(back, 0.35, 1.0), fore.blend(back, 0.75, 1.0)
-    inks = {name: mix(name).darken(0.12) if light else mix(name) for name in ("success", "warning", "error", "primary",
+    inks = {name: mix(name).darken(0.16) if light else mix(name) for name in ("success", "warning", "error", "primary",
                                                                              "secondary", "accent")}
     violet = inks["primary"].blend(inks["error"], 0.5, 1.0)
     violet = violet.darken(0.05) if light else violet.lighten(0.25)
@@ -712,7 +712,7 @@ def textual_app() -> Any:
 
     def strip(app: Any, line: list[tuple[str, str]], width: int) -> Strip:
         styles = app.styles_by_name
-        return Strip([Segment(text, styles[style]) for text, style in line], length(line)).adjust_cell_length(width)
+        return Strip([Segment(text, styles[style]) for text, style in line], length(line)).adjust_cell_length(width, styles[""])
 
     class LineBox(ScrollView, can_focus=False):
         """Lines of (text, style); only those that changed are painted again."""
@@ -737,7 +737,7 @@ def textual_app() -> Any:
         def render_line(self, y: int) -> Strip:
             at = y + self.scroll_offset.y
             if at >= len(self.lines):
-                return Strip.blank(self.size.width)
+                return Strip.blank(self.size.width, self.app.styles_by_name[""])
             return strip(self.app, self.lines[at], self.size.width)
 
     class Processes(ScrollView, can_focus=True):
@@ -775,16 +775,18 @@ def textual_app() -> Any:
             return None
 
         def _line(self, y: int) -> list[tuple[str, str]]:
+            width = self.size.width - 1
             if y == 0:
-                return process_head(self.size.width, self.sort, self.backwards)
+                return process_head(width, self.sort, self.backwards)
             n = y - 1 + self.scroll_offset.y
             if n < len(self.rows):
-                return process_line(self.rows[n], self.size.width, self.rows[n].pid == self.chosen)
+                return process_line(self.rows[n], width, self.rows[n].pid == self.chosen)
             return [(" " + self.note, "dim")] if n == 0 and self.note else []
 
         def render_line(self, y: int) -> Strip:
             line = self._line(y)
-            return Strip([Segment(text, self.app.styles_by_name[style]) for text, style in line]).adjust_cell_length(self.size.width)
+            styles = self.app.styles_by_name
+            return Strip([Segment(text, styles[style]) for text, style in line]).adjust_cell_length(self.size.width, styles[""])
 
         def action_cursor(self, step: int) -> None:
             if self.rows:
@@ -840,14 +842,13 @@ def textual_app() -> Any:
         CSS = """
         Screen { layout: vertical; overflow: hidden; }
         #header, #alerts, #detail { height: 1; overflow: hidden; }
-        #header { background: $surface; }
         #alerts, #detail { display: none; }
         #board { height: 1; overflow-x: hidden; scrollbar-size: 0 1; }
         #processes { height: 1fr; min-height: 2; overflow-x: hidden; scrollbar-size: 0 1; }
         #filter { display: none; height: 1; border: none; padding: 0 1; }
         #bottom { height: 1; background: $footer-background; }
         #bottom Footer { dock: none; width: 1fr; }
-        #status { width: auto; height: 1; padding: 0 1; color: $footer-foreground; background: $footer-background; }
+        #status { width: auto; height: 1; padding: 0 1; color: $footer-description-foreground; background: $footer-background; }
         """
         BINDINGS = [
             Binding("q", "quit", "quit"), Binding("question_mark", "help", "help", key_display="?"),
@@ -1104,7 +1105,8 @@ def textual_app() -> Any:
             self.table.focus()
 
         def action_picture(self) -> None:
-            path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"))
+            path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"), ".")
+            c.local_fonts(path)
             self.notify("saved " + os.path.basename(path))
 
         async def action_quit(self) -> None:
@@ -1150,7 +1152,7 @@ def _picture(app: Any, path: str, size: tuple[int, int], samples: int) -> int:
             app.cost = None
             app.redraw(True)
             await pilot.pause()
-            app.save_screenshot(os.path.basename(path), os.path.dirname(path) or ".")
+            c.local_fonts(app.save_screenshot(os.path.basename(path), os.path.dirname(path) or "."))
     asyncio.run(work())
     return 0
 
