@@ -401,6 +401,14 @@ class History:
 
 # ---- running
 
+def local_fonts(path: str) -> None:
+    """Take the web fonts out of an SVG that rich or Textual wrote: a picture loads nothing."""
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    text = re.sub(r"@font-face\s*\{[^}]*\}", "", text).replace("Fira Code", "ui-monospace, Menlo, DejaVu Sans Mono")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(re.sub(r"<!--.*?-->", "", text))
+
 
 def quiet_pipe(work: Callable[[], int]) -> int:
     """Run a tool's main; a reader that closes the pipe (`| head`) ends it without a traceback, an error is one sentence."""

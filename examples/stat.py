@@ -516,6 +516,7 @@ def _picture(reader: Reader, args: argparse.Namespace, path: str) -> int:
     console.print(text_of(page(reader.look(), args, 98)))
     console.save_svg(path, title="stat.py " + " ".join(a for a in sys.argv[1:] if a.startswith("-") and len(a) == 2),
                      unique_id="stat")
+    c.local_fonts(path)
     return 0
 
 

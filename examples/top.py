@@ -300,7 +300,7 @@ def panel_memory(m: Model, s: ag.Snapshot) -> Iterator[Row]:
         yield Row("", c.size(ram.active_bytes), bar=False, note="active, inactive %s" % c.size(ram.inactive_bytes))
         yield Row("Free", c.size(ram.available_bytes), bar=False, note="to use; cached %s, free %s" % (
             c.size(ram.cached_bytes), c.size(ram.free_bytes)))
-    yield Row("Swap", c.size(swap.used_bytes if swap else None), _part(swap.used_bytes, swap.total_bytes) if swap else None,
+    yield Row("Swap", c.size(swap.used_bytes if swap else None), _part(swap.used_bytes, swap.total_bytes or 1) if swap else None,
               "swap", swap.total_bytes or 1 if swap else None, "of %s" % c.size(swap.total_bytes if swap else None))
 
 
@@ -499,7 +499,7 @@ def compact(m: Model, s: ag.Snapshot, width: int, look: Look) -> Iterator[list[t
     def line(name: str, series: str, top: float | None, *pieces: tuple[str, str]) -> list[tuple[str, str]]:
         values = m.history.values(series, look.span, wave) if wave else []
         high = top or max((v for v in values if v == v), default=0.0) or 1.0
-        out = [(" %-5s" % name, "label"), (c.spark(values, high) + " " if wave else "", "graph")]
+        out = [(" %-6s" % name, "label"), (c.spark(values, high) + " " if wave else "", "graph")]
         for text, style in pieces:
             out += [(" ", ""), (text, "dim" if text == c.DASH else style)]
         return out
@@ -574,11 +574,19 @@ def ordered(rows: Iterable[ag.GpuProcess], sort: str, backwards: bool, wanted: s
     return known + [p for p in rows if keys[sort](p) is None]
 
 
+def columns(width: int) -> tuple[tuple[str, str, int], ...]:
+    """Those that fit, with their widths: a narrow screen has no room for the GPU time, a very narrow one for nothing but use."""
+    narrow = {"time"} if width < 56 else set()
+    narrow |= {"pid", "memory"} if width < 40 else set()
+    kept = [row for row in COLUMNS if row[0] not in narrow]
+    room = max(6, width - sum(size for _, _, size in kept) - 1)
+    return tuple((key, title, size or room) for key, title, size in kept)
+
+
 def process_head(width: int, sort: str, backwards: bool) -> list[tuple[str, str]]:
     line: list[tuple[str, str]] = []
-    for key, title, size in COLUMNS:
+    for key, title, space in columns(width):
         mark = ("▲" if (key in ("pid", "name")) != backwards else "▼") if key == sort else ""
-        space = size or max(8, width - sum(n for _, _, n in COLUMNS) - 1)
         text = mark + title
         line.append((" " + text.ljust(space) if key == "name" else text.rjust(space), "head on" if key == sort else "head"))
     return fit(line, width)
@@ -586,13 +594,22 @@ def process_head(width: int, sort: str, backwards: bool) -> list[tuple[str, str]
 
 def process_line(p: ag.GpuProcess, width: int, chosen: bool) -> list[tuple[str, str]]:
     from rich.cells import set_cell_size
-    room = max(8, width - sum(n for _, _, n in COLUMNS) - 1)
     style = "chosen" if chosen else "self" if p.is_self else ""
     share = None if p.gpu_percent is None else p.gpu_percent / 100
-    name = set_cell_size(c.clean(p.name), room)
-    line = [("%8d" % p.pid, style or "note"), (" " + name, style), ("%8s" % c.show(p.gpu_percent, "%.1f %%"), style or _load_style(share)),
-            ("%10s" % c.clock_time(p.gpu_time_ns / 1e9), style), ("%10s" % c.size(p.footprint_bytes), style or ("dim" if p.footprint_bytes is None else ""))]
-    return line if len(name) != room else fit(line, width)
+    line, wide = [], False
+    for key, _, space in columns(width):
+        if key == "name":
+            name = set_cell_size(c.clean(p.name), space)
+            wide = len(name) != space       # Chinese names are fewer characters than cells
+            line.append((" " + name, style))
+        elif key == "gpu":
+            line.append(("%*s" % (space, c.show(p.gpu_percent, "%.1f %%")), style or _load_style(share)))
+        elif key == "memory":
+            line.append(("%*s" % (space, c.size(p.footprint_bytes)), style or ("dim" if p.footprint_bytes is None else "")))
+        else:
+            line.append(("%*s" % (space, p.pid if key == "pid" else c.clock_time(p.gpu_time_ns / 1e9)), style or (
+                "note" if key == "pid" else "")))
+    return line if wide else fit(line, width)
 
 
 def detail(m: Model, p: ag.GpuProcess) -> str:
@@ -653,10 +670,10 @@ def palette(app: Any) -> dict[str, Any]:
         return Color.parse(v[name]).blend(back, share, 1.0)
 
     def of(color: Color, **more: Any) -> Style:
-        return Style(color=color.rich_color, **more)
+        return Style(color=color.rich_color, bgcolor=back.rich_color, **more)
     light = back.brightness > 0.5
     muted, faint = fore.blend(back, 0.35, 1.0), fore.blend(back, 0.75, 1.0)
-    inks = {name: mix(name).darken(0.12) if light else mix(name) for name in ("success", "warning", "error", "primary",
+    inks = {name: mix(name).darken(0.16) if light else mix(name) for name in ("success", "warning", "error", "primary",
                                                                              "secondary", "accent")}
     violet = inks["primary"].blend(inks["error"], 0.5, 1.0)
     violet = violet.darken(0.05) if light else violet.lighten(0.25)
@@ -668,30 +685,32 @@ def palette(app: Any) -> dict[str, Any]:
             "head": of(muted, bold=True), "head on": of(fore, bold=True), "chosen": chosen, "self": of(fore, bold=True)}
 
 
-HELP = """\
-q, ctrl+c     quit                          ?, f1        this page
-p, space      pause                         r            what is missing, and why
-- / +         shorter / longer interval     w            range of the histories
-m             layout: %s
-t             theme                         1 ... 9      hide or show a panel:
-                                            %s
-up, down, page up, page down, home, end     choose a process (or click, or the mouse wheel)
-s             sort by the next column (or click its title)    o   other way round
-/             filter processes by name or pid (escape ends it)
-enter         more about the chosen process on a line of its own
-[ ]           scroll the panels             x            save the screen as an SVG picture
+HELP = (     # (key or word, meaning)
+    ("q", "quit"), ("?", "this page"), ("p, space", "pause"), ("r", "what is missing, and why"),
+    ("- +", "shorter, longer interval"), ("w", "range of the histories"),
+    ("m", "layout: stacked, classic, compact"), ("t", "theme"),
+    ("1 ... 9", "hide or show a panel: " + ", ".join(PANELS)),
+    ("arrows, page", "choose a process; also home, end, click, the mouse wheel"),
+    ("s, o", "sort by the next column (or click its title), other way round"),
+    ("/", "filter processes by name or pid; escape ends it"),
+    ("enter", "more about the chosen process, on a line of its own"),
+    ("[ ]", "scroll the panels"), ("x", "save the screen as an SVG picture"), ("", ""),
+    ("-", "not known, never 0: r says why"), ("~", "an estimate, not a counter"),
+    (">", "at least: the driver's highest bucket is full"),
+    ("Use", "share of the time the GPU was active, what powermetrics prints"),
+    ("scaled", "that, weighted by clock / top clock: 60 % at half the clock is 30 %"),
+    ("Driver", "the GPU driver's own figure at this moment, with renderer and tiler"),
+    ("Clock", "mean while active, as requested; then lowest-top and how long it stood at each"),
+    ("room", "what can still be allocated: the smaller of free RAM and the limit less what is in use"),
+    ("GB", "of memory: 2^30 bytes, as in Activity Monitor; of traffic: 10^9"),
+    ("Machine", "what the SMC measures for the whole Mac; Package is CPU + GPU + ANE, all three or none"),
+    ("self", "what this monitor itself costs, in percent of one core"))
 
--   not known: never 0. r says why.         ~   an estimate, not a counter.
->   at least: the driver's highest bucket is full.
-Use      share of the time the GPU was active (what powermetrics prints).
-scaled   that, weighted by clock / top clock: 60 %% at half the clock is 30 %%.
-Driver   the GPU driver's own figure at this moment, with renderer and tiler.
-Clock    mean while active, as requested; then lowest-top and how long it stood at each of them.
-room     what can still be allocated: the smaller of free RAM and the limit less what is in use.
-Memory   GB are 2^30 bytes as in Activity Monitor; traffic counts in 10^9.
-Machine  what the SMC measures for the whole Mac; Package is CPU + GPU + ANE, all three or none.
-self     what this monitor itself costs, in percent of one core.
-"""
+
+def paragraphs(rows: Iterable[tuple[str, str]], width: int, indent: int) -> str:
+    """A word and its meaning per paragraph, the meaning hanging."""
+    return "\n".join(textwrap.fill(text, width, initial_indent="%-*s " % (indent - 1, word), subsequent_indent=" " * indent)
+                     if text else "" for word, text in rows)
 
 
 def textual_app() -> Any:
@@ -712,7 +731,7 @@ def textual_app() -> Any:
 
     def strip(app: Any, line: list[tuple[str, str]], width: int) -> Strip:
         styles = app.styles_by_name
-        return Strip([Segment(text, styles[style]) for text, style in line], length(line)).adjust_cell_length(width)
+        return Strip([Segment(text, styles[style]) for text, style in line], length(line)).adjust_cell_length(width, styles[""])
 
     class LineBox(ScrollView, can_focus=False):
         """Lines of (text, style); only those that changed are painted again."""
@@ -737,7 +756,7 @@ def textual_app() -> Any:
         def render_line(self, y: int) -> Strip:
             at = y + self.scroll_offset.y
             if at >= len(self.lines):
-                return Strip.blank(self.size.width)
+                return Strip.blank(self.size.width, self.app.styles_by_name[""])
             return strip(self.app, self.lines[at], self.size.width)
 
     class Processes(ScrollView, can_focus=True):
@@ -775,16 +794,18 @@ def textual_app() -> Any:
             return None
 
         def _line(self, y: int) -> list[tuple[str, str]]:
+            width = self.size.width - 1
             if y == 0:
-                return process_head(self.size.width, self.sort, self.backwards)
+                return process_head(width, self.sort, self.backwards)
             n = y - 1 + self.scroll_offset.y
             if n < len(self.rows):
-                return process_line(self.rows[n], self.size.width, self.rows[n].pid == self.chosen)
+                return process_line(self.rows[n], width, self.rows[n].pid == self.chosen)
             return [(" " + self.note, "dim")] if n == 0 and self.note else []
 
         def render_line(self, y: int) -> Strip:
             line = self._line(y)
-            return Strip([Segment(text, self.app.styles_by_name[style]) for text, style in line]).adjust_cell_length(self.size.width)
+            styles = self.app.styles_by_name
+            return Strip([Segment(text, styles[style]) for text, style in line]).adjust_cell_length(self.size.width, styles[""])
 
         def action_cursor(self, step: int) -> None:
             if self.rows:
@@ -805,8 +826,8 @@ def textual_app() -> Any:
         def on_click(self, event: Any) -> None:
             if event.y == 0:
                 left = 0
-                for key, _, size in COLUMNS:
-                    left += size or max(8, self.size.width - sum(n for _, _, n in COLUMNS) - 1) + 1
+                for key, _, space in columns(self.size.width - 1):
+                    left += space + (key == "name")
                     if event.x < left:
                         return self.app.sort_by(key)
             elif event.y - 1 + self.scroll_offset.y < len(self.rows):
@@ -840,14 +861,13 @@ def textual_app() -> Any:
         CSS = """
         Screen { layout: vertical; overflow: hidden; }
         #header, #alerts, #detail { height: 1; overflow: hidden; }
-        #header { background: $surface; }
         #alerts, #detail { display: none; }
         #board { height: 1; overflow-x: hidden; scrollbar-size: 0 1; }
         #processes { height: 1fr; min-height: 2; overflow-x: hidden; scrollbar-size: 0 1; }
         #filter { display: none; height: 1; border: none; padding: 0 1; }
         #bottom { height: 1; background: $footer-background; }
         #bottom Footer { dock: none; width: 1fr; }
-        #status { width: auto; height: 1; padding: 0 1; color: $footer-foreground; background: $footer-background; }
+        #status { width: auto; height: 1; padding: 0 1; color: $footer-description-foreground; background: $footer-background; }
         """
         BINDINGS = [
             Binding("q", "quit", "quit"), Binding("question_mark", "help", "help", key_display="?"),
@@ -1016,17 +1036,18 @@ def textual_app() -> Any:
         # -- keys
 
         def action_help(self) -> None:
-            panels = ", ".join(name for name in PANELS)
-            self.push_screen(Page("keys", HELP % (", ".join(LAYOUTS), panels)))
+            self.push_screen(Page("keys", paragraphs(HELP, self._page_width(), 14)))
+
+        def _page_width(self) -> int:
+            return max(30, min(96, int(self.size.width * 0.96)) - 6)
 
         def action_reasons(self) -> None:
             s = self.model.snapshot
             rows = c.missing(s) if s is not None else []
             if self.model.beside.reason:
                 rows.append(("disk, network, load", "", self.model.beside.reason))
-            width = max(30, min(96, int(self.size.width * 0.96)) - 6)
-            lines = [textwrap.fill(text, width, initial_indent="%-27s " % field, subsequent_indent=" " * 28)
-                     for field, _, text in rows] or ["nothing is missing"]
+            width = self._page_width()
+            lines = [paragraphs([(field, text) for field, _, text in rows], width, 28 if width > 60 else 2) or "nothing is missing"]
             estimated = s.estimated if s is not None else ()
             if estimated:
                 lines += ["", textwrap.fill("estimates (~): " + ", ".join(sorted(set(estimated))), width)]
@@ -1104,7 +1125,8 @@ def textual_app() -> Any:
             self.table.focus()
 
         def action_picture(self) -> None:
-            path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"))
+            path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"), ".")
+            c.local_fonts(path)
             self.notify("saved " + os.path.basename(path))
 
         async def action_quit(self) -> None:
@@ -1150,7 +1172,7 @@ def _picture(app: Any, path: str, size: tuple[int, int], samples: int) -> int:
             app.cost = None
             app.redraw(True)
             await pilot.pause()
-            app.save_screenshot(os.path.basename(path), os.path.dirname(path) or ".")
+            c.local_fonts(app.save_screenshot(os.path.basename(path), os.path.dirname(path) or "."))
     asyncio.run(work())
     return 0
 
