@@ -703,6 +703,7 @@ class EventStream:
                 await body(self.sampler.event)
             else:
                 await body(b": still here\n\n")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def application(sampler: Sampler, args: argparse.Namespace) -> Any:

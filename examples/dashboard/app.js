@@ -303,16 +303,18 @@ function gapShapes(chart, columns) {
     fillcolor: state.colours.gap, line: { width: 0 }, layer: "below",
     label: { text: (b - a) > (to - from) / 12 ? escape(why(reason)) : "", font: { size: 10, color: state.colours.soft }, textposition: "top center" } }));
 }
+// Somebody points at it: a redraw would take the hover label away and break a drag.
+const busy = (place) => matchMedia("(hover: hover)").matches && place.matches(":hover") && place.dataset.listening;
 function visible(place) {
   const box = place.getBoundingClientRect();
   return box.bottom > -300 && box.top < innerHeight + 300;
 }
-function drawChart(chart, t) {
+function drawChart(chart, t, force) {
   const place = $(chart.id), all = [...(chart.stack || []), ...chart.lines], columns = all.map((l) => l[0]);
   const lacking = all.filter(([column]) => !present(state.columns[column] || []));
   $(chart.id + "-card").hidden = Boolean(chart.optional) && lacking.length === all.length;
   note(chart, lacking);
-  if ($(chart.id + "-card").hidden || !visible(place)) return;
+  if ($(chart.id + "-card").hidden || !visible(place) || (!force && busy(place))) return;
   const data = (chart.stack ? stackTraces(chart, t) : []).concat(
     shown(chart, chart.lines).map(([line, y]) => trace(chart, line, t, y)));
   const layout = { ...baseLayout(chart), shapes: gapShapes(chart, columns) };
@@ -352,13 +354,14 @@ function drawStates() {
     xaxis: { type: "category", tickfont: { size: innerWidth < 600 ? 9 : 10 }, tickangle: 0, fixedrange: true, linecolor: state.colours.line }, yaxis: { ...base.yaxis, range: [0, 112], tickvals: [0, 25, 50, 75, 100] } },
   { ...CONFIG, displayModeBar: false });
 }
-function draw() {
+function draw(force = true) {
+  state.force = state.force || force;
   if (state.drawing || document.hidden) return;
   state.drawing = true;
   requestAnimationFrame(() => {
-    state.drawing = false;
-    const t = state.t.map(local);
-    for (const chart of CHARTS) drawChart(chart, t);
+    const t = state.t.map(local), forced = state.force;
+    state.drawing = state.force = false;
+    for (const chart of CHARTS) drawChart(chart, t, forced);
     drawStates();
   });
 }
@@ -367,7 +370,7 @@ function listen(place) {
   place.dataset.listening = "1";
   place.on("plotly_relayout", (e) => {
     if (e["xaxis.range[0]"] !== undefined) zoomTo([toNumber(e["xaxis.range[0]"]), toNumber(e["xaxis.range[1]"])]);
-    else if (e["xaxis.autorange"] || e["xaxis.showspikes"] === undefined && e["xaxis.range"] === undefined && e.autosize === undefined && "xaxis.autorange" in e) goLive();
+    else if (e["xaxis.autorange"]) goLive();
   });
   place.on("plotly_doubleclick", () => { goLive(); return false; });
 }
@@ -462,7 +465,7 @@ function show(s) {
   append(s);
   drawTiles(s);
   drawTables(s);
-  draw();
+  draw(false);
   const name = s.gpu_name || s.system_chip_name || "Apple GPU";
   $("name").textContent = name + (s.gpu_core_count ? ", " + s.gpu_core_count + " GPU cores" : "");
   document.title = (s.gpu_active_ratio === null ? "" : (100 * s.gpu_active_ratio).toFixed(0) + " % \u00b7 ") + name;
@@ -512,8 +515,8 @@ $("theme").addEventListener("click", () => {
   paint();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-document.addEventListener("visibilitychange", draw);
-addEventListener("scroll", draw, { passive: true });
+document.addEventListener("visibilitychange", () => draw());
+addEventListener("scroll", () => draw(false), { passive: true });
 makeTiles();
 makeCharts();
 paint();
