@@ -26,6 +26,7 @@ import math
 import os
 import plistlib
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -36,11 +37,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Sequence
 from urllib.parse import parse_qs
 
-try:
-    import pyapplegpu as ag
-except ImportError:     # not installed: the file stands next to this folder
-    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-    import pyapplegpu as ag
+import _common
+from _common import ag, source_name
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PORT = 19835
@@ -146,6 +144,7 @@ DYNAMIC = (
      "1 and reason \"\" where the series is there, else 0 and why not"),
     ("applegpu_metric_estimated", "gauge", "metric, of", "1 for a figure that is an estimate by nature"),
     ("applegpu_sample_age_seconds", "gauge", "figure", "Seconds since the newest thing measured for a figure"),
+    ("applegpu_sample_interval_seconds", "gauge", "figure", "The span a gauge that is a rate was measured over"),
     ("applegpu_sample_timestamp_seconds", "gauge", "", "When the snapshot was taken, Unix time"),
     ("applegpu_scrape_duration_seconds", "gauge", "", "What taking the snapshot cost"),
     ("applegpu_memory_limit_bytes", "gauge", "source", "What the GPU may use: source wired_limit (iogpu.wired_limit_mb) or metal"),
@@ -276,6 +275,7 @@ def families(sampled: Sampled, facts: dict[str, str], host_label: str | None = N
         _from_table(out, put, snapshot, metric)
     for name, field in _AGES:
         put("applegpu_sample_age_seconds", {"figure": name}, snapshot.ages.get(field))
+        put("applegpu_sample_interval_seconds", {"figure": name}, snapshot.intervals.get(field))
     for part in (_put_memory, _put_states, _put_bandwidth, _put_ane, _put_cpu, _put_fans, _put_power_source):
         part(put, snapshot)
     if processes:
@@ -380,13 +380,6 @@ def facts_of(device: ag.Device, snapshot: ag.Snapshot) -> dict[str, str]:
               "model": snapshot.system_model, "os": snapshot.system_os_version, "driver": driver.value,
               "metal_family": family.value, "source": source_name(snapshot)}
     return {key: "" if value is None else str(value) for key, value in values.items()}
-
-
-def source_name(snapshot: ag.Snapshot) -> str:
-    """"live", or "recording NAME"; never a path of this machine."""
-    if snapshot.source == "live":
-        return "live"
-    return "recording " + os.path.splitext(os.path.basename(snapshot.source))[0]
 
 
 def render(found: Families, accept: str = "") -> tuple[bytes, str]:
@@ -510,7 +503,7 @@ class Sampler:
             return self.latest
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._take())
-        return await asyncio.wait_for(asyncio.shield(self._task), 10)
+        return await asyncio.wait_for(asyncio.shield(self._task), 8)
 
     async def _take(self) -> Sampled:
         sampled = await asyncio.get_running_loop().run_in_executor(self._thread, self.take)
@@ -557,6 +550,12 @@ class Sampler:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.news.wait_for(lambda: self.count != seen or self.closing), patience)
         return self.count != seen
+
+    def ended(self, pump: asyncio.Task[None]) -> None:
+        """A pump that fails (a defect, not a missing figure) ends the exporter: launchd starts it again, silence helps nobody."""
+        if not pump.cancelled() and pump.exception() is not None:
+            print("exporter: %r" % pump.exception(), file=sys.stderr, flush=True)
+            signal.raise_signal(signal.SIGTERM)
 
     async def close(self) -> None:
         self.closing = True
@@ -672,7 +671,7 @@ class EventStream:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import PlainTextResponse
-        if scope["method"] not in ("GET", "HEAD"):
+        if scope["method"] != "GET":
             return await PlainTextResponse("GET only\n", 405)(scope, receive, send)
         if self.sampler.watchers >= self.most:
             return await PlainTextResponse("too many event streams\n", 503, {"retry-after": "5"})(scope, receive, send)
@@ -748,6 +747,7 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         pump = asyncio.create_task(sampler.pump())
+        pump.add_done_callback(sampler.ended)
         yield
         await sampler.close()
         pump.cancel()
@@ -847,8 +847,8 @@ async def _serve(device: ag.Device, args: argparse.Namespace) -> None:
     server = _server(application(sampler, args), args, sampler)
     listener = _listen(args.host, args.port)
     host = "[%s]" % args.host if ":" in args.host else args.host
-    print("exporter: http%s://%s:%d/ (%s)" % ("s" if args.tls_cert else "", host, listener.getsockname()[1],
-                                              args.recording or "this Mac"), file=sys.stderr, flush=True)
+    print("exporter: http%s://%s:%d/" % ("s" if args.tls_cert else "", host, listener.getsockname()[1]),
+          file=sys.stderr, flush=True)
     if not _is_loopback(args.host) and not args.token:
         print("exporter: anybody who reaches this address can read it; consider --token-file", file=sys.stderr, flush=True)
     await server.serve(sockets=[listener])
@@ -940,9 +940,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="exporter.py", description="Prometheus exporter and dashboard for one Mac.")
     add = parser.add_argument
-    add("--recording", metavar="FILE", default=os.environ.get("PYAPPLEGPU_RECORDING") or None,
-        help="a recorded Mac instead of this one, on any OS")
-    add("--speed", type=float, default=1.0, help="replay this many times as fast")
+    _common.add_source_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=_whole(0, 65535), default=PORT, help="port to listen on, 0 for any (%d)" % PORT)
     add("--allow-host", action="append", default=[], metavar="NAME", help="host name to answer for; repeat for more")
@@ -991,11 +989,11 @@ def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
 
 
 def open_device(args: argparse.Namespace) -> ag.Device:
-    """The Mac, or the recording. A recording goes on since it was made, so that a restart does not set counters back."""
-    device = ag.LibraryOpen(args.recording, speed=args.speed)
-    clock = device._engine.machine.clock
-    if args.recording and args.speed:
-        clock._origin = time.monotonic() - max(0.0, time.time() - clock.unix())
+    """The Mac, or the recording. A looped recording goes on since it was made: a restart does not set its counters back."""
+    device = _common.open_device(args)
+    machine = device._engine.machine
+    if machine.name != "live" and args.speed and args.loop:
+        machine.clock._origin = time.monotonic() - max(0.0, time.time() - machine.clock.unix())
     return device
 
 

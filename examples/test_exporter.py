@@ -60,7 +60,7 @@ class Server:
                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self.env)
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
-        found = re.match(r"exporter: (https?)://\[?([^\]]+?)\]?:(\d+)/ ", line)
+        found = re.match(r"exporter: (https?)://\[?([^\]]+?)\]?:(\d+)/$", line)
         if not found:
             self.process.wait(10)
             raise AssertionError(line + self.process.stderr.read())
@@ -287,7 +287,7 @@ def test_history_gaps() -> None:
 
 @pytest.mark.parametrize("options, sentence", [
     (["--port", "65536"], "'65536' is not a number"), (["--port", "-1"], "expected one argument|not a number"),
-    (["--nonsense"], "unrecognized"), (["--interval", "soon"], "is not a time"), (["--live", "0"], "longer than 0"),
+    (["--nonsense"], "unrecognized"), (["--speed", "fast"], "invalid float"), (["--interval", "soon"], "is not a time"), (["--live", "0"], "longer than 0"),
     (["--tls-cert", __file__], "go together"), (["--recording", "/nonexistent.json"], "no such file"),
     (["--token-file", "/nonexistent"], "no such file"), (["--token-file", os.devnull], "no such file|is empty"),
     (["--max-streams", "many"], "is not a number")])
