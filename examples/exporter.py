@@ -37,8 +37,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Sequence
 from urllib.parse import parse_qs
 
-import _common
-from _common import ag, source_name
+import _common as common
+from _common import ag, source_name     # type: ignore[attr-defined]    # found beside this folder where not installed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PORT = 19835
@@ -310,8 +310,9 @@ def _put_memory(put: Put, snapshot: ag.Snapshot) -> None:
     put(name, {"source": "metal" if wired is None else "wired_limit"}, snapshot.memory_total_bytes)
     _available(put, name, "", "" if snapshot.memory_total_bytes is not None else reason(snapshot, "memory_total_bytes"))
     pressure = snapshot.system_memory_pressure
-    for level in ag.MEMORY_PRESSURE.values() if pressure is not None else ():
-        put("applegpu_memory_pressure", {"level": level}, int(level == pressure.level))
+    if pressure is not None:
+        for level in ag.MEMORY_PRESSURE.values():
+            put("applegpu_memory_pressure", {"level": level}, int(level == pressure.level))
 
 
 def _put_states(put: Put, snapshot: ag.Snapshot) -> None:
@@ -367,7 +368,7 @@ def _put_processes(out: Families, put: Put, snapshot: ag.Snapshot) -> None:
         _available(put, "applegpu_process_gpu_seconds_total", "", reason(snapshot, "processes"))
     for process in snapshot.processes or ():
         labels = {"pid": process.pid, "name": process.name}
-        out.add("applegpu_process_gpu_seconds", "counter", dict((d[0], d[3]) for d in DYNAMIC)[
+        out.add("applegpu_process_gpu_seconds", "counter", {d[0]: d[3] for d in DYNAMIC}[
             "applegpu_process_gpu_seconds_total"], labels, process.gpu_time_ns / 1e9)
         put("applegpu_process_memory_bytes", labels, process.footprint_bytes)
 
@@ -375,7 +376,8 @@ def _put_processes(out: Families, put: Put, snapshot: ag.Snapshot) -> None:
 def facts_of(device: ag.Device, snapshot: ag.Snapshot) -> dict[str, str]:
     """Labels of applegpu_info: what does not change while the exporter runs; "" where it cannot be had."""
     family = ag.Try(ag.DeviceGetMetalFamily, device)
-    driver = ag.Try(lambda: device._engine.driver_version(device._engine.window).value)
+    engine: Any = device._engine
+    driver = ag.Try(lambda: engine.driver_version(engine.window).value)
     values = {"name": snapshot.gpu_name, "chip": snapshot.system_chip_name, "cores": snapshot.gpu_core_count,
               "model": snapshot.system_model, "os": snapshot.system_os_version, "driver": driver.value,
               "metal_family": family.value, "source": source_name(snapshot)}
@@ -444,10 +446,10 @@ class History:
         """Columns over the last seconds, at most about `points` rows, a row of nulls where nobody measured."""
         which = 0 if seconds <= self.tiers[0][0] * self.tiers[0][1] else 1
         step, times, rings = self.tiers[which][0], self.times[which], self.rings[which]
-        rows = sorted((t, i) for i, t in enumerate(times) if t == t and t >= self.last - seconds)
+        rows = sorted((t, i) for i, t in enumerate(times) if not math.isnan(t) and t >= self.last - seconds)
         stride = max(1, -(-len(rows) // max(1, points)))
         places = self._with_breaks(rows[::-1][::stride][::-1], 3.5 * step * stride if stride > 1 else max(3.5, 2.5 * step * 1.5))
-        columns = {c: [None if i is None or ring[i] != ring[i] else ring[i] for _, i in places] for c, ring in rings.items()}
+        columns = {c: [None if i is None or math.isnan(ring[i]) else ring[i] for _, i in places] for c, ring in rings.items()}
         gaps = {c: [g for g in spans if g[1] >= self.last - seconds] for c, spans in self.gaps.items()}
         return {"time_unix_s": [round(t, 3) for t, _ in places], "step_s": step * stride, "columns": columns,
                 "gaps": {c: g for c, g in gaps.items() if g}}
@@ -523,12 +525,12 @@ class Sampler:
 
     async def pump(self) -> None:
         """Samples for the dashboard: every `live` seconds while somebody looks, else every `idle` for its history."""
-        due = time.monotonic()
+        due: float | None = time.monotonic()
         while not self.closing:
             with contextlib.suppress(asyncio.TimeoutError):
                 await self.get()
             every = self.live if self.watchers else self.idle or None
-            due = None if every is None else max(due + every if due else 0, time.monotonic() + every / 10)
+            due = None if every is None else max((due or 0) + every, time.monotonic() + every / 10)
             self._wake.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), None if due is None else due - time.monotonic())
@@ -580,7 +582,8 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         headers = dict(scope["headers"])
 
         async def with_headers(message: Any) -> None:
@@ -690,18 +693,20 @@ class EventStream:
         while (await receive())["type"] != "http.disconnect":
             pass
 
+    async def _body(self, send: Any, data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
     async def _feed(self, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [
             (b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]})
-        body: Callable[[bytes], Any] = lambda data: send({"type": "http.response.body", "body": data, "more_body": True})  # noqa: E731
-        await body(b"retry: 2000\n\n")
+        await self._body(send, b"retry: 2000\n\n")
         seen = self.sampler.count - 1 if self.sampler.event else self.sampler.count
         while not self.sampler.closing:
             if await self.sampler.next(seen, 15):
                 seen = self.sampler.count
-                await body(self.sampler.event)
+                await self._body(send, self.sampler.event)
             else:
-                await body(b": still here\n\n")
+                await self._body(send, b": still here\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -940,7 +945,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="exporter.py", description="Prometheus exporter and dashboard for one Mac.")
     add = parser.add_argument
-    _common.add_source_options(parser)
+    common.add_source_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=_whole(0, 65535), default=PORT, help="port to listen on, 0 for any (%d)" % PORT)
     add("--allow-host", action="append", default=[], metavar="NAME", help="host name to answer for; repeat for more")
@@ -990,8 +995,8 @@ def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
 
 def open_device(args: argparse.Namespace) -> ag.Device:
     """The Mac, or the recording. A looped recording goes on since it was made: a restart does not set its counters back."""
-    device = _common.open_device(args)
-    machine = device._engine.machine
+    device = common.open_device(args)
+    machine: Any = device._engine.machine    # type: ignore[union-attr]
     if machine.name != "live" and args.speed and args.loop:
         machine.clock._origin = time.monotonic() - max(0.0, time.time() - machine.clock.unix())
     return device

@@ -76,6 +76,7 @@ function reasonOf(s, path) {
   return (s.reasons || {})[field] || "chip";
 }
 const sizeText = (bytes) => (bytes / 2 ** 30 >= 99.95 ? (bytes / 2 ** 30).toFixed(0) : (bytes / 2 ** 30).toFixed(1));
+const timeText = (s) => (s < 100 ? s.toFixed(1) + " s" : s < 6000 ? (s / 60).toFixed(1) + " min" : (s / 3600).toFixed(1) + " h");
 const wattText = (mw) => (mw < 999.5 ? [mw.toFixed(0), "mW"] : [(mw / 1000).toFixed(1), "W"]);
 const rateText = (b) => (b >= 1e9 ? [(b / 1e9).toFixed(b < 99.95e9 ? 1 : 0), "GB/s"] : [(b / 1e6).toFixed(0), "MB/s"]);
 function say(value, unit) {
@@ -135,7 +136,7 @@ function table(id, head, rows, caption) {
   }
   const parts = [thead, tbody];
   if (caption) parts.unshift(element("caption", caption));
-  $(id).replaceChildren(...(rows.length ? parts : [element("caption", caption)]));
+  $(id).replaceChildren(...(rows.length ? parts : [element("caption", caption || "nothing")]));
 }
 function drawTables(s) {
   const cell = (c, field, text) => (c[field] === null ? why((c.reasons || {})[field]) : text(c[field]));
@@ -146,11 +147,12 @@ function drawTables(s) {
   const asked = s.parts.includes("processes");
   table("processes", ["name", "pid", "GPU", "GPU time", "memory"], (s.processes || []).slice(0, 25).map((p) => [
     p.name, String(p.pid), p.gpu_percent === null ? "\u2013" : p.gpu_percent.toFixed(0) + " %",
-    (p.gpu_time_ns / 1e9).toFixed(1) + " s", p.footprint_bytes === null ? "another user's" : sizeText(p.footprint_bytes) + " GB"]),
+    timeText(p.gpu_time_ns / 1e9), p.footprint_bytes === null ? "another user's" : sizeText(p.footprint_bytes) + " GB"]),
   asked ? (s.processes && !s.processes.length ? "none uses the GPU" : s.processes ? "" : why(reasonOf(s, "processes"))) : "Not asked for: start the exporter with --processes.");
   table("missing", ["figure", "reason", "detail"], Object.entries(s.reasons).filter(([f]) => f !== "processes" || asked)
-    .map(([field, reason]) => [field, why(reason), (s.messages || {})[field] || ""]), "Everything there is can be had.");
+    .map(([field, reason]) => [field, why(reason), (s.messages || {})[field] || ""]), "");
   const now = Object.entries(s.reasons).filter(([, r]) => r !== "not_asked").length;
+  $("process-card").classList.toggle("wide", document.querySelectorAll(".grid .card:not([hidden]):not(#process-card):not(#missing-card)").length % 2 === 0);
   $("missing-card").querySelector("h2").textContent = "Not available on this Mac now (" + now + ")";
 }
 
