@@ -35,7 +35,8 @@ class Browser:
                           (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)], setpgroup=0)
         for fd in (to_browser, from_browser, *high):
             os.close(fd)
-        self._buffer, self._number, self._answers = b"", 0, {}
+        self._buffer, self._number = b"", 0
+        self._answers: dict[int, dict[str, Any]] = {}
         self.events: list[dict[str, Any]] = []
         self.session = ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]

@@ -26,6 +26,7 @@ import math
 import os
 import plistlib
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -36,11 +37,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Sequence
 from urllib.parse import parse_qs
 
-try:
-    import pyapplegpu as ag
-except ImportError:     # not installed: the file stands next to this folder
-    sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
-    import pyapplegpu as ag
+import _common as common
+from _common import ag, source_name     # type: ignore[attr-defined]    # found beside this folder where not installed
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PORT = 19835
@@ -146,6 +144,7 @@ DYNAMIC = (
      "1 and reason \"\" where the series is there, else 0 and why not"),
     ("applegpu_metric_estimated", "gauge", "metric, of", "1 for a figure that is an estimate by nature"),
     ("applegpu_sample_age_seconds", "gauge", "figure", "Seconds since the newest thing measured for a figure"),
+    ("applegpu_sample_interval_seconds", "gauge", "figure", "The span a gauge that is a rate was measured over"),
     ("applegpu_sample_timestamp_seconds", "gauge", "", "When the snapshot was taken, Unix time"),
     ("applegpu_scrape_duration_seconds", "gauge", "", "What taking the snapshot cost"),
     ("applegpu_memory_limit_bytes", "gauge", "source", "What the GPU may use: source wired_limit (iogpu.wired_limit_mb) or metal"),
@@ -276,6 +275,7 @@ def families(sampled: Sampled, facts: dict[str, str], host_label: str | None = N
         _from_table(out, put, snapshot, metric)
     for name, field in _AGES:
         put("applegpu_sample_age_seconds", {"figure": name}, snapshot.ages.get(field))
+        put("applegpu_sample_interval_seconds", {"figure": name}, snapshot.intervals.get(field))
     for part in (_put_memory, _put_states, _put_bandwidth, _put_ane, _put_cpu, _put_fans, _put_power_source):
         part(put, snapshot)
     if processes:
@@ -310,8 +310,9 @@ def _put_memory(put: Put, snapshot: ag.Snapshot) -> None:
     put(name, {"source": "metal" if wired is None else "wired_limit"}, snapshot.memory_total_bytes)
     _available(put, name, "", "" if snapshot.memory_total_bytes is not None else reason(snapshot, "memory_total_bytes"))
     pressure = snapshot.system_memory_pressure
-    for level in ag.MEMORY_PRESSURE.values() if pressure is not None else ():
-        put("applegpu_memory_pressure", {"level": level}, int(level == pressure.level))
+    if pressure is not None:
+        for level in ag.MEMORY_PRESSURE.values():
+            put("applegpu_memory_pressure", {"level": level}, int(level == pressure.level))
 
 
 def _put_states(put: Put, snapshot: ag.Snapshot) -> None:
@@ -367,7 +368,7 @@ def _put_processes(out: Families, put: Put, snapshot: ag.Snapshot) -> None:
         _available(put, "applegpu_process_gpu_seconds_total", "", reason(snapshot, "processes"))
     for process in snapshot.processes or ():
         labels = {"pid": process.pid, "name": process.name}
-        out.add("applegpu_process_gpu_seconds", "counter", dict((d[0], d[3]) for d in DYNAMIC)[
+        out.add("applegpu_process_gpu_seconds", "counter", {d[0]: d[3] for d in DYNAMIC}[
             "applegpu_process_gpu_seconds_total"], labels, process.gpu_time_ns / 1e9)
         put("applegpu_process_memory_bytes", labels, process.footprint_bytes)
 
@@ -375,18 +376,12 @@ def _put_processes(out: Families, put: Put, snapshot: ag.Snapshot) -> None:
 def facts_of(device: ag.Device, snapshot: ag.Snapshot) -> dict[str, str]:
     """Labels of applegpu_info: what does not change while the exporter runs; "" where it cannot be had."""
     family = ag.Try(ag.DeviceGetMetalFamily, device)
-    driver = ag.Try(lambda: device._engine.driver_version(device._engine.window).value)
+    engine: Any = device._engine
+    driver = ag.Try(lambda: engine.driver_version(engine.window).value)
     values = {"name": snapshot.gpu_name, "chip": snapshot.system_chip_name, "cores": snapshot.gpu_core_count,
               "model": snapshot.system_model, "os": snapshot.system_os_version, "driver": driver.value,
               "metal_family": family.value, "source": source_name(snapshot)}
     return {key: "" if value is None else str(value) for key, value in values.items()}
-
-
-def source_name(snapshot: ag.Snapshot) -> str:
-    """"live", or "recording NAME"; never a path of this machine."""
-    if snapshot.source == "live":
-        return "live"
-    return "recording " + os.path.splitext(os.path.basename(snapshot.source))[0]
 
 
 def render(found: Families, accept: str = "") -> tuple[bytes, str]:
@@ -451,10 +446,10 @@ class History:
         """Columns over the last seconds, at most about `points` rows, a row of nulls where nobody measured."""
         which = 0 if seconds <= self.tiers[0][0] * self.tiers[0][1] else 1
         step, times, rings = self.tiers[which][0], self.times[which], self.rings[which]
-        rows = sorted((t, i) for i, t in enumerate(times) if t == t and t >= self.last - seconds)
+        rows = sorted((t, i) for i, t in enumerate(times) if not math.isnan(t) and t >= self.last - seconds)
         stride = max(1, -(-len(rows) // max(1, points)))
         places = self._with_breaks(rows[::-1][::stride][::-1], 3.5 * step * stride if stride > 1 else max(3.5, 2.5 * step * 1.5))
-        columns = {c: [None if i is None or ring[i] != ring[i] else ring[i] for _, i in places] for c, ring in rings.items()}
+        columns = {c: [None if i is None or math.isnan(ring[i]) else ring[i] for _, i in places] for c, ring in rings.items()}
         gaps = {c: [g for g in spans if g[1] >= self.last - seconds] for c, spans in self.gaps.items()}
         return {"time_unix_s": [round(t, 3) for t, _ in places], "step_s": step * stride, "columns": columns,
                 "gaps": {c: g for c, g in gaps.items() if g}}
@@ -510,7 +505,7 @@ class Sampler:
             return self.latest
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._take())
-        return await asyncio.wait_for(asyncio.shield(self._task), 10)
+        return await asyncio.wait_for(asyncio.shield(self._task), 8)
 
     async def _take(self) -> Sampled:
         sampled = await asyncio.get_running_loop().run_in_executor(self._thread, self.take)
@@ -530,12 +525,12 @@ class Sampler:
 
     async def pump(self) -> None:
         """Samples for the dashboard: every `live` seconds while somebody looks, else every `idle` for its history."""
-        due = time.monotonic()
+        due: float | None = time.monotonic()
         while not self.closing:
             with contextlib.suppress(asyncio.TimeoutError):
                 await self.get()
             every = self.live if self.watchers else self.idle or None
-            due = None if every is None else max(due + every if due else 0, time.monotonic() + every / 10)
+            due = None if every is None else max((due or 0) + every, time.monotonic() + every / 10)
             self._wake.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), None if due is None else due - time.monotonic())
@@ -557,6 +552,12 @@ class Sampler:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.news.wait_for(lambda: self.count != seen or self.closing), patience)
         return self.count != seen
+
+    def ended(self, pump: asyncio.Task[None]) -> None:
+        """A pump that fails (a defect, not a missing figure) ends the exporter: launchd starts it again, silence helps nobody."""
+        if not pump.cancelled() and pump.exception() is not None:
+            print("exporter: %r" % pump.exception(), file=sys.stderr, flush=True)
+            signal.raise_signal(signal.SIGTERM)
 
     async def close(self) -> None:
         self.closing = True
@@ -581,7 +582,8 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
         headers = dict(scope["headers"])
 
         async def with_headers(message: Any) -> None:
@@ -672,7 +674,7 @@ class EventStream:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import PlainTextResponse
-        if scope["method"] not in ("GET", "HEAD"):
+        if scope["method"] != "GET":
             return await PlainTextResponse("GET only\n", 405)(scope, receive, send)
         if self.sampler.watchers >= self.most:
             return await PlainTextResponse("too many event streams\n", 503, {"retry-after": "5"})(scope, receive, send)
@@ -691,18 +693,21 @@ class EventStream:
         while (await receive())["type"] != "http.disconnect":
             pass
 
+    async def _body(self, send: Any, data: bytes) -> None:
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
     async def _feed(self, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [
             (b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]})
-        body: Callable[[bytes], Any] = lambda data: send({"type": "http.response.body", "body": data, "more_body": True})  # noqa: E731
-        await body(b"retry: 2000\n\n")
+        await self._body(send, b"retry: 2000\n\n")
         seen = self.sampler.count - 1 if self.sampler.event else self.sampler.count
         while not self.sampler.closing:
             if await self.sampler.next(seen, 15):
                 seen = self.sampler.count
-                await body(self.sampler.event)
+                await self._body(send, self.sampler.event)
             else:
-                await body(b": still here\n\n")
+                await self._body(send, b": still here\n\n")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def application(sampler: Sampler, args: argparse.Namespace) -> Any:
@@ -747,6 +752,7 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         pump = asyncio.create_task(sampler.pump())
+        pump.add_done_callback(sampler.ended)
         yield
         await sampler.close()
         pump.cancel()
@@ -846,8 +852,8 @@ async def _serve(device: ag.Device, args: argparse.Namespace) -> None:
     server = _server(application(sampler, args), args, sampler)
     listener = _listen(args.host, args.port)
     host = "[%s]" % args.host if ":" in args.host else args.host
-    print("exporter: http%s://%s:%d/ (%s)" % ("s" if args.tls_cert else "", host, listener.getsockname()[1],
-                                              args.recording or "this Mac"), file=sys.stderr, flush=True)
+    print("exporter: http%s://%s:%d/" % ("s" if args.tls_cert else "", host, listener.getsockname()[1]),
+          file=sys.stderr, flush=True)
     if not _is_loopback(args.host) and not args.token:
         print("exporter: anybody who reaches this address can read it; consider --token-file", file=sys.stderr, flush=True)
     await server.serve(sockets=[listener])
@@ -939,9 +945,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="exporter.py", description="Prometheus exporter and dashboard for one Mac.")
     add = parser.add_argument
-    add("--recording", metavar="FILE", default=os.environ.get("PYAPPLEGPU_RECORDING") or None,
-        help="a recorded Mac instead of this one, on any OS")
-    add("--speed", type=float, default=1.0, help="replay this many times as fast")
+    common.add_source_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=_whole(0, 65535), default=PORT, help="port to listen on, 0 for any (%d)" % PORT)
     add("--allow-host", action="append", default=[], metavar="NAME", help="host name to answer for; repeat for more")
@@ -990,11 +994,11 @@ def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
 
 
 def open_device(args: argparse.Namespace) -> ag.Device:
-    """The Mac, or the recording. A recording goes on since it was made, so that a restart does not set counters back."""
-    device = ag.LibraryOpen(args.recording, speed=args.speed)
-    clock = device._engine.machine.clock
-    if args.recording and args.speed:
-        clock._origin = time.monotonic() - max(0.0, time.time() - clock.unix())
+    """The Mac, or the recording. A looped recording goes on since it was made: a restart does not set its counters back."""
+    device = common.open_device(args)
+    machine: Any = device._engine.machine    # type: ignore[union-attr]
+    if machine.name != "live" and args.speed and args.loop:
+        machine.clock._origin = time.monotonic() - max(0.0, time.time() - machine.clock.unix())
     return device
 
 

@@ -76,6 +76,7 @@ function reasonOf(s, path) {
   return (s.reasons || {})[field] || "chip";
 }
 const sizeText = (bytes) => (bytes / 2 ** 30 >= 99.95 ? (bytes / 2 ** 30).toFixed(0) : (bytes / 2 ** 30).toFixed(1));
+const timeText = (s) => (s < 100 ? s.toFixed(1) + " s" : s < 6000 ? (s / 60).toFixed(1) + " min" : (s / 3600).toFixed(1) + " h");
 const wattText = (mw) => (mw < 999.5 ? [mw.toFixed(0), "mW"] : [(mw / 1000).toFixed(1), "W"]);
 const rateText = (b) => (b >= 1e9 ? [(b / 1e9).toFixed(b < 99.95e9 ? 1 : 0), "GB/s"] : [(b / 1e6).toFixed(0), "MB/s"]);
 function say(value, unit) {
@@ -135,7 +136,7 @@ function table(id, head, rows, caption) {
   }
   const parts = [thead, tbody];
   if (caption) parts.unshift(element("caption", caption));
-  $(id).replaceChildren(...(rows.length ? parts : [element("caption", caption)]));
+  $(id).replaceChildren(...(rows.length ? parts : [element("caption", caption || "nothing")]));
 }
 function drawTables(s) {
   const cell = (c, field, text) => (c[field] === null ? why((c.reasons || {})[field]) : text(c[field]));
@@ -146,11 +147,12 @@ function drawTables(s) {
   const asked = s.parts.includes("processes");
   table("processes", ["name", "pid", "GPU", "GPU time", "memory"], (s.processes || []).slice(0, 25).map((p) => [
     p.name, String(p.pid), p.gpu_percent === null ? "\u2013" : p.gpu_percent.toFixed(0) + " %",
-    (p.gpu_time_ns / 1e9).toFixed(1) + " s", p.footprint_bytes === null ? "another user's" : sizeText(p.footprint_bytes) + " GB"]),
+    timeText(p.gpu_time_ns / 1e9), p.footprint_bytes === null ? "another user's" : sizeText(p.footprint_bytes) + " GB"]),
   asked ? (s.processes && !s.processes.length ? "none uses the GPU" : s.processes ? "" : why(reasonOf(s, "processes"))) : "Not asked for: start the exporter with --processes.");
   table("missing", ["figure", "reason", "detail"], Object.entries(s.reasons).filter(([f]) => f !== "processes" || asked)
-    .map(([field, reason]) => [field, why(reason), (s.messages || {})[field] || ""]), "Everything there is can be had.");
+    .map(([field, reason]) => [field, why(reason), (s.messages || {})[field] || ""]), "");
   const now = Object.entries(s.reasons).filter(([, r]) => r !== "not_asked").length;
+  $("process-card").classList.toggle("wide", document.querySelectorAll(".grid .card:not([hidden]):not(#process-card):not(#missing-card)").length % 2 === 0);
   $("missing-card").querySelector("h2").textContent = "Not available on this Mac now (" + now + ")";
 }
 
@@ -303,16 +305,18 @@ function gapShapes(chart, columns) {
     fillcolor: state.colours.gap, line: { width: 0 }, layer: "below",
     label: { text: (b - a) > (to - from) / 12 ? escape(why(reason)) : "", font: { size: 10, color: state.colours.soft }, textposition: "top center" } }));
 }
+// Somebody points at it: a redraw would take the hover label away and break a drag.
+const busy = (place) => matchMedia("(hover: hover)").matches && place.matches(":hover") && place.dataset.listening;
 function visible(place) {
   const box = place.getBoundingClientRect();
   return box.bottom > -300 && box.top < innerHeight + 300;
 }
-function drawChart(chart, t) {
+function drawChart(chart, t, force) {
   const place = $(chart.id), all = [...(chart.stack || []), ...chart.lines], columns = all.map((l) => l[0]);
   const lacking = all.filter(([column]) => !present(state.columns[column] || []));
   $(chart.id + "-card").hidden = Boolean(chart.optional) && lacking.length === all.length;
   note(chart, lacking);
-  if ($(chart.id + "-card").hidden || !visible(place)) return;
+  if ($(chart.id + "-card").hidden || !visible(place) || (!force && busy(place))) return;
   const data = (chart.stack ? stackTraces(chart, t) : []).concat(
     shown(chart, chart.lines).map(([line, y]) => trace(chart, line, t, y)));
   const layout = { ...baseLayout(chart), shapes: gapShapes(chart, columns) };
@@ -352,13 +356,14 @@ function drawStates() {
     xaxis: { type: "category", tickfont: { size: innerWidth < 600 ? 9 : 10 }, tickangle: 0, fixedrange: true, linecolor: state.colours.line }, yaxis: { ...base.yaxis, range: [0, 112], tickvals: [0, 25, 50, 75, 100] } },
   { ...CONFIG, displayModeBar: false });
 }
-function draw() {
+function draw(force = true) {
+  state.force = state.force || force;
   if (state.drawing || document.hidden) return;
   state.drawing = true;
   requestAnimationFrame(() => {
-    state.drawing = false;
-    const t = state.t.map(local);
-    for (const chart of CHARTS) drawChart(chart, t);
+    const t = state.t.map(local), forced = state.force;
+    state.drawing = state.force = false;
+    for (const chart of CHARTS) drawChart(chart, t, forced);
     drawStates();
   });
 }
@@ -367,7 +372,7 @@ function listen(place) {
   place.dataset.listening = "1";
   place.on("plotly_relayout", (e) => {
     if (e["xaxis.range[0]"] !== undefined) zoomTo([toNumber(e["xaxis.range[0]"]), toNumber(e["xaxis.range[1]"])]);
-    else if (e["xaxis.autorange"] || e["xaxis.showspikes"] === undefined && e["xaxis.range"] === undefined && e.autosize === undefined && "xaxis.autorange" in e) goLive();
+    else if (e["xaxis.autorange"]) goLive();
   });
   place.on("plotly_doubleclick", () => { goLive(); return false; });
 }
@@ -462,7 +467,7 @@ function show(s) {
   append(s);
   drawTiles(s);
   drawTables(s);
-  draw();
+  draw(false);
   const name = s.gpu_name || s.system_chip_name || "Apple GPU";
   $("name").textContent = name + (s.gpu_core_count ? ", " + s.gpu_core_count + " GPU cores" : "");
   document.title = (s.gpu_active_ratio === null ? "" : (100 * s.gpu_active_ratio).toFixed(0) + " % \u00b7 ") + name;
@@ -512,8 +517,8 @@ $("theme").addEventListener("click", () => {
   paint();
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
-document.addEventListener("visibilitychange", draw);
-addEventListener("scroll", draw, { passive: true });
+document.addEventListener("visibilitychange", () => draw());
+addEventListener("scroll", () => draw(false), { passive: true });
 makeTiles();
 makeCharts();
 paint();
