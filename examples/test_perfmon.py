@@ -607,13 +607,13 @@ with perfmon.MetalPerformanceMonitor(config=config, recording=%r) as monitor:
         monitor.end_kernel_profiling("mine", work)
         ag.MetalWait(ag.MetalCommit(work))
     unwaited = ag.MetalBegin()
-    ag.MetalEncodeDispatch(unwaited, kernel, 1024, data, label="unwaited")
+    ag.MetalEncodeDispatch(unwaited, kernel, 1024, data)
     ag.MetalCommit(unwaited)
     ag.MetalRelease(data)
 assert ag.MetalCommit is before, "the library is as it was"
 assert [r.name for r in monitor.get_kernel_profiling_data("mine")] == ["mine"] * 3
 assert monitor.get_kernel_profiling_data("mine")[0].group == (256, 1, 1), monitor.get_kernel_profiling_data("mine")[0]
-assert monitor.get_kernel_profiling_data("unwaited")[0].seconds is not None
+assert monitor.get_kernel_profiling_data("f")[0].seconds is not None
 stats = monitor.get_memory_statistics()
 assert (stats.total_allocated_bytes, stats.current_allocated_bytes, stats.live) == (4096, 0, 0), stats
 view = perfmon.MetalPerformanceVisualizer(monitor, perfmon.VisualizationConfig(format="markdown", output_path=%r))
@@ -809,6 +809,24 @@ def test_prometheus_families():
     monitor.config.enable_prometheus_export = False
     assert list(perfmon.prometheus_families(monitor)) == []
     monitor.close()
+
+
+def test_a_running_command_serves_prometheus(tmp_path):
+    pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
+    import socket
+    import urllib.request
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = start_run(tmp_path, "--listen", str(port))
+    wait_for(tmp_path / "r.json")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    text = opener.open("http://127.0.0.1:%d/metrics" % port, timeout=5).read().decode()
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(20) == 143
+    running.stderr.close()
+    assert re.search(r'^metal_gpu_utilization_ratio\{device="[^"]+"\} 1\.0$', text, re.M)
+    assert tool("watch", "--listen", "nonsense", "--recording", RECORDINGS / "m4pro.json", "--seconds", "1").returncode == 2
 
 
 # ---- run: the command's own ways, a full disk, an end by force
