@@ -30,7 +30,7 @@ import sys
 import tempfile
 import threading
 import time
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import _common as c
 import _run
@@ -69,6 +69,7 @@ def _add_outputs(parser: argparse.ArgumentParser, refresh: bool) -> None:
                        help="the page's plotting script: inside it (4 MB), in a file beside it, or none (charts as SVG)")
     group.add_argument("--quiet", action="store_true", help="no summary on the terminal")
     if refresh:
+        group.add_argument("--listen", metavar="[HOST:]PORT", help="serve Prometheus metrics meanwhile (default host 127.0.0.1)")
         group.add_argument("--refresh", type=int, default=5000, metavar="MS",
                            help="write page and JSON again while it runs, so often; the page reloads itself (default 5000; 0: only at the end)")
 
@@ -192,29 +193,33 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     monitor.begin()
     monitor.metal.detach()              # this process does no Metal work of its own
     monitor.command = {"argv": command, "exit_code": None, "seconds": 0.0}
-    publisher = Publisher(monitor, made, say)
+    folder = tempfile.mkdtemp(prefix="perfmon-") if args.kernels else None
+    publisher = Publisher(monitor, made, say, lambda: _absorb(monitor, folder))
+    listener = _listen(args.listen, monitor)
 
     def sampled(snapshot: Any, elapsed: float) -> None:
         monitor.command["seconds"] = elapsed        # type: ignore[index]
         monitor.add_snapshot(snapshot)
         publisher.tick()
-    folder = tempfile.mkdtemp(prefix="perfmon-") if args.kernels else None
     before = dict(os.environ)
     if folder is not None:
         os.environ.update(PERFMON_KERNELS=folder, PYTHONPATH=os.pathsep.join([INJECT] + [p for p in [os.environ.get("PYTHONPATH")] if p]),
                           PERFMON_CONFIG=json.dumps({"enable_detailed_profiling": monitor.config.enable_detailed_profiling,
                                                      "history_buffer_size": monitor.config.history_buffer_size}))
     fast = _fast_lane(monitor)
+    spent = time.process_time()
     try:
         code, cost = _run.run_command(monitor.device, command, monitor.config.slow_s, sampled, args.log, monitor.config.parts + ("processes",))
         fast.set()
+        monitor._cost_s = time.process_time() - spent       # of this process, the reports written meanwhile included
         if cost is None and code in (126, 127):
             return code
         monitor.command.update(exit_code=code, **_command_figures(cost))
-        if folder is not None:
-            _absorb(monitor, folder)
+        if folder is not None and not _absorb(monitor, folder):
+            say("no kernels came back: the command imported no pyapplegpu, ran no Metal work, or was Python with -I or -E")
     finally:
         fast.set()
+        listener()
         os.environ.clear()
         os.environ.update(before)
         if folder is not None:
@@ -243,13 +248,39 @@ def _command_figures(cost: Any) -> dict[str, Any]:
             "peak_footprint_bytes": cost.peak_footprint_bytes, "memory_rise_bytes": cost.memory_rise_bytes}
 
 
-def _absorb(monitor: MetalPerformanceMonitor, folder: str) -> None:
-    files = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
-    for name in files:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            monitor.metal.absorb(json.load(file), os.fstat(file.fileno()).st_mtime)
-    if not files:
-        say("no kernels came back: the command imported no pyapplegpu, ran no Metal work, or was Python with -I or -E")
+def _absorb(monitor: MetalPerformanceMonitor, folder: str | None) -> int:
+    """Take what the command's processes have saved so far; how many have."""
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".json")) if folder is not None else []
+    fresh = monitor.metal.again()
+    for name in names:
+        with open(os.path.join(folder or "", name), encoding="utf-8") as file:
+            fresh.absorb(json.load(file), os.fstat(file.fileno()).st_mtime)
+    if names:
+        monitor.metal = fresh
+    return len(names)
+
+
+def _listen(where: str | None, monitor: MetalPerformanceMonitor) -> Callable[[], object]:
+    """Serve the monitor's figures to Prometheus; returns what ends it."""
+    if where is None:
+        return lambda: None
+    host, _, port = where.rpartition(":")
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError:
+        raise ValueError("--listen needs prometheus-client (pip install prometheus-client)") from None
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError("--listen is a port or HOST:PORT, not %r" % where)
+    registry = CollectorRegistry()
+    registry.register(MonitorCollector(monitor))
+    registry.register(MonitorCollector(monitor, "applegpu"))
+    server, thread = start_http_server(int(port), host or "127.0.0.1", registry)
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(2.0)
+    return end
 
 
 def _against(doc: dict[str, Any], folder: str) -> bool:
@@ -266,7 +297,7 @@ def watch(args: argparse.Namespace) -> int:
     if args.seconds is not None and not args.seconds > 0:
         raise ValueError("--seconds is above 0")
     made, monitor = outputs(args), _monitor(args)
-    publisher = Publisher(monitor, made, say)
+    publisher, listener = Publisher(monitor, made, say), _listen(args.listen, monitor)
     stopped = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     monitor.start_monitoring()
@@ -278,6 +309,7 @@ def watch(args: argparse.Namespace) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        listener()
         monitor.stop_monitoring("interrupted" if stopped.is_set() and end is not None else "finished")
     _, fine = _finish(monitor, made, args, sys.stdout)
     return 0 if fine else 1

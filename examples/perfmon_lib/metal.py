@@ -227,6 +227,7 @@ class MetalActivity:
         self._facts: dict[int, list[dict[str, Any]]] = {}           # works being recorded -> their dispatches
         self._works: dict[int, Any] = {}                            # keeps the ids above their own
         self._queues: dict[int, str] = {}
+        self._names: dict[int, str] = {}                            # pipeline -> its function
         self._saved: dict[str, Any] = {}
         self._lock = threading.RLock()
         self._device: Any = None
@@ -248,7 +249,7 @@ class MetalActivity:
         """Go round pyapplegpu's functions. A second monitor goes round the first."""
         if self._saved:
             return
-        for name, wrapper in (("MetalBegin", self._begin), ("MetalEncodeDispatch", self._dispatch), ("MetalCommit", self._commit),
+        for name, wrapper in (("MetalPipeline", self._pipeline), ("MetalBegin", self._begin), ("MetalEncodeDispatch", self._dispatch), ("MetalCommit", self._commit),
                               ("MetalWait", self._wait), ("MetalBuffer", self._buffer), ("MetalRelease", self._release)):
             self._saved[name] = getattr(ag, name)
             setattr(ag, name, _around(self._saved[name], wrapper))
@@ -261,6 +262,11 @@ class MetalActivity:
         self._saved = {}
 
     # -- the functions gone round
+    def _pipeline(self, inner: Callable[..., Any], function: Any, *given: Any, **named: Any) -> Any:
+        made = inner(function, *given, **named)
+        self._names[made._pointer] = function.name()        # a pipeline without a label does not tell
+        return made
+
     def _begin(self, inner: Callable[..., Any], *given: Any, **named: Any) -> Any:
         if self.config.enable_detailed_profiling:
             named["profile"] = True
@@ -282,7 +288,7 @@ class MetalActivity:
         with self._lock:
             self._works[id(work)] = work
             facts = self._facts.setdefault(id(work), [])
-            facts.append({"name": named.get("label") or pipeline.label() or "dispatch %d" % len(facts), "threads": count,
+            facts.append({"name": named.get("label") or pipeline.label() or self._names.get(pipeline._pointer) or "dispatch %d" % len(facts), "threads": count,
                           "group": None if group is None else _three(group), "simd_width": limits.simd_width,
                           "threadgroup_memory_bytes": limits.threadgroup_memory_bytes + sum(named.get("memory", ())),
                           "max_threads": limits.max_threads})
@@ -480,6 +486,12 @@ class MetalActivity:
         with open(path + ".part", "w", encoding="utf-8") as file:
             json.dump(data, file)
         os.replace(path + ".part", path)
+
+    def again(self) -> MetalActivity:
+        """An empty one with the same start: for taking the saved files of other processes anew."""
+        fresh = MetalActivity(self.config)
+        fresh.zero_s, fresh.zero_unix_s, fresh.stopped_s = self.zero_s, self.zero_unix_s, self.stopped_s
+        return fresh
 
     def absorb(self, data: dict[str, Any], saved_unix_s: float) -> None:
         """Take what another process saved at a time of the wall clock (the file's own: the process may have had other clocks),

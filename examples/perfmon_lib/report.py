@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Sequence
 
 import _common as c
-from _common import ag, clean
+from _common import clean
 
 from .engine import BY_NAME
 
@@ -378,8 +378,9 @@ class MetalPerformanceVisualizer:
 class Publisher:
     """Writes a running monitor's reports again and again. A full disk ends nothing: it is said once, and tried again."""
 
-    def __init__(self, monitor: Any, configs: Sequence[VisualizationConfig], say: Callable[[str], None]) -> None:
-        self.monitor, self.configs, self._say = monitor, list(configs), say
+    def __init__(self, monitor: Any, configs: Sequence[VisualizationConfig], say: Callable[[str], None],
+                 before: Callable[[], object] = lambda: None) -> None:
+        self.monitor, self.configs, self._say, self._before = monitor, list(configs), say, before
         self._due = 0.0
         self.failed: dict[str, str] = {}
 
@@ -394,6 +395,7 @@ class Publisher:
 
     def publish(self, configs: Sequence[VisualizationConfig] | None = None) -> bool:
         """Write them; False when one could not be written."""
+        self._before()
         doc, fine = self.monitor.document(), True
         for one in self.configs if configs is None else configs:
             try:
