@@ -474,7 +474,7 @@ class Delta(NamedTuple):
     """What happened between two snapshots of one device; a figure that cannot be had is None, its reason in `reasons`."""
     seconds: float
     joules: dict[str, float | None]             # per rail of RAILS
-    uncertainty_joules: dict[str, float | None]     # at most this much may belong to the time before or after
+    uncertainty_joules: dict[str, float | None]     # mean power x time from the ends to their nearest publications
     gpu_active_s: float | None
     gpu_time_s: dict[int, float]                # per pid
     read_bytes: float | None
@@ -4661,9 +4661,9 @@ def _bucket_gb(state: str) -> float | None:
     return value if 0 <= value < 1e6 else None
 
 
-def _histogram(states: Sequence[str], ratios: Sequence[float]) -> tuple[float, bool, bool]:
-    """(bytes per second, saturated, above the floor) of a bandwidth histogram."""
-    pairs = [(gb, r) for gb, r in zip(map(_bucket_gb, states), ratios) if gb is not None]
+def _histogram(buckets: Sequence[float | None], ratios: Sequence[float]) -> tuple[float, bool, bool]:
+    """(bytes per second, saturated, above the floor) of a bandwidth histogram whose buckets are in GB/s."""
+    pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
     if not pairs:
         raise ValueError(REASON_ABSENT)
     low, top = min(gb for gb, _ in pairs), max(gb for gb, _ in pairs)
@@ -4674,9 +4674,9 @@ def _histogram(states: Sequence[str], ratios: Sequence[float]) -> tuple[float, b
     return mean * 1e9, sum(r for gb, r in pairs if gb == top) / weight > 0.01, mean > low
 
 
-def _floor_share(states: Sequence[str], ratios: Sequence[float]) -> float:
+def _floor_share(buckets: Sequence[float | None], ratios: Sequence[float]) -> float:
     """Share of time in the lowest bucket of a bandwidth histogram, where idle engines stay."""
-    pairs = [(gb, r) for gb, r in zip(map(_bucket_gb, states), ratios) if gb is not None]
+    pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
     low, weight = min((gb for gb, _ in pairs), default=0.0), sum(r for _, r in pairs)
     return sum(r for gb, r in pairs if gb == low) / weight if weight else 1.0
 
@@ -5081,6 +5081,14 @@ class _Energy:
             return REASON_STALE
         return self.offset + self.value, (self.stamp if self.usable and self.stamp else self.time)
 
+    def published(self) -> list[tuple[int, float]]:
+        """(clock, mJ) of the publications in the history, the newest last; [] when the count cannot be told."""
+        newest = self.total()
+        if isinstance(newest, str):
+            return []
+        kept = [(clock, self.offset + value) for clock, value in self.points if clock < newest[1]]
+        return [(clock, count * self.scale[0] / self.scale[1]) for clock, count in kept + [(newest[1], newest[0])]]
+
 
 _BADNESS = (REASON_ABSENT, REASON_FROZEN, REASON_STALE, REASON_SLOW, REASON_RESET, REASON_SLEPT, REASON_FIRST)
 
@@ -5198,6 +5206,8 @@ class _ReportFeed(_Feed):
         self.error: AppleGPUError | None = None
         self.tried = 0
         self.opening = allocate_lock()
+        self.plans: dict[Any, Any] = {}             # what follows from the channels alone
+        self.shares: tuple[int, dict[tuple[int, int], Any]] = (0, {})   # ratios already taken of the newest sample
 
     def open(self) -> None:
         """Subscribe, once for the life of the process; a failure that may pass is tried again after 5 s."""
@@ -5221,7 +5231,7 @@ class _ReportFeed(_Feed):
         if subscription is None:
             self.error = self.engine.lacking(self.source, "no such channels")
             raise self.error
-        self.channels = tuple(subscription.channels)
+        self.channels, self.plans = tuple(subscription.channels), {}
         self._lay_out()
         self.subscription, self.error = subscription, None
 
@@ -5273,12 +5283,42 @@ class _ReportFeed(_Feed):
         """The values of channel i in a row."""
         return row[self.starts[i]:self.starts[i + 1]]
 
-    def find(self, test: Callable[[Any], bool]) -> list[int]:
-        """Indices of the channels that pass."""
-        return [i for i, channel in enumerate(self.channels) if test(channel)]
+    def planned(self, key: Any, work: Callable[[], Any]) -> Any:
+        """What follows from the channels alone, worked out once."""
+        if key not in self.plans:
+            self.plans[key] = work()
+        return self.plans[key]
+
+    def state_lane(self, name: str) -> int | None:
+        """The lane of a state channel, None when there is none."""
+        lane: int | None = self.planned("state " + name, lambda: next(
+            (i for i, c in enumerate(self.channels) if c.name == name and c.format == 2), None))
+        return lane
+
+    def buckets(self, i: int) -> tuple[float | None, ...]:
+        """GB/s of each state of a bandwidth histogram."""
+        got: tuple[float | None, ...] = self.planned(i, lambda: tuple(map(_bucket_gb, self.channels[i].states)))
+        return got
+
+    def rail_lanes(self, rail: str) -> list[int]:
+        """Lanes of every energy channel that belongs to a rail, of any preference."""
+        def work() -> list[int]:
+            named = [(_rail_of(self.channels[i].group, self.channels[i].subgroup, self.channels[i].name), i) for i in self.energies]
+            return [i for got, i in named if got is not None and got[0] == rail]
+        lanes: list[int] = self.planned("rail " + rail, work)
+        return lanes
 
     def ratios(self, i: int, window: int) -> tuple[list[float], int]:
-        """(share of each state, span) of a state or histogram channel."""
+        """(share of each state, span) of a state or histogram channel; taken once of each sample."""
+        newest = self.series.points[-1][0] if self.series.points else 0
+        if self.shares[0] != newest:
+            self.shares = newest, {}
+        if (i, window) not in self.shares[1]:
+            self.shares[1][i, window] = self._ratios_now(i, window)
+        got: tuple[list[float], int] = self.shares[1][i, window]
+        return got
+
+    def _ratios_now(self, i: int, window: int) -> tuple[list[float], int]:
         old, new, span = self.interval(window)
         tick = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}.get(self.channels[i].unit, 0)
         try:
@@ -5697,10 +5737,10 @@ class _Engine:
     def gpu_states(self) -> tuple[int, tuple[str, ...]]:
         """(lane, state names) of GPUPH."""
         self.main.open()
-        lanes = self.main.find(lambda c: c.group == "GPU Stats" and c.name == "GPUPH" and c.format == 2)
-        if not lanes:
+        lane = self.main.state_lane("GPUPH")
+        if lane is None:
             raise self.lacking(self.main.source, "GPU Stats has no GPUPH channel")
-        return lanes[0], self.main.channels[lanes[0]].states
+        return lane, self.main.channels[lane].states
 
     def gpu_ratios(self, window: int) -> tuple[tuple[str, ...], list[float], _Figure]:
         """(state names, share of each, a figure that carries span and age)."""
@@ -5813,13 +5853,13 @@ class _Engine:
     def _limited(self, name: str, window: int) -> tuple[float | None, _Figure]:
         """(figure of GPU_CLTM or GPU_PPM or None, its span): share not in NO_CLTM, or the mean of percent states."""
         self.main.open()
-        lanes = self.main.find(lambda c: c.group == "GPU Stats" and c.name == name and c.format == 2)
-        if not lanes:
+        lane = self.main.state_lane(name)
+        if lane is None:
             return None, _Figure(None)
-        states = self.main.channels[lanes[0]].states
+        states = self.main.channels[lane].states
         self.main.refresh(window)
         with self.lock:
-            ratios, span = self.main.ratios(lanes[0], window)
+            ratios, span = self.main.ratios(lane, window)
         return _limit_figure(name, states, ratios), _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
 
     # ---- energy and power
@@ -5865,9 +5905,7 @@ class _Engine:
 
     def _group_alive(self, feed: _ReportFeed, window: int) -> bool:
         """True when the rail of this feed that is never zero (CPU, or DRAM in PMP) shows energy."""
-        never_zero = "cpu" if feed is self.main else "dram"
-        lanes = [i for i, c in enumerate(feed.channels)
-                 if i in feed.energies and (_rail_of(c.group, c.subgroup, c.name) or ("",))[0] == never_zero]
+        lanes = feed.rail_lanes("cpu" if feed is self.main else "dram")
         changes = [feed.energies[i].change(window) for i in lanes]
         return bool(changes) and all(not isinstance(c, str) and c[0] > 0 for c in changes)
 
@@ -5921,18 +5959,14 @@ class _Engine:
             return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, feed.named(lanes[0]))
 
     def _ever_alive(self, feed: _ReportFeed) -> bool:
-        never_zero = "cpu" if feed is self.main else "dram"
-        lanes = [i for i, c in enumerate(feed.channels)
-                 if i in feed.energies and (_rail_of(c.group, c.subgroup, c.name) or ("",))[0] == never_zero]
-        return any(feed.energies[i].value for i in lanes)
+        return any(feed.energies[i].value for i in feed.rail_lanes("cpu" if feed is self.main else "dram"))
 
-    def rail_points(self, rail: str) -> list[tuple[int, float]]:
-        """(clock, mJ) of the newest publication of each channel, for SnapshotDelta."""
+    def rail_points(self, rail: str) -> list[list[tuple[int, float]]]:
+        """(clock, mJ) of the publications kept of each channel, oldest first; [] when one of them tells nothing."""
         feed, lanes = self.rail(rail)
         with self.lock:
-            totals = [(feed.energies[i].total(), feed.energies[i].scale) for i in lanes]
-        points = [(t[1], t[0] * s[0] / s[1]) for t, s in totals if not isinstance(t, str)]
-        return points if len(points) == len(lanes) else []      # never one die beside another
+            points = [feed.energies[i].published() for i in lanes]
+        return points if all(points) else []        # never one die beside another
 
     def gpu_power(self, window: int) -> _Figure:
         """GPU Energy over the window; FilteredGPUPower, the driver's own average, when that counter is missing or dead."""
@@ -6173,7 +6207,7 @@ class _Engine:
 
     def _counted_traffic(self, feed: _ReportFeed, window: int, direction: str, stems: Sequence[str]) -> _Figure:
         feed.open()
-        lanes = self._traffic_lanes(feed, direction, stems, lambda c: c.unit in _BYTE_UNITS)
+        lanes = feed.planned((direction, *stems), lambda: self._traffic_lanes(feed, direction, stems))
         if not lanes:
             raise self.lacking(feed.source, "no byte counter for this")
         feed.refresh(window)
@@ -6185,9 +6219,9 @@ class _Engine:
         return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.named(lanes[0]))
 
     @staticmethod
-    def _traffic_lanes(feed: _ReportFeed, direction: str, stems: Sequence[str], usable: Callable[[Any], bool]) -> list[int]:
-        """Lanes of a total (stems empty) or of an agent: on the DRAM side where they are, else on the fabric side."""
-        parsed = [(_traffic(c.name), i) for i, c in enumerate(feed.channels) if usable(c)]
+    def _traffic_lanes(feed: _ReportFeed, direction: str, stems: Sequence[str]) -> list[int]:
+        """Byte counters of a total (stems empty) or of an agent: on the DRAM side where they are, else on the fabric side."""
+        parsed = [(_traffic(c.name), i) for i, c in enumerate(feed.channels) if c.unit in _BYTE_UNITS]
         named = [(t, i) for t, i in parsed if t is not None and t[1] == direction]
         if not stems:
             return [i for t, i in named if not t[0]]
@@ -6196,8 +6230,9 @@ class _Engine:
         return dram or [i for t, i in mine]
 
     def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
-        simple = [i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
-                  and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)]
+        simple = self.pmp.planned("bytes " + direction, lambda: [
+            i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
+            and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)])
         if simple and not stems:
             self.pmp.refresh(window)
             with self.lock:
@@ -6208,7 +6243,7 @@ class _Engine:
 
     def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
         """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents."""
-        whole, agents = self._histogram_lanes(direction, stems)
+        whole, agents = self.pmp.planned((direction, *stems), lambda: self._histogram_lanes(direction, stems))
         if whole or agents:
             return self._histograms(window, whole, agents)
         listed = any(_traffic(c.name) and not _agent_matches(c.name.split(" ")[0], ("AMCC",)) for c in self.pmp.channels)
@@ -6232,7 +6267,7 @@ class _Engine:
         with self.lock:
             got = {i: self.pmp.ratios(i, window) for i in list(whole) + list(agents)}
         try:
-            read = {i: _histogram(self.pmp.channels[i].states, ratios) for i, (ratios, _) in got.items()}
+            read = {i: _histogram(self.pmp.buckets(i), ratios) for i, (ratios, _) in got.items()}
         except ValueError:      # no state of it names a bandwidth
             raise self.pmp.missing(REASON_ABSENT) from None
         lanes = whole if whole and (not agents or any(read[i][2] for i in whole)) else agents
@@ -6262,14 +6297,14 @@ class _Engine:
 
     def _ane_share(self, feed: _ReportFeed, channel: str, idle: Callable[[str], bool], method: str, window: int) -> _Figure:
         feed.open()
-        lanes = feed.find(lambda c: c.name == channel and c.format == 2)
-        if not lanes:
+        lane = feed.state_lane(channel)
+        if lane is None:
             raise self.lacking(feed.source, "no %s channel" % channel)
         feed.refresh(window)
         with self.lock:
-            ratios, span = feed.ratios(lanes[0], window)
-        active = sum(r for s, r in zip(feed.channels[lanes[0]].states, ratios) if not idle(s))
-        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, span / _NS, feed.named(lanes[0]), True)
+            ratios, span = feed.ratios(lane, window)
+        active = sum(r for s, r in zip(feed.channels[lane].states, ratios) if not idle(s))
+        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, span / _NS, feed.named(lane), True)
 
     def _ane_floor(self, window: int) -> _Figure:
         return self._ane_share(self.pmp, "ANE-AF-BW", lambda s: s.strip() == "VMIN", ANE_METHOD_FLOOR, window)
@@ -6327,8 +6362,8 @@ class _Engine:
         """The larger share of time that reads or writes of an agent stood above their lowest bucket."""
         lanes = [lane for way in ("RD", "WR") for lane in self._histogram_lanes(way, stems)[1]]
         with self.lock:
-            got = [(self.pmp.channels[i].states, self.pmp.ratios(i, window)[0]) for i in lanes]
-        return max(1.0 - _floor_share(states, ratios) for states, ratios in got)
+            got = [(self.pmp.buckets(i), self.pmp.ratios(i, window)[0]) for i in lanes]
+        return max(1.0 - _floor_share(buckets, ratios) for buckets, ratios in got)
 
     # ---- CPU
 
@@ -7512,7 +7547,8 @@ class Snapshot:
     """Everything at one moment. Each field below is a value, or None with its reason in `reasons[field]`.
 
     `ages[field]` seconds since the newest thing measured, `intervals[field]` the span of a rate, `sources[field]` the
-    interface, `messages[field]` the error's sentence, `estimated` the fields that are estimates.
+    interface, `messages[field]` the error's sentence, `estimated` the fields that are estimates. `published[rail]` is the
+    time up to which the driver has published a rail's energy.
     """
 
     time_unix_s: float
@@ -7526,6 +7562,7 @@ class Snapshot:
     intervals: dict[str, float]
     sources: dict[str, str]
     estimated: tuple[str, ...]
+    published: dict[str, float]     # per rail, up to which time_mono_s its energy is published
     gpu_name: str | None
     gpu_core_count: int | None
     gpu_utilization_percent: int | None
@@ -7604,7 +7641,8 @@ class Snapshot:
         self.parts = parts
         self.reasons, self.messages, self.ages, self.intervals, self.sources = {}, {}, {}, {}, {}
         self.estimated = ()
-        self._points: dict[str, list[tuple[int, float]]] = {}       # per rail, for SnapshotDelta
+        self.published = {}
+        self._points: dict[str, list[list[tuple[int, float]]]] = {}     # per rail and channel, for SnapshotDelta
         self._active_ns: tuple[int, float] | None = None            # (time, GPU seconds active since boot)
         self._bytes: dict[str, tuple[int, int]] = {}
         self._clients: dict[int, tuple[int, str, int]] | None = None
@@ -7709,6 +7747,8 @@ def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
         for rail in RAILS:
             if isinstance(engine.facts.get("rail " + rail), tuple):
                 snapshot._points[rail] = engine.rail_points(rail)
+                if snapshot._points[rail]:
+                    snapshot.published[rail] = min(lane[-1][0] for lane in snapshot._points[rail]) / _NS
     if "gpu" in snapshot.parts and engine.main.subscription is not None:
         snapshot._active_ns = _active_counter(engine)
     if "bandwidth" in snapshot.parts:
@@ -7742,48 +7782,67 @@ def _byte_counters(engine: _Engine) -> dict[str, tuple[int, int]]:
             return {}
         t, row = engine.amc.series.points[-1]
         for way in ("RD", "WR"):
-            lanes = engine._traffic_lanes(engine.amc, way, (), lambda c: c.unit in _BYTE_UNITS)
+            lanes = engine.amc.planned((way,), lambda way=way: engine._traffic_lanes(engine.amc, way, ()))
             values = [engine.amc.lane(row, i)[0] * _BYTE_UNITS[engine.amc.channels[i].unit] for i in lanes]
             if values and min(values) >= 0:
                 counters[way] = (t, sum(values))
     return counters
 
 
-def SnapshotDelta(a: Snapshot, b: Snapshot) -> Delta:
+def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> Delta:
     """What happened between two snapshots of one device: exact counters, whoever else calls meanwhile.
 
-    joules are differences of published counts; uncertainty_joules is the energy that may belong to the time before `a` or
-    after `b` because a rail publishes only every second or two. A rail that published nothing between them is None.
+    Most rails publish their energy only every second or two. The count at `a` is interpolated between the publications on
+    both sides of it; the count at `b` likewise when `after` is a later snapshot that has seen the next publication (see
+    Snapshot.published), else it is the last one before `b`. uncertainty_joules is what the mean power gives for the time
+    from either end to its nearest publication. A rail that published nothing meanwhile is None. Raises InvalidArgument for snapshots of two devices.
     """
-    if not isinstance(a, Snapshot) or not isinstance(b, Snapshot) or a.source != b.source:
-        raise _bad("SnapshotDelta takes two snapshots of one device")
+    snapshots = [a, b] + ([after] if after is not None else [])
+    if not all(isinstance(s, Snapshot) for s in snapshots) or len({s.source for s in snapshots}) != 1:
+        raise _bad("SnapshotDelta takes two snapshots of one device, and a later one at most")
     seconds = b.time_mono_s - a.time_mono_s
-    if seconds <= 0:
-        raise _bad("the second snapshot must be later than the first")
+    if seconds <= 0 or (after is not None and after.time_mono_s < b.time_mono_s):
+        raise _bad("the second snapshot must be later than the first, and the third than both")
     reasons: dict[str, str] = {}
     joules, unsure = {}, {}
     for rail in RAILS:
-        joules[rail], unsure[rail] = _rail_delta(a, b, rail, reasons)
+        joules[rail], unsure[rail] = _rail_delta(snapshots, rail, reasons)
     active = _counter_delta(a._active_ns, b._active_ns, "gpu_active_s", reasons)
     moved = {way: _counter_delta(a._bytes.get(way), b._bytes.get(way), field, reasons)
              for way, field in (("RD", "read_bytes"), ("WR", "write_bytes"))}
     return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), moved["RD"], moved["WR"], reasons)
 
 
-def _rail_delta(a: Snapshot, b: Snapshot, rail: str, reasons: dict[str, str]) -> tuple[float | None, float | None]:
-    before, after = a._points.get(rail), b._points.get(rail)
-    if not before or not after or len(before) != len(after):
+def _rail_delta(snapshots: Sequence[Snapshot], rail: str, reasons: dict[str, str]) -> tuple[float | None, float | None]:
+    """(joules, their uncertainty) of a rail between the first two of the snapshots."""
+    seen = [s._points.get(rail) or [] for s in snapshots]
+    if len({len(points) for points in seen}) != 1 or not seen[0]:
         reasons[rail] = REASON_ABSENT
         return None, None
-    total = doubt = 0.0
-    for (t0, e0), (t1, e1) in zip(before, after):
-        if t1 <= t0:
+    begin, end = (int(s.time_mono_s * _NS) for s in snapshots[:2])
+    joules = doubt = 0.0
+    for lanes in zip(*seen):
+        counts = sorted({lanes[0][-1]} | {point for lane in lanes[1:] for point in lane if point[0] > lanes[0][-1][0]})
+        if len(counts) < 2:
             reasons[rail] = REASON_STALE
             return None, None
-        total += (e1 - e0) / 1000
-        ages = max(0.0, a.time_mono_s - t0 / _NS), max(0.0, b.time_mono_s - t1 / _NS)
-        doubt += (e1 - e0) / 1000 / ((t1 - t0) / _NS) * max(ages)
-    return total, doubt
+        (before, low), (after, high) = _count_at(counts, begin), _count_at(counts, end)
+        joules, doubt = joules + (after - before) / 1000, doubt + (low + high) / 1000
+    return joules, doubt
+
+
+def _count_at(counts: Sequence[tuple[int, float]], moment: int) -> tuple[float, float]:
+    """(mJ at a moment, its doubt): interpolated between publications, past the last one the last count. The doubt is what
+    the mean power gives for the time to the nearest publication."""
+    (t0, e0), (t1, e1) = counts[0], counts[-1]
+    if moment >= t1:
+        return e1, (e1 - e0) * (moment - t1) / (t1 - t0)
+    if moment <= t0:
+        return e0, 0.0
+    later = next(n for n, (t, _) in enumerate(counts) if t > moment)
+    (t0, e0), (t1, e1) = counts[later - 1], counts[later]
+    power = (e1 - e0) / (t1 - t0)
+    return e0 + power * (moment - t0), power * min(moment - t0, t1 - moment)
 
 
 def _counter_delta(before: tuple[int, float] | None, after: tuple[int, float] | None, field: str,

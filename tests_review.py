@@ -106,7 +106,7 @@ def test_a_delta_never_pairs_one_die_with_another():
     engine, mac = engine_of((CPU, die0), (CPU2, die1))
     engine.rail("cpu")
     engine.main.refresh()
-    assert [millijoules for _, millijoules in engine.rail_points("cpu")] == [1000, 7000]
+    assert [lane[-1][1] for lane in engine.rail_points("cpu")] == [1000, 7000]
 
 
 def test_a_figure_that_went_missing_keeps_no_age():
