@@ -1073,7 +1073,7 @@ OPTIONAL = {"CFBooleanGetValue", "CFDictionaryGetCount", "CFDictionaryGetKeysAnd
             "IOIteratorReset", "IOReportSimpleGetIntegerValue", "IOReportHistogramGetBucketCount",
             "IOReportHistogramGetBucketHits", "IOReportStateGetResidency", "MTLCreateSystemDefaultDevice"}
 USED = sorted(symbol for symbol in ag._PROTOTYPES if hasattr(Mac, symbol) and symbol not in (
-    "CFRelease", "IOServiceClose", "IOObjectRelease", "objc_release", "vm_deallocate", "objc_autoreleasePoolPop"))
+    "CFRelease", "notify_cancel", "IOServiceClose", "IOObjectRelease", "objc_release", "vm_deallocate", "objc_autoreleasePoolPop"))
 
 
 @pytest.mark.parametrize("symbol", USED)

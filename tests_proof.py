@@ -311,6 +311,42 @@ def test_a_group_refused_or_absent(group, how):
     assert belongings[1] == belongings[2]
 
 
+@pytest.mark.parametrize("first", [      # what makes the library call what is only called on errors
+    ("notify_get_state=error", "notify_cancel"), ("notify_get_state=error@1", "notify_cancel"),
+    ("IOIteratorIsValid=null@1", "IOIteratorReset"), ("IOIteratorIsValid=null@2", "IOIteratorReset"), ("IOIteratorIsValid=null", "IOIteratorReset"),
+    ("IOConnectCallStructMethod=error:0x10000003@1", "IOServiceClose"), ("IOConnectCallStructMethod=error:0x10000003", "IOServiceClose")])
+@pytest.mark.parametrize("second", ["", "=error", "absent"])
+def test_functions_called_on_errors_only(first, second):
+    fault, symbol = first
+    if second == "=error" and "error" not in fakemac.fault_kinds(symbol):
+        return
+    faults = (fault,) + ((symbol + second,) if second == "=error" else ("symbol:%s=absent" % symbol,) if second else ())
+    outcomes, belongings, made = tour(M4, 3, figures(M4) + EXTRA, faults)
+    assert second == "absent" or made.calls[symbol], "it was not called"
+    for answers in outcomes:
+        assert not [got for got in answers.values() if got[0] not in ("value", "error")]
+    if not second:
+        assert not belongings or belongings[1] == belongings[2]
+        if "@" in fault:
+            assert [case for case, got in outcomes[2].items() if got[0] == "error" and baseline("as recorded")[0][2][case][0] == "value"] == []
+
+
+@pytest.mark.parametrize("layout", ["", "IOReportCreateSamples=newlayout"])
+def test_histogram_channels(layout):
+    """No flat function needs a histogram channel; the recorder does. By raw records, and by the accessors."""
+    data = recording("m1-macos11")
+    with mac(data, faults=(layout,) if layout else ()) as made:
+        ag.LibraryInit()
+        subscription = ag._library.live.ioreport.subscribe((("GPU Stats", None),), lambda *channel: True)
+        formats = [channel.format for channel in subscription.channels]
+        rows = subscription.sample()
+        theirs = {(channel.driver, channel.id): made.replay.row(channel, 0) for channel in made.replay.channels}
+        for mine, got in zip(subscription.channels, rows):
+            if mine.format == 3 and got is not None and (mine.driver, mine.channel) in theirs:
+                assert tuple(got[1]) == theirs[mine.driver, mine.channel][1]
+    assert 3 not in formats or not layout or made.calls["IOReportHistogramGetBucketHits"]
+
+
 def test_zz_how_many_cases_ran(capsys):
     with capsys.disabled():
         print("\n%d faults of %d functions, %d answers judged; %d functions proven with the Objective-C runtime, %d called on errors only"
@@ -561,6 +597,21 @@ def test_thousand_inits():
         assert made.live() == live
     assert (made.calls["IOReportCreateSubscription"], made.calls["IOServiceOpen"], made.calls["mach_host_self"]) == (1, 1, made.calls["mach_host_self"])
     assert made.calls["mach_host_self"] <= 1 and made.calls["IOHIDEventSystemClientCreate"] <= 1
+
+
+def test_the_recorder_over_the_stand_ins(tmp_path):
+    """It needs every channel, so it has subscriptions of its own: once, not once per recording. What it wrote replays."""
+    with mac(allow=("second subscription",)) as made:
+        dev = device()
+        ag.DeviceGetUtilization(dev)
+        ag.LibraryRecord(str(tmp_path / "one.json"), seconds=2.0, interval=1.0)
+        gc.collect()
+        live, subscriptions = made.live(), made.calls["IOReportCreateSubscription"]
+        ag.LibraryRecord(str(tmp_path / "two.json"), seconds=2.0, interval=1.0)
+        gc.collect()
+        assert made.live() == live and made.calls["IOReportCreateSubscription"] == subscriptions
+    with mac(json.loads((tmp_path / "two.json").read_text())):
+        assert ag.DeviceGetName(device()) == "Apple M4"
 
 
 def test_init_storm():
