@@ -506,6 +506,16 @@ def test_measure_is_a_context_manager():
     assert r.peak_power_mw["system"] == 71500 and r.memory_rise_bytes == 0
 
 
+def test_gpu_seconds_of_followed_processes():
+    meter = _run.Meter(device("m5max-macos27"), lambda snapshot: {4100})
+    meter.begin()
+    for _ in range(4):
+        meter.sample()
+    r = meter.end()
+    assert r.gpu_seconds == pytest.approx(0.93 * 5, rel=0.02) and r.gpu_seconds_covered == pytest.approx(1, abs=0.2)
+    assert r.peak_footprint_bytes == 36507222016 and "gpu_seconds" not in r.reasons
+
+
 def test_measure_with_a_thread():
     with _run.measure(device("m5max-macos27", speed=50), interval=0.02) as m:
         time.sleep(0.3)
@@ -922,8 +932,6 @@ def test_own_clock_samples_and_quits(pilot_app):
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark", "nord"])
 def test_themes_have_every_colour(pilot_app, theme):
     async def work(app, pilot):
-        if theme not in app.available_themes:
-            pytest.skip("this Textual has no theme " + theme)
         assert set(app.styles_by_name) == set(top.PLAIN)
         assert "Apple" in screen(app)
     pilot_app("m1max", work, theme=theme, samples=1)
@@ -941,6 +949,24 @@ def test_stat_picture(tmp_path, capsys):
     path = tmp_path / "stat.svg"
     assert run_stat(capsys, "--recording", recording("m4-macos27"), "--speed", "0", "-a", "--picture", str(path))[0] == 0
     assert "cdnjs" not in path.read_text()
+
+
+FAKEMAC = os.path.join(HERE, "fakemac.py")
+needs_fakemac = pytest.mark.skipif(sys.platform == "darwin" or not os.path.exists(FAKEMAC),
+                                   reason="stand-ins for Apple's libraries are for other systems than a Mac")
+
+
+@needs_fakemac
+@pytest.mark.parametrize("arguments, part", [
+    (("top.py", "--once", "--samples", "2"), r"Apple M4  macOS 27\.0 .*\d\d:\d\d:\d\d"),
+    (("stat.py", "-a", "-p", "--timeout", "1"), r"\[0\] Apple M4 \| 74°C, \d+ % \| 0\.4 / 11\.8 GB"),
+    (("stat.py", "run", "--", sys.executable, "-c", "import time; time.sleep(1.5)"), r"GPU time of the command's processes: 0\.00 s")])
+def test_live_sources_of_a_stand_in_mac(arguments, part):
+    """The same tools on the ctypes code, as on a Mac."""
+    tool = os.path.join(HERE, arguments[0])
+    result = shell("--recording", recording("m4-macos27"), "--speed", "4", tool, *arguments[1:], tool="fakemac.py")
+    assert result.returncode == 0, result.stderr
+    assert re.search(part, result.stdout + result.stderr) and "recording" not in result.stdout
 
 
 def test_tools_need_nothing_but_their_extras():

@@ -805,7 +805,9 @@ def textual_app() -> Any:
         def render_line(self, y: int) -> Strip:
             line = self._line(y)
             styles = self.app.styles_by_name
-            return Strip([Segment(text, styles[style]) for text, style in line]).adjust_cell_length(self.size.width, styles[""])
+            known = self.size.width - 1 if len(line) > 1 else length(line)      # so process_line promises; not measured again
+            return Strip([Segment(text, styles[style]) for text, style in line], known).adjust_cell_length(
+                self.size.width, styles[""])
 
         def action_cursor(self, step: int) -> None:
             if self.rows:
@@ -908,7 +910,9 @@ def textual_app() -> Any:
             yield LineBox(id="detail")
             yield Input(placeholder="filter by name or pid", id="filter")
             with Horizontal(id="bottom"):
-                yield Footer(compact=True, show_command_palette=False)
+                footer = Footer(show_command_palette=False)
+                footer.set_reactive(Footer.compact, True) if hasattr(Footer, "compact") else None    # since Textual 1.1
+                yield footer
                 yield Static("", id="status", markup=False)
 
         def on_mount(self) -> None:
@@ -918,7 +922,7 @@ def textual_app() -> Any:
             self.head_box, self.alert_box = self.query_one("#header", LineBox), self.query_one("#alerts", LineBox)
             self.detail_box, self.status = self.query_one("#detail", LineBox), self.query_one("#status", Static)
             self._status = ""
-            self.theme = self._first_theme
+            self.theme = self._first_theme if self._first_theme in self.available_themes else THEMES[0]
             self.styles_by_name = palette(self)
             self.theme_changed_signal.subscribe(self, self._recolour)
             self.table.focus()
