@@ -61,79 +61,123 @@ def _one(field: str, factor: float = 1.0) -> tuple[tuple[str, str, float], ...]:
 
 _MILLI, _MEGA, _PERCENT = 0.001, 1e6, 0.01
 METRICS = (
-    Metric("applegpu_utilization_ratio", "gauge", "The driver's own instantaneous utilisation [registry "
-           "PerformanceStatistics]", "kind", tuple((k, "gpu_%s_percent" % k, _PERCENT) for k in ("device", "renderer", "tiler"))),
-    Metric("applegpu_active_ratio", "gauge", "Share of the interval the GPU was not idle, what powermetrics prints "
-           "[ioreport GPU Stats]", "", _one("gpu_active_ratio")),
-    Metric("applegpu_scaled_ratio", "gauge", "Active share weighted by clock / highest clock [ioreport GPU Stats]", "",
-           _one("gpu_scaled_ratio")),
-    Metric("applegpu_active_seconds", "counter", "Time the GPU was not idle since its driver started: rate() is the "
-           "utilisation over any window [ioreport GPU Stats]", "", _one("active_seconds")),
-    Metric("applegpu_frequency_hertz", "gauge", "Mean clock while active, as requested by the driver [ioreport GPU Stats]", "",
-           _one("gpu_clock_mhz", _MEGA)),
-    Metric("applegpu_frequency_max_hertz", "gauge", "Highest clock of the chip's table [registry]", "",
-           _one("gpu_max_clock_mhz", _MEGA)),
-    Metric("applegpu_energy_joules", "counter", "Energy as the hardware counts it; rate() is watts [ioreport Energy Model]",
-           "rail", (("gpu", "gpu_energy_mj", _MILLI), ("cpu", "cpu_energy_mj", _MILLI), ("ane", "ane_energy_mj", _MILLI),
-                    ("dram", "memory_energy_mj", _MILLI))),
-    Metric("applegpu_power_watts", "gauge", "Mean power between two publications of the driver [ioreport Energy Model]",
-           "rail", (("gpu", "gpu_power_mw", _MILLI), ("gpu_sram", "gpu_sram_power_mw", _MILLI), ("cpu", "cpu_power_mw", _MILLI),
-                    ("ane", "ane_power_mw", _MILLI), ("dram", "memory_power_mw", _MILLI),
-                    ("encode", "encode_power_mw", _MILLI), ("decode", "decode_power_mw", _MILLI))),
-    Metric("applegpu_package_power_watts", "gauge", "CPU + GPU + ANE, all three or none [ioreport Energy Model]", "",
-           _one("package_power_mw", _MILLI)),
-    Metric("applegpu_system_power_watts", "gauge", "The whole machine [smc PSTR]", "", _one("system_power_mw", _MILLI)),
-    Metric("applegpu_power_limit_watts", "gauge", "Cap on the GPU's power, where one is set [registry MaxGPUAbsolutePower]", "",
-           _one("gpu_power_limit_mw", _MILLI)),
-    Metric("applegpu_temperature_celsius", "gauge", "Mean or highest of the die's plausible sensors [smc, hid]", "sensor",
-           (("gpu_mean", "gpu_temperature_celsius", 1), ("gpu_max", "gpu_temperature_max_celsius", 1),
-            ("cpu_mean", "cpu_temperature_celsius", 1))),
-    Metric("applegpu_thermal_pressure_level", "gauge", "0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping [notify]", "",
-           _one("thermal_pressure_level")),
-    Metric("applegpu_throttle_ratio", "gauge", "Share of the interval thermal management held the clock down [ioreport "
-           "GPU_CLTM]", "", _one("gpu_throttle.cltm_ratio")),
-    Metric("applegpu_power_budget_ratio", "gauge", "Power granted of the GPU's maximum [ioreport GPU_PPM]", "",
-           _one("gpu_throttle.ppm_percent", _PERCENT)),
-    Metric("applegpu_recoveries", "counter", "Times the driver restarted a hung GPU [registry recoveryCount]", "",
-           _one("gpu_recovery_count")),
-    Metric("applegpu_memory_used_bytes", "gauge", "GPU memory in use by every process [registry In use system memory]", "",
-           _one("memory_used_bytes")),
-    Metric("applegpu_memory_allocated_bytes", "gauge", "GPU memory allocated by every process [registry Alloc system memory]",
+    Metric("applegpu_utilization_ratio", "gauge",
+           "The driver's own instantaneous utilisation [registry PerformanceStatistics]",
+           "kind", tuple((k, "gpu_%s_percent" % k, _PERCENT) for k in ("device", "renderer", "tiler"))),
+    Metric("applegpu_active_ratio", "gauge",
+           "Share of the interval the GPU was not idle, what powermetrics prints [ioreport GPU Stats]",
+           "", _one("gpu_active_ratio")),
+    Metric("applegpu_scaled_ratio", "gauge",
+           "Active share weighted by clock / highest clock [ioreport GPU Stats]",
+           "", _one("gpu_scaled_ratio")),
+    Metric("applegpu_active_seconds", "counter",
+           "Time the GPU was not idle since its driver started: rate() is the utilisation over any window "
+           "[ioreport GPU Stats]",
+           "", _one("active_seconds")),
+    Metric("applegpu_frequency_hertz", "gauge",
+           "Mean clock while active, as requested by the driver [ioreport GPU Stats]",
+           "", _one("gpu_clock_mhz", _MEGA)),
+    Metric("applegpu_frequency_max_hertz", "gauge",
+           "Highest clock of the chip's table [registry]",
+           "", _one("gpu_max_clock_mhz", _MEGA)),
+    Metric("applegpu_energy_joules", "counter",
+           "Energy as the hardware counts it; rate() is watts [ioreport Energy Model]",
+           "rail", (("gpu", "gpu_energy_mj", _MILLI), ("cpu", "cpu_energy_mj", _MILLI),
+               ("ane", "ane_energy_mj", _MILLI), ("dram", "memory_energy_mj", _MILLI))),
+    Metric("applegpu_power_watts", "gauge",
+           "Mean power between two publications of the driver [ioreport Energy Model]",
+           "rail", (("gpu", "gpu_power_mw", _MILLI), ("gpu_sram", "gpu_sram_power_mw", _MILLI),
+               ("cpu", "cpu_power_mw", _MILLI), ("ane", "ane_power_mw", _MILLI),
+               ("dram", "memory_power_mw", _MILLI), ("encode", "encode_power_mw", _MILLI),
+               ("decode", "decode_power_mw", _MILLI))),
+    Metric("applegpu_package_power_watts", "gauge",
+           "CPU + GPU + ANE, all three or none [ioreport Energy Model]",
+           "", _one("package_power_mw", _MILLI)),
+    Metric("applegpu_system_power_watts", "gauge",
+           "The whole machine [smc PSTR]",
+           "", _one("system_power_mw", _MILLI)),
+    Metric("applegpu_power_limit_watts", "gauge",
+           "Cap on the GPU's power, where one is set [registry MaxGPUAbsolutePower]",
+           "", _one("gpu_power_limit_mw", _MILLI)),
+    Metric("applegpu_temperature_celsius", "gauge",
+           "Mean or highest of the die's plausible sensors [smc, hid]",
+           "sensor", (("gpu_mean", "gpu_temperature_celsius", 1), ("gpu_max", "gpu_temperature_max_celsius", 1),
+               ("cpu_mean", "cpu_temperature_celsius", 1))),
+    Metric("applegpu_thermal_pressure_level", "gauge",
+           "0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping [notify]",
+           "", _one("thermal_pressure_level")),
+    Metric("applegpu_throttle_ratio", "gauge",
+           "Share of the interval thermal management held the clock down [ioreport GPU_CLTM]",
+           "", _one("gpu_throttle.cltm_ratio")),
+    Metric("applegpu_power_budget_ratio", "gauge",
+           "Power granted of the GPU's maximum [ioreport GPU_PPM]",
+           "", _one("gpu_throttle.ppm_percent", _PERCENT)),
+    Metric("applegpu_recoveries", "counter",
+           "Times the driver restarted a hung GPU [registry recoveryCount]",
+           "", _one("gpu_recovery_count")),
+    Metric("applegpu_memory_used_bytes", "gauge",
+           "GPU memory in use by every process [registry In use system memory]",
+           "", _one("memory_used_bytes")),
+    Metric("applegpu_memory_allocated_bytes", "gauge",
+           "GPU memory allocated by every process [registry Alloc system memory]",
            "", _one("memory_allocated_bytes")),
-    Metric("applegpu_memory_headroom_bytes", "gauge", "What the GPU may still take: the smaller of free RAM and limit - used "
-           "[registry, mach]", "", _one("memory_headroom_bytes")),
-    Metric("applegpu_memory_read_bytes_per_second", "gauge", "DRAM bytes read [ioreport AMC Stats or PMP]", "",
-           _one("memory_read.bytes_per_s")),
-    Metric("applegpu_memory_write_bytes_per_second", "gauge", "DRAM bytes written [ioreport AMC Stats or PMP]", "",
-           _one("memory_write.bytes_per_s")),
-    Metric("applegpu_memory_read_bytes", "counter", "DRAM bytes read since start, where the chip counts bytes [ioreport AMC "
-           "Stats]", "", _one("read_bytes")),
-    Metric("applegpu_memory_write_bytes", "counter", "DRAM bytes written since start, where the chip counts bytes [ioreport "
-           "AMC Stats]", "", _one("write_bytes")),
-    Metric("applegpu_memory_agent_read_bytes_per_second", "gauge", "DRAM bytes read by one part of the chip [ioreport AMC "
-           "Stats or PMP]", "agent", tuple((a, "memory_%s_read.bytes_per_s" % a, 1) for a in ag.AGENTS)),
-    Metric("applegpu_memory_agent_write_bytes_per_second", "gauge", "DRAM bytes written by one part of the chip [ioreport AMC "
-           "Stats or PMP]", "agent", tuple((a, "memory_%s_write.bytes_per_s" % a, 1) for a in ag.AGENTS)),
-    Metric("applegpu_memory_bandwidth_limit_bytes_per_second", "gauge", "What Apple sells the chip with [table]", "",
-           _one("memory_max_bytes_per_s")),
-    Metric("applegpu_media_bytes_per_second", "gauge", "DRAM traffic of a video engine [ioreport]", "engine",
-           tuple((e, "%s_bandwidth.bytes_per_s" % e, 1) for e in ag.ENGINES)),
-    Metric("applegpu_ane_power_state", "gauge", "The Neural Engine driver's power state [registry H11ANEIn]", "",
-           _one("ane_power_state")),
-    Metric("applegpu_cpu_total_utilization_ratio", "gauge", "All CPU cores, scheduler ticks [mach]", "",
-           _one("cpu_utilization_percent", _PERCENT)),
-    Metric("applegpu_ram_total_bytes", "gauge", "Main memory [sysctl hw.memsize]", "", _one("system_memory.total_bytes")),
-    Metric("applegpu_ram_used_bytes", "gauge", "App + wired + compressed, as Activity Monitor [mach vm_statistics64]", "",
-           _one("system_memory.used_bytes")),
-    Metric("applegpu_ram_available_bytes", "gauge", "Total - used [mach vm_statistics64]", "",
-           _one("system_memory.available_bytes")),
-    Metric("applegpu_ram_wired_bytes", "gauge", "Wired pages [mach vm_statistics64]", "", _one("system_memory.wired_bytes")),
-    Metric("applegpu_ram_compressed_bytes", "gauge", "Held by the compressor [mach vm_statistics64]", "",
-           _one("system_memory.compressed_bytes")),
-    Metric("applegpu_swap_used_bytes", "gauge", "Swap in use [sysctl vm.swapusage]", "", _one("system_swap.used_bytes")),
-    Metric("applegpu_swap_total_bytes", "gauge", "Swap files [sysctl vm.swapusage]", "", _one("system_swap.total_bytes")),
-    Metric("applegpu_battery_ratio", "gauge", "Charge [registry AppleSmartBattery]", "",
-           _one("system_power_source.battery_percent", _PERCENT)),
+    Metric("applegpu_memory_headroom_bytes", "gauge",
+           "What the GPU may still take: the smaller of free RAM and limit - used [registry, mach]",
+           "", _one("memory_headroom_bytes")),
+    Metric("applegpu_memory_read_bytes_per_second", "gauge",
+           "DRAM bytes read [ioreport AMC Stats or PMP]",
+           "", _one("memory_read.bytes_per_s")),
+    Metric("applegpu_memory_write_bytes_per_second", "gauge",
+           "DRAM bytes written [ioreport AMC Stats or PMP]",
+           "", _one("memory_write.bytes_per_s")),
+    Metric("applegpu_memory_read_bytes", "counter",
+           "DRAM bytes read since start, where the chip counts bytes [ioreport AMC Stats]",
+           "", _one("read_bytes")),
+    Metric("applegpu_memory_write_bytes", "counter",
+           "DRAM bytes written since start, where the chip counts bytes [ioreport AMC Stats]",
+           "", _one("write_bytes")),
+    Metric("applegpu_memory_agent_read_bytes_per_second", "gauge",
+           "DRAM bytes read by one part of the chip [ioreport AMC Stats or PMP]",
+           "agent", tuple((a, "memory_%s_read.bytes_per_s" % a, 1) for a in ag.AGENTS)),
+    Metric("applegpu_memory_agent_write_bytes_per_second", "gauge",
+           "DRAM bytes written by one part of the chip [ioreport AMC Stats or PMP]",
+           "agent", tuple((a, "memory_%s_write.bytes_per_s" % a, 1) for a in ag.AGENTS)),
+    Metric("applegpu_memory_bandwidth_limit_bytes_per_second", "gauge",
+           "What Apple sells the chip with [table]",
+           "", _one("memory_max_bytes_per_s")),
+    Metric("applegpu_media_bytes_per_second", "gauge",
+           "DRAM traffic of a video engine [ioreport]",
+           "engine", tuple((e, "%s_bandwidth.bytes_per_s" % e, 1) for e in ag.ENGINES)),
+    Metric("applegpu_ane_power_state", "gauge",
+           "The Neural Engine driver's power state [registry H11ANEIn]",
+           "", _one("ane_power_state")),
+    Metric("applegpu_cpu_total_utilization_ratio", "gauge",
+           "All CPU cores, scheduler ticks [mach]",
+           "", _one("cpu_utilization_percent", _PERCENT)),
+    Metric("applegpu_ram_total_bytes", "gauge",
+           "Main memory [sysctl hw.memsize]",
+           "", _one("system_memory.total_bytes")),
+    Metric("applegpu_ram_used_bytes", "gauge",
+           "App + wired + compressed, as Activity Monitor [mach vm_statistics64]",
+           "", _one("system_memory.used_bytes")),
+    Metric("applegpu_ram_available_bytes", "gauge",
+           "Total - used [mach vm_statistics64]",
+           "", _one("system_memory.available_bytes")),
+    Metric("applegpu_ram_wired_bytes", "gauge",
+           "Wired pages [mach vm_statistics64]",
+           "", _one("system_memory.wired_bytes")),
+    Metric("applegpu_ram_compressed_bytes", "gauge",
+           "Held by the compressor [mach vm_statistics64]",
+           "", _one("system_memory.compressed_bytes")),
+    Metric("applegpu_swap_used_bytes", "gauge",
+           "Swap in use [sysctl vm.swapusage]",
+           "", _one("system_swap.used_bytes")),
+    Metric("applegpu_swap_total_bytes", "gauge",
+           "Swap files [sysctl vm.swapusage]",
+           "", _one("system_swap.total_bytes")),
+    Metric("applegpu_battery_ratio", "gauge",
+           "Charge [registry AppleSmartBattery]",
+           "", _one("system_power_source.battery_percent", _PERCENT)),
 )
 # Names whose series are not known beforehand, for the documentation and the tests: (name, kind, labels, help).
 DYNAMIC = (
@@ -147,9 +191,12 @@ DYNAMIC = (
     ("applegpu_sample_interval_seconds", "gauge", "figure", "The span a gauge that is a rate was measured over"),
     ("applegpu_sample_timestamp_seconds", "gauge", "", "When the snapshot was taken, Unix time"),
     ("applegpu_scrape_duration_seconds", "gauge", "", "What taking the snapshot cost"),
-    ("applegpu_memory_limit_bytes", "gauge", "source", "What the GPU may use: source wired_limit (iogpu.wired_limit_mb) or metal"),
-    ("applegpu_state_residency_ratio", "gauge", "state, hertz", "Share of the interval in each clock state [ioreport GPU Stats]"),
-    ("applegpu_memory_bandwidth_saturated", "gauge", "", "1 when the histogram's top bucket was full: the truth is higher"),
+    ("applegpu_memory_limit_bytes", "gauge", "source",
+     "What the GPU may use: source wired_limit (iogpu.wired_limit_mb) or metal"),
+    ("applegpu_state_residency_ratio", "gauge", "state, hertz",
+     "Share of the interval in each clock state [ioreport GPU Stats]"),
+    ("applegpu_memory_bandwidth_saturated", "gauge", "",
+     "1 when the histogram's top bucket was full: the truth is higher"),
     ("applegpu_ane_utilization_ratio", "gauge", "method", "Neural Engine use, an estimate by the method named"),
     ("applegpu_cpu_utilization_ratio", "gauge", "core_type, cpu", "Scheduler ticks of one group of cores [mach]"),
     ("applegpu_cpu_active_ratio", "gauge", "core_type, cpu", "Residency outside idle states [ioreport CPU Stats]"),
@@ -159,17 +206,21 @@ DYNAMIC = (
     ("applegpu_fan_ratio", "gauge", "fan", "Fan speed of the fan's own maximum [smc]"),
     ("applegpu_memory_pressure", "gauge", "level", "1 for the kernel's present judgement, 0 for the others [sysctl]"),
     ("applegpu_on_ac_power", "gauge", "", "1 on mains power [IOPS]"),
-    ("applegpu_process_gpu_seconds_total", "counter", "pid, name", "GPU time of a process; --processes only [registry AppUsage]"),
+    ("applegpu_process_gpu_seconds_total", "counter", "pid, name",
+     "GPU time of a process; --processes only [registry AppUsage]"),
     ("applegpu_process_memory_bytes", "gauge", "pid, name", "Footprint of a process; --processes only [libproc]"),
 )
 # The eight names of Triton's Metal monitor; --triton-names adds those that can be had from outside the process that
 # launches the kernels. metal_kernel_* and metal_command_buffer_* cannot: they belong to that process.
 TRITON = (
     ("metal_gpu_utilization_ratio", "gpu_active_ratio", 1.0, "GPU utilisation (0-1); applegpu_active_ratio"),
-    ("metal_memory_bandwidth_gbps", "bandwidth", 1e-9, "Memory bandwidth in GB/s; applegpu_memory_{read,write}_bytes_per_second"),
-    ("metal_memory_allocated_bytes", "memory_allocated_bytes", 1.0, "Allocated GPU memory; applegpu_memory_allocated_bytes"),
+    ("metal_memory_bandwidth_gbps", "bandwidth", 1e-9,
+     "Memory bandwidth in GB/s; applegpu_memory_{read,write}_bytes_per_second"),
+    ("metal_memory_allocated_bytes", "memory_allocated_bytes", 1.0,
+     "Allocated GPU memory; applegpu_memory_allocated_bytes"),
     ("metal_power_consumption_watts", "gpu_power_mw", _MILLI, "GPU power; applegpu_power_watts{rail=\"gpu\"}"),
-    ("metal_thermal_state", "thermal_state", 1.0, "0 nominal 1 fair 2 serious 3 critical; applegpu_thermal_pressure_level"),
+    ("metal_thermal_state", "thermal_state", 1.0,
+     "0 nominal 1 fair 2 serious 3 critical; applegpu_thermal_pressure_level"),
 )
 _AGES = (("utilization", "gpu_utilization_percent"), ("power_gpu", "gpu_power_mw"), ("power_cpu", "cpu_power_mw"),
          ("power_ane", "ane_power_mw"), ("power_dram", "memory_power_mw"), ("power_system", "system_power_mw"),
@@ -286,6 +337,11 @@ def families(sampled: Sampled, facts: dict[str, str], host_label: str | None = N
     return out
 
 
+def full_name(metric: Metric) -> str:
+    """As it stands in the text: prometheus-client adds _total to counters by itself."""
+    return metric.name + ("_total" if metric.kind == "counter" else "")
+
+
 Put = Callable[[str, "dict[str, Any]", "float | None"], None]
 
 
@@ -294,7 +350,7 @@ def _available(put: Put, name: str, of: str, why: str) -> None:
 
 
 def _from_table(out: Families, put: Put, snapshot: ag.Snapshot, metric: Metric) -> None:
-    full = metric.name + ("_total" if metric.kind == "counter" else "")
+    full = full_name(metric)
     for of, path, factor in metric.series:
         value = figure(snapshot, path)
         _available(put, full, of, reason(snapshot, path) if value is None else "")
@@ -335,7 +391,8 @@ def _put_ane(put: Put, snapshot: ag.Snapshot) -> None:
         put("applegpu_metric_estimated", {"metric": name, "of": ""}, 1)
 
 
-_CPU = (("applegpu_cpu_utilization_ratio", "utilization_percent", _PERCENT), ("applegpu_cpu_active_ratio", "active_ratio", 1.0),
+_CPU = (("applegpu_cpu_utilization_ratio", "utilization_percent", _PERCENT),
+        ("applegpu_cpu_active_ratio", "active_ratio", 1.0),
         ("applegpu_cpu_frequency_hertz", "clock_mhz", _MEGA), ("applegpu_cpu_power_watts", "power_mw", _MILLI))
 
 
@@ -446,10 +503,11 @@ class History:
         """Columns over the last seconds, at most about `points` rows, a row of nulls where nobody measured."""
         which = 0 if seconds <= self.tiers[0][0] * self.tiers[0][1] else 1
         step, times, rings = self.tiers[which][0], self.times[which], self.rings[which]
-        rows = sorted((t, i) for i, t in enumerate(times) if not math.isnan(t) and t >= self.last - seconds)
+        rows = sorted((t, i) for i, t in enumerate(times) if self.last - seconds <= t <= self.last)
         stride = max(1, -(-len(rows) // max(1, points)))
-        places = self._with_breaks(rows[::-1][::stride][::-1], 3.5 * step * stride if stride > 1 else max(3.5, 2.5 * step * 1.5))
-        columns = {c: [None if i is None or math.isnan(ring[i]) else ring[i] for _, i in places] for c, ring in rings.items()}
+        places = self._with_breaks(rows[::-1][::stride][::-1], 3.5 * step * stride)
+        columns = {c: [None if i is None or math.isnan(ring[i]) else ring[i] for _, i in places]
+                   for c, ring in rings.items()}
         gaps = {c: [g for g in spans if g[1] >= self.last - seconds] for c, spans in self.gaps.items()}
         return {"time_unix_s": [round(t, 3) for t, _ in places], "step_s": step * stride, "columns": columns,
                 "gaps": {c: g for c, g in gaps.items() if g}}
@@ -472,6 +530,7 @@ class Sampler:
     """Takes snapshots in one thread; the event loop never waits for the Mac."""
 
     FRESH = 0.25        # seconds a snapshot serves everybody: a flood of scrapes costs what one costs
+    PATIENCE = 8.0      # seconds a Mac may take to answer
 
     def __init__(self, device: ag.Device, args: argparse.Namespace) -> None:
         self.device, self.processes = device, args.processes
@@ -505,7 +564,7 @@ class Sampler:
             return self.latest
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._take())
-        return await asyncio.wait_for(asyncio.shield(self._task), 8)
+        return await asyncio.wait_for(asyncio.shield(self._task), self.PATIENCE)
 
     async def _take(self) -> Sampled:
         sampled = await asyncio.get_running_loop().run_in_executor(self._thread, self.take)
@@ -554,7 +613,7 @@ class Sampler:
         return self.count != seen
 
     def ended(self, pump: asyncio.Task[None]) -> None:
-        """A pump that fails (a defect, not a missing figure) ends the exporter: launchd starts it again, silence helps nobody."""
+        """A pump that fails (a defect, not a missing figure) ends the exporter: launchd starts it again."""
         if not pump.cancelled() and pump.exception() is not None:
             print("exporter: %r" % pump.exception(), file=sys.stderr, flush=True)
             signal.raise_signal(signal.SIGTERM)
@@ -601,7 +660,7 @@ class Guard:
         if self.hosts is not None and host not in self.hosts:
             return PlainTextResponse("this exporter does not answer for that host name (--allow-host)\n", 421)
         if self.token and path != "/healthz" and not self._admitted(headers.get(b"authorization", b"")):
-            return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": 'Basic realm="applegpu", charset="UTF-8"'})
+            return PlainTextResponse("a token is needed\n", 401, {"www-authenticate": 'Basic realm="applegpu"'})
         return None
 
     def _admitted(self, header: bytes) -> bool:
@@ -653,8 +712,8 @@ class Static:
 
 
 def _static_files() -> dict[str, Static]:
-    kinds = {"index.html": ("/", "text/html"), "app.js": ("/app.js", "text/javascript"), "style.css": ("/style.css", "text/css"),
-             "icon.svg": ("/icon.svg", "image/svg+xml")}
+    kinds = {"index.html": ("/", "text/html"), "app.js": ("/app.js", "text/javascript"),
+             "style.css": ("/style.css", "text/css"), "icon.svg": ("/icon.svg", "image/svg+xml")}
     found = {}
     for name, (path, kind) in kinds.items():
         with open(os.path.join(HERE, "dashboard", name), "rb") as file:
@@ -667,7 +726,7 @@ def _static_files() -> dict[str, Static]:
 
 
 class EventStream:
-    """Server-sent events as an ASGI answer: each client gets the newest snapshot when it can take one, never a queue."""
+    """Server-sent events: each client gets the newest snapshot when it can take one, there is no queue."""
 
     def __init__(self, sampler: Sampler, most: int) -> None:
         self.sampler, self.most = sampler, most
@@ -744,7 +803,8 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
             sampled = await sampler.get()
         except asyncio.TimeoutError:
             return JSONResponse({"status": "stuck"}, 503, no_store)
-        return JSONResponse({"status": "ok" if sampled.snapshot else "failed"}, 200 if sampled.snapshot else 503, no_store)
+        fine = sampled.snapshot is not None
+        return JSONResponse({"status": "ok" if fine else "failed"}, 200 if fine else 503, no_store)
 
     async def late(request: Request, error: Exception) -> Response:
         return PlainTextResponse("the Mac did not answer in time\n", 503)
@@ -761,11 +821,15 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
               Route("/healthz", health), Route("/api/events", EventStream(sampler, args.max_streams))]
     if args.dashboard:
         routes += [Route(path, page.respond) for path, page in _static_files().items()]
-    app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={asyncio.TimeoutError: late, TimeoutError: late})
+    app = Starlette(routes=routes, lifespan=lifespan,
+                    exception_handlers={asyncio.TimeoutError: late, TimeoutError: late})
     return Guard(app, args.token, args.hosts)
 
 
 # ---- serving
+
+
+_KEEP_ALIVE = 75        # seconds a connection may rest between requests; Prometheus scrapes every 15 to 60
 
 
 def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
@@ -777,7 +841,7 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
     share = max(1, args.max_connections // 2)
 
     class Protocol(H11Protocol):
-        address, sender, reader = "", None, None
+        address, sender, reader, resting = "", None, None, False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -787,7 +851,7 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
             if held[self.address] > share:
                 transport.abort()
             else:
-                self._expect_request()
+                self._expect(args.request_timeout)
 
         def connection_lost(self, error: Any) -> None:
             super().connection_lost(error)
@@ -798,20 +862,27 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
                 if timer is not None:
                     timer.cancel()
 
-        def _expect_request(self) -> None:
-            """A whole request must come in time, also the second one of a connection."""
+        def _expect(self, seconds: float) -> None:
+            """The next request must be here, and whole, in this time."""
             if self.sender is not None:
                 self.sender.cancel()
-            self.sender = self.loop.call_later(args.request_timeout, self._too_slow)
+            self.sender = self.loop.call_later(seconds, self._too_slow)
 
         def _too_slow(self) -> None:
             if self.cycle is None or self.cycle.response_complete:
-                self.transport.abort()
+                self.transport.close()
+
+        def data_received(self, data: bytes) -> None:
+            if self.resting:        # the first bytes of a further request on a kept connection
+                self.resting = False
+                self._expect(args.request_timeout)
+            super().data_received(data)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if not self.transport.is_closing():
-                self._expect_request()
+                self.resting = True
+                self._expect(_KEEP_ALIVE)
 
         def pause_writing(self) -> None:
             super().pause_writing()
@@ -829,7 +900,7 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
 
     return Server(uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
-        proxy_headers=False, limit_concurrency=args.max_connections, timeout_keep_alive=75, timeout_graceful_shutdown=3,
+        proxy_headers=False, limit_concurrency=args.max_connections, timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=16384, ssl_certfile=args.tls_cert, ssl_keyfile=args.tls_key))
 
 
@@ -855,7 +926,8 @@ async def _serve(device: ag.Device, args: argparse.Namespace) -> None:
     print("exporter: http%s://%s:%d/" % ("s" if args.tls_cert else "", host, listener.getsockname()[1]),
           file=sys.stderr, flush=True)
     if not _is_loopback(args.host) and not args.token:
-        print("exporter: anybody who reaches this address can read it; consider --token-file", file=sys.stderr, flush=True)
+        print("exporter: anybody who reaches this address can read it; consider --token-file", file=sys.stderr,
+              flush=True)
     await server.serve(sockets=[listener])
 
 
@@ -896,7 +968,8 @@ def _run_once(device: ag.Device, args: argparse.Namespace) -> int:
 
 def launchd_plist(argv: Sequence[str]) -> bytes:
     """A LaunchAgent that runs this exporter with the same options."""
-    rest = [os.path.abspath(a) if i and argv[i - 1] in _PATHS else a for i, a in enumerate(argv) if a != "--launchd-plist"]
+    rest = [os.path.abspath(a) if i and argv[i - 1] in _PATHS else a
+            for i, a in enumerate(argv) if a != "--launchd-plist"]
     return plistlib.dumps({
         "Label": "org.pyapplegpu.exporter",
         "ProgramArguments": [sys.executable, os.path.join(HERE, "exporter.py"), *rest],
@@ -912,7 +985,7 @@ def metric_table() -> str:
     lines = ["| metric | type | labels | what it is [source] |", "|---|---|---|---|"]
     for m in METRICS:
         label = "%s: %s" % (m.label, ", ".join(of for of, _, _ in m.series)) if m.label else ""
-        lines.append("| `%s` | %s | %s | %s |" % (m.name + ("_total" if m.kind == "counter" else ""), m.kind, label, m.text))
+        lines.append("| `%s` | %s | %s | %s |" % (full_name(m), m.kind, label, m.text))
     lines += ["| `%s` | %s | %s | %s |" % (name, kind, labels, text) for name, kind, labels, text in DYNAMIC]
     return "\n".join(lines) + "\n"
 
@@ -949,16 +1022,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     add("--port", type=_whole(0, 65535), default=PORT, help="port to listen on, 0 for any (%d)" % PORT)
     add("--allow-host", action="append", default=[], metavar="NAME", help="host name to answer for; repeat for more")
-    add("--token-file", metavar="FILE", help="ask for the token in FILE (or in APPLEGPU_TOKEN): Bearer, or Basic's password")
+    add("--token-file", metavar="FILE", help="ask for this token (or APPLEGPU_TOKEN), as Bearer or Basic's password")
     add("--tls-cert", metavar="FILE", help="certificate chain, PEM")
     add("--tls-key", metavar="FILE", help="its key, PEM")
     add("--processes", action="store_true", help="also per-process figures, with names")
     add("--host-label", metavar="NAME", help="add host=NAME to every series (none: Prometheus adds instance)")
     add("--triton-names", action="store_true", help="also under the metal_* names of Triton's Metal monitor")
     add("--no-dashboard", dest="dashboard", action="store_false", help="no page at /; plotly is not needed")
-    add("--interval", type=_span, default=10.0, metavar="TIME", help="between samples for the history, 0 for none (10s)")
+    add("--interval", type=_span, default=10.0, metavar="TIME", help="between samples of the history, 0: none (10s)")
     add("--live", type=_span, default=1.0, metavar="TIME", help="between samples while a dashboard is open (1s)")
-    add("--max-connections", type=_whole(4, 65536), default=128, metavar="N", help="at once, half of them per address (128)")
+    add("--max-connections", type=_whole(4, 65536), default=128, metavar="N",
+        help="at once, half of them per address (128)")
     add("--max-streams", type=_whole(1, 65536), default=32, metavar="N", help="event streams at once (32)")
     add("--request-timeout", type=_span, default=10.0, metavar="TIME", help="for a request to arrive whole (10s)")
     add("--write-timeout", type=_span, default=30.0, metavar="TIME", help="for a reader that stopped reading (30s)")
@@ -994,7 +1068,7 @@ def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
 
 
 def open_device(args: argparse.Namespace) -> ag.Device:
-    """The Mac, or the recording. A looped recording goes on since it was made: a restart does not set its counters back."""
+    """The Mac, or the recording; looped, it goes on since it was made: a restart does not set its counters back."""
     device = common.open_device(args)
     machine: Any = device._engine.machine    # type: ignore[union-attr]
     if machine.name != "live" and args.speed and args.loop:

@@ -244,7 +244,9 @@ function baseLayout(chart) {
     showlegend: false,
   };
 }
-const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"] };
+// Buttons by name: among plotly's own there is one that sends the chart to a server.
+const CONFIG = { displaylogo: false, responsive: true, plotlyServerURL: "",
+  modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
 function newest() { return state.t.length ? state.t[state.t.length - 1] : Date.now() / 1000; }
 // While less than the range is known, the view begins with what there is.
 function since() { return Math.max(newest() - state.seconds, Math.min(state.t.length ? state.t[0] : Infinity, newest() - 60)); }
