@@ -6,6 +6,7 @@ cannot be judged is listed with the reason (`not_assessed`) instead of counting 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from statistics import median
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
@@ -579,14 +580,18 @@ ANOMALIES = {"gpu_utilization_ratio": 0.2, "gpu_power_mw": 1000, "memory_bytes_p
 def anomalies(series: Series, reach: int = 15, score: float = 6.0) -> list[dict[str, Any]]:
     """Samples far from the median of their neighbours, in units of the neighbours' own spread (median absolute deviation):
     a bursty load repeats itself and so has no anomalies. The strongest 50."""
-    found = []
+    found: list[dict[str, Any]] = []
     for name, least in ANOMALIES.items():
         points = [(t, v) for t, v in zip(series.t, series[name]) if v is not None]
         if len(points) < reach + 5:
             continue
+        near = sorted(v for _, v in points[:reach])         # a window that moves along, kept in order
         for i, (t, v) in enumerate(points):
-            near = [w for _, w in points[max(0, i - reach):i + reach + 1]]
-            middle = median(near)
+            if i + reach < len(points):
+                insort(near, points[i + reach][1])
+            if i > reach:
+                del near[bisect_left(near, points[i - reach - 1][1])]
+            middle = near[len(near) // 2]
             if abs(v - middle) < least:
                 continue
             spread = max(1.4826 * median(abs(w - middle) for w in near), least / score)
@@ -594,7 +599,7 @@ def anomalies(series: Series, reach: int = 15, score: float = 6.0) -> list[dict[
             alike = sum(1 for w in near if abs(w - middle) >= 0.5 * abs(v - middle))
             if abs(z) >= score and alike <= 2:         # a third one like it makes a pattern
                 found.append({"what": name, "t": t, "value": v, "typical": middle, "score": z})
-    return sorted(found, key=lambda a: -abs(a["score"]))[:50]
+    return sorted(found, key=lambda a: -abs(float(a["score"])))[:50]
 
 
 def kernel_anomalies(doc: dict[str, Any], score: float = 8.0) -> list[dict[str, Any]]:

@@ -212,7 +212,7 @@ class MetalPerformanceMonitor:
         from .metal import MetalActivity
         self.config, self.name = config or PerformanceMonitorConfig(), name
         self._own = device is None
-        self._options = dict(recording=recording, window=min(max(self.config.slow_s, 0.05), 10.0), speed=speed, loop=loop)
+        self._options: dict[str, Any] = dict(recording=recording, window=min(max(self.config.slow_s, 0.05), 10.0), speed=speed, loop=loop)
         self.device = device
         self.history = History(("t", "time_unix_s", "covers_s") + tuple(c.name for c in COLUMNS), self.config.history_buffer_size)
         self.fast = History(("t",) + FAST, self.config.history_buffer_size)
@@ -222,7 +222,8 @@ class MetalPerformanceMonitor:
         self.held = 0                                   # looks at a Mac (or recording) that had nothing new
         self.first: Any = None
         self.last: Any = None
-        self.state, self.trouble = "new", None
+        self.state = "new"
+        self.trouble: str | None = None
         self.limits: dict[str, float | None] = {}
         self.machine: dict[str, Any] = {}
         self.command: dict[str, Any] | None = None

@@ -177,7 +177,7 @@ class Allocations:
             return {"statistics": self.statistics()._asdict(),
                     "rate_per_s": self.count / watched_s if watched_s > 0 else None,
                     "rate_bytes_per_s": self.total / watched_s if watched_s > 0 else None,
-                    "names": [dict(zip(("name", "count", "total_bytes", "live", "live_bytes", "peak_bytes"), [name] + row))
+                    "names": [dict(zip(("name", "count", "total_bytes", "live", "live_bytes", "peak_bytes"), (name, *row)))
                               for name, row in sorted(self._names.items(), key=lambda p: -p[1][4])[:200]],
                     "sizes": [{"up_to_bytes": 1 << power, "count": n} for power, n in sorted(self._sizes.items())],
                     "lifetime_s": {"n": len(lives), "median": median(lives), "min": lives[0], "max": lives[-1]} if lives else None,
@@ -413,8 +413,9 @@ class MetalActivity:
         if self.config.enable_queue_monitoring:
             for n, stamp in enumerate(stamps):
                 ended = done if n == len(stamps) - 1 else None
+                kernel_start, kernel_end, gpu_start, gpu_end = (s or None for s in stamp)
                 self.record_buffer(BufferRun(clean(label), queue, len(facts) if len(stamps) == 1 else 1, encode_s if n == 0 else None,
-                                             commit, *[s or None for s in stamp], ended))
+                                             commit, kernel_start, kernel_end, gpu_start, gpu_end, ended))
         if self.config.enable_kernel_profiling:
             self._record_kernels(work, facts, stamps, queue, span(commit, done))
 
@@ -460,7 +461,7 @@ class MetalActivity:
             watched = end - self.zero_s if self.zero_s else 0.0
             return {"kernels": sorted((_kernel_row(name, row) for name, row in self.kernels.items()),
                                       key=lambda r: -(r["total_s"] or 0)),
-                    "kernel_slices": [[r.name, r.start_s - self.zero_s, r.seconds, r.queue] for r in self._placed()],
+                    "kernel_slices": [[r.name, (r.start_s or 0.0) - self.zero_s, r.seconds, r.queue] for r in self._placed()],
                     "buffers": [dict(run._asdict(), **{k: v - self.zero_s for k, v in run._asdict().items()
                                                        if k in _STAMPS and v is not None})
                                 for run in list(self.buffers)[-SAMPLES:]],

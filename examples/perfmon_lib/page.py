@@ -37,6 +37,7 @@ class Panel(NamedTuple):
     top: float | None = None        # the axis ends here
     limit: tuple[str, float] | None = None
     low: float = 0.0                # the axis begins here
+    steps: bool = False             # a value holds for the time before it: rates do
 
 
 def html_text(doc: dict[str, Any], script: str = "inline", refresh_s: float | None = None, path: str = "report.html") -> str:
@@ -183,12 +184,12 @@ def panels(doc: dict[str, Any]) -> list[Panel]:
     made: list[Panel] = []
 
     def panel(title: str, unit: str, rows: Sequence[tuple[str, str, str, float]], top: float | None = None, limit: tuple[str, float] | None = None,
-              fill: bool = True, floor: bool = False) -> None:
+              fill: bool = True, floor: bool = False, steps: bool = True) -> None:
         lines = [Line(label, [None if samples[name][n] is None else samples[name][n] * scale for n in keep], colour, fill and k == 0, name.startswith("gpu_device"))
                  for k, (name, label, colour, scale) in enumerate(rows) if name in samples]
         if lines:
             low = min((v for line in lines for v in line.values if v is not None), default=0.0) if floor else 0.0
-            made.append(Panel(title, unit, t, lines, top, limit, 10 * ((low - 5) // 10) if floor else 0.0))
+            made.append(Panel(title, unit, t, lines, top, limit, 10 * ((low - 5) // 10) if floor else 0.0, steps))
     panel("GPU", "%", (("gpu_utilization_ratio", "active", BLUE, 100), ("gpu_scaled_ratio", "weighted by clock", TEAL, 100),
                        ("gpu_device_percent", "driver's own", GREY, 1)), 100)
     peak = limits.get("bandwidth_bytes_per_s")
@@ -200,11 +201,11 @@ def panels(doc: dict[str, Any]) -> list[Panel]:
         None, ("GPU cap", cap / 1000) if cap else None)
     total = limits.get("memory_bytes")
     panel("GPU memory, all processes", "GB", (("memory_used_bytes", "in use", BLUE, 1 / c.GIB), ("memory_allocated_bytes", "allocated", GREY, 1 / c.GIB)),
-          None, ("limit", total / c.GIB) if total else None)
+          None, ("limit", total / c.GIB) if total else None, steps=False)
     top_clock = limits.get("clock_mhz")
     panel("GPU clock", "MHz", (("gpu_clock_mhz", "requested", TEAL, 1),), None, ("highest", top_clock) if top_clock else None, False)
     panel("Temperature", "°C", (("gpu_temperature_max_celsius", "GPU, hottest", RED, 1), ("gpu_temperature_celsius", "GPU, mean", ORANGE, 1),
-                                ("cpu_temperature_celsius", "CPU", GREY, 1)), None, None, False, True)
+                                ("cpu_temperature_celsius", "CPU", GREY, 1)), None, None, False, True, False)
     if doc.get("fast"):
         fast = doc["fast"]
         few = _thinned(range(len(fast["t"])), POINTS)
@@ -245,23 +246,32 @@ def _plotly_panels(doc: dict[str, Any], drawn: Sequence[Panel], plotly: _Plotly)
     for row, p in enumerate(drawn, 1):
         for line in p.lines:
             figure.add_trace(plotly.go.Scatter(
-                x=list(p.t), y=list(line.values), name=line.label, mode="lines", line=dict(color=line.colour, width=1.6, dash="dot" if line.dash else None),
+                x=list(p.t), y=list(line.values), name=line.label, mode="lines", line=dict(color=line.colour, width=1.6, dash="dot" if line.dash else None, shape="vh" if p.steps else None),
                 fill="tozeroy" if line.fill else None, fillcolor=_pale(line.colour), showlegend=False, connectgaps=False,
                 hovertemplate="%{y:.4g} " + p.unit), row=row, col=1)
         figure.update_yaxes(range=[p.low, _top(p)], row=row, col=1)
         if p.limit and _top(p) >= p.limit[1]:
             figure.add_hline(y=p.limit[1], line=dict(color=RED, width=1, dash="dash"), annotation_text="%s %.4g" % p.limit, annotation_position="bottom right",
                              annotation_font=dict(size=10, color=RED), row=row, col=1)
-    for one in doc["analysis"]["phases"]:
-        if one["kind"] != "unknown":
-            figure.add_vrect(x0=one["from_s"], x1=one["to_s"], fillcolor=PHASES[one["kind"]], opacity=0.14, line_width=0, row=1, col=1)
-    for one in doc["events"]:
-        figure.add_vline(x=one["t"], line=dict(color=RED, width=1, dash="dot"))
-        figure.add_annotation(x=one["t"], y=1, yref="paper", text=e(one["kind"]), showarrow=False, font=dict(size=10, color=RED), xanchor="left")
+    _mark(figure, doc)
     for note in figure.layout.annotations[:len(drawn)]:
         note.update(x=0, xanchor="left", yshift=3, font=dict(size=12, color="#334155"))
     figure.update_xaxes(title_text="seconds", row=len(drawn), col=1)
     return plotly.div(figure, 60 + 165 * len(drawn))
+
+
+def _mark(figure: Any, doc: dict[str, Any]) -> None:
+    """Phases behind the first chart, events across all. Set at once: plotly's add_vrect takes a tenth of a second each."""
+    shapes = list(figure.layout.shapes)
+    for one in doc["analysis"]["phases"]:
+        if one["kind"] != "unknown":
+            shapes.append(dict(type="rect", xref="x", yref="y domain", x0=one["from_s"], x1=one["to_s"], y0=0, y1=1, opacity=0.14, line_width=0,
+                               fillcolor=PHASES[one["kind"]], layer="below"))
+    notes = list(figure.layout.annotations)
+    for one in doc["events"][:100]:
+        shapes.append(dict(type="line", xref="x", yref="paper", x0=one["t"], x1=one["t"], y0=0, y1=1, line=dict(color=RED, width=1, dash="dot")))
+        notes.append(dict(x=one["t"], xref="x", y=1, yref="paper", text=e(one["kind"]), showarrow=False, font=dict(size=10, color=RED), xanchor="left"))
+    figure.update_layout(shapes=shapes, annotations=notes)
 
 
 def _pale(colour: str) -> str:
@@ -306,7 +316,7 @@ def _svg_panel(p: Panel, end: float, phases: dict[str, Any] | None, events: Sequ
         out.append('<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" class="limit"/><text x="%d" y="%.1f" class="tick lim">%s %.4g</text>' % (
             LEFT, WIDTH - 8, y(p.limit[1]), y(p.limit[1]), LEFT + 4, y(p.limit[1]) - 3, e(p.limit[0]), p.limit[1]))
     for line in p.lines:
-        for path in _paths(p.t, line.values):
+        for path in _paths(p.t, line.values, p.steps):
             points = " ".join("%.1f,%.1f" % (x(t), y(v)) for t, v in path)
             if line.fill:
                 out.append('<polygon points="%.1f,%.1f %s %.1f,%.1f" fill="%s" opacity=".12"/>' % (x(path[0][0]), y(p.low), points, x(path[-1][0]), y(p.low), line.colour))
@@ -319,14 +329,16 @@ def _svg_panel(p: Panel, end: float, phases: dict[str, Any] | None, events: Sequ
     return '<p class="keys"><b>%s</b> %s%s <span class="key">%s</span></p>%s</svg>' % (e(p.title), e(p.unit), far, keys, "".join(out))
 
 
-def _paths(t: Sequence[float], values: Sequence[float | None]) -> list[list[tuple[float, float]]]:
+def _paths(t: Sequence[float], values: Sequence[float | None], steps: bool = False) -> list[list[tuple[float, float]]]:
     """Stretches without a gap: a line never crosses what was not measured."""
     paths: list[list[tuple[float, float]]] = [[]]
     for at, v in zip(t, values):
         if v is None:
             paths.append([])
-        else:
-            paths[-1].append((at, v))
+            continue
+        if steps and paths[-1]:
+            paths[-1].append((paths[-1][-1][0], v))
+        paths[-1].append((at, v))
     return [p for p in paths if p]
 
 

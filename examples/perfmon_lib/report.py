@@ -5,7 +5,6 @@ import csv
 import io
 import json
 import os
-import stat
 import sys
 import tempfile
 import time
@@ -298,7 +297,7 @@ def write(path: str, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
         return
-    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+    if os.path.exists(path) and not os.path.isfile(path):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
         return
@@ -318,7 +317,7 @@ def write(path: str, text: str) -> None:
 
 def _mode(path: str) -> int:
     if os.path.exists(path):
-        return stat.S_IMODE(os.stat(path).st_mode)
+        return os.stat(path).st_mode & 0o7777
     mask = os.umask(0)
     os.umask(mask)
     return 0o666 & ~mask
