@@ -16,6 +16,22 @@ import random
 import subprocess
 import sys
 import types
+import contextlib
+import csv
+import io
+import signal
+import stat
+import re
+from pathlib import Path
+import copy
+import shutil
+import tempfile
+import threading
+from contextlib import contextmanager
+import ctypes
+import plistlib
+import struct
+import time
 
 import pytest
 
@@ -1428,6 +1444,3300 @@ def test_forked_child_starts_anew():
         finally:
             os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
+
+
+# ======================================================================================================================
+# the native sources, on a small Mac at the C ABI
+# ======================================================================================================================
+
+PLAIN = dict(ag._LETTERS, C=ctypes.c_void_p, O=ctypes.c_void_p, M=ctypes.c_void_p, E=ctypes.c_uint32)
+KINDS = ("String", "Number", "Boolean", "Data", "Array", "Dictionary")
+EPERM, ENOENT, ESRCH, ENOMEM, EINVAL = 1, 2, 3, 12, 22
+
+
+class Object:
+    def __init__(self, kind, value, held=()):
+        self.kind, self.value, self.refs, self.held = kind, value, 1, list(held)
+
+
+class Mac:
+    """Counts every CF object, port and mapping; what a real Mac would crash on is a crime."""
+
+    def __init__(self):
+        self.heap, self.next, self.crimes, self.calls = {}, 0x7F0000001000, [], []
+        self.ports, self.next_port, self.mapped, self.pools = {}, 0x1003, {}, 0
+        self.missing, self.null, self.keep = set(), set(), []
+        self.listing = []           # (driver, channel, group, subgroup, name, format, unit, states)
+        self.order, self.gone, self.values, self.stamps = None, set(), {}, {}
+        self.refuse, self.accessor_shift, self.listing_driver, self.listing_states = False, 0, True, True
+        self.services = {"IOAccelerator": [("AGXAcceleratorG16G", {"model": "Apple M4", "gpu-core-count": 10,
+                                            "PerformanceStatistics": {"Device Utilization %": 17, "x": -2}})],
+                         "AppleSMCKeysEndpoint": [("AppleSMCKeysEndpoint", {})]}
+        self.kids = [("AGXDeviceUserClient", {"IOUserClientCreator": "pid 357, WindowServer"})] * 3
+        self.smc = {"#KEY": ("ui32", struct.pack(">I", 3)), "Tg05": ("flt ", struct.pack("<f", 46.5)), "F0Ac": ("flt ", bytes(4))}
+        self.smc_result, self.kr, self.answer_size = None, {}, 80
+        self.sysctls = {"hw.memsize": struct.pack("<Q", 16 << 30), "machdep.cpu.brand_string": b"Apple M4\0",
+                        "hw.tbfrequency": struct.pack("<Q", 24000000)}
+        self.grow, self.vm_count, self.words = 0, 40, 8
+        self.sensors = [("PMU tdie1", 7, 46.68), ("als-temp", None, None)]
+        self.errors, self.rusage_v6 = {}, True
+        self.blocks = {}
+        self.zero = ctypes.create_string_buffer(64)
+        self.task = ctypes.c_uint32(0x103)
+
+    # ---- loading
+
+    def CDLL(self, path, use_errno=False):
+        if path in self.missing:
+            raise OSError("dlopen(%s): no such file" % path)
+        mac = self
+
+        class Library:
+            def __getitem__(self, symbol):
+                return mac.symbol(symbol)
+        return Library()
+
+    def symbol(self, name):
+        if name in self.missing:
+            raise AttributeError(name)
+        if name == "mach_task_self_":
+            return ctypes.CFUNCTYPE(None)(ctypes.addressof(self.task))
+        if name.startswith("kCF"):
+            return ctypes.CFUNCTYPE(None)(ctypes.addressof(self.zero))
+        if name == "objc_msgSend":
+            return Send(self)
+        _, result, arguments, _ = ag._PROTOTYPES[name]
+        kind = ctypes.CFUNCTYPE(PLAIN[result], *[PLAIN[a] for a in arguments], use_errno=True)
+
+        def call(*args):
+            self.calls.append(name)
+            try:
+                if name in self.null:
+                    return self.nothing(name, args)
+                return getattr(self, name)(*args)
+            except Exception as error:
+                self.crimes.append("%s%r: %r" % (name, args, error))
+                return 0
+        thunk = kind(call)
+        self.keep.append(thunk)
+        return kind(ctypes.cast(thunk, ctypes.c_void_p).value)
+
+    def nothing(self, name, args):
+        if name.startswith("IOServiceGetMatchingServices"):
+            self.CFRelease(args[1])
+        return -1 if ag._PROTOTYPES[name][1] == "i" else 0
+
+    # ---- CoreFoundation
+
+    def new(self, kind, value, held=()):
+        self.next += 16
+        self.heap[self.next] = Object(kind, value, held)
+        for ref in self.heap[self.next].held:
+            self.heap[ref].refs += 1
+        return self.next
+
+    def cf(self, value):
+        """An object of a Python value, owned by whoever asked."""
+        if isinstance(value, dict):
+            pairs = [(self.cf(k), self.cf(v)) for k, v in value.items()]
+            made = self.new("Dictionary", {self.heap[k].value: (k, v) for k, v in pairs}, [r for p in pairs for r in p])
+            for pair in pairs:
+                self.CFRelease(pair[0]), self.CFRelease(pair[1])
+            return made
+        if isinstance(value, list):
+            items = [self.cf(v) for v in value]
+            made = self.new("Array", items, items)
+            for item in items:
+                self.CFRelease(item)
+            return made
+        kinds = {str: "String", bool: "Boolean", int: "Number", float: "Number", bytes: "Data", object: "Date"}
+        return self.new(kinds[type(value)], value)
+
+    def get(self, ref, kind):
+        found = self.heap[ref]
+        if found.kind != kind:
+            raise TypeError("%s is no %s" % (found.kind, kind))
+        return found
+
+    def CFRelease(self, ref):
+        found = self.heap[ref]
+        found.refs -= 1
+        if not found.refs:
+            del self.heap[ref]
+            for held in found.held:
+                self.CFRelease(held)
+
+    def CFGetTypeID(self, ref):
+        kind = self.heap[ref].kind
+        return 20 + KINDS.index(kind) if kind in KINDS else 99
+
+    CFStringGetTypeID, CFNumberGetTypeID, CFBooleanGetTypeID, CFDataGetTypeID, CFArrayGetTypeID, CFDictionaryGetTypeID = (
+        (lambda n: lambda self: n)(20 + i) for i in range(6))
+
+    def CFStringCreateWithCString(self, _, text, encoding):
+        assert encoding == 0x08000100
+        return self.new("String", text.decode())
+
+    def CFStringGetLength(self, ref):
+        return len(self.get(ref, "String").value.encode("utf-16-le")) // 2
+
+    def CFStringGetMaximumSizeForEncoding(self, n, encoding):
+        return n * 3
+
+    def CFStringGetCString(self, ref, buffer, size, encoding):
+        data = self.get(ref, "String").value.encode() + b"\0"
+        if len(data) > size:
+            return 0
+        ctypes.memmove(buffer, data, len(data))
+        return 1
+
+    def CFNumberCreate(self, _, kind, where):
+        assert kind == 4
+        return self.new("Number", ctypes.c_int64.from_address(where).value)
+
+    def CFNumberIsFloatType(self, ref):
+        return isinstance(self.get(ref, "Number").value, float)
+
+    def CFNumberGetValue(self, ref, kind, where):
+        {4: ctypes.c_int64, 6: ctypes.c_double}[kind].from_address(where).value = self.get(ref, "Number").value
+        return 1
+
+    def CFBooleanGetValue(self, ref):
+        return self.get(ref, "Boolean").value
+
+    def CFDataGetLength(self, ref):
+        return len(self.get(ref, "Data").value)
+
+    def CFDataGetBytePtr(self, ref):
+        found = self.get(ref, "Data")
+        found.memory = ctypes.create_string_buffer(found.value, len(found.value))
+        return ctypes.addressof(found.memory)
+
+    def CFArrayGetCount(self, ref):
+        return len(self.get(ref, "Array").value)
+
+    def CFArrayGetValueAtIndex(self, ref, i):
+        return self.get(ref, "Array").value[i]
+
+    def CFArrayCreateMutable(self, _, capacity, callbacks):
+        assert callbacks
+        return self.new("Array", [])
+
+    def CFArrayAppendValue(self, ref, item):
+        self.heap[item].refs += 1
+        self.get(ref, "Array").value.append(item)
+        self.heap[ref].held.append(item)
+
+    def CFDictionaryGetCount(self, ref):
+        return len(self.get(ref, "Dictionary").value)
+
+    def CFDictionaryGetValue(self, ref, key):
+        return self.get(ref, "Dictionary").value.get(self.get(key, "String").value, (0, 0))[1]
+
+    def CFDictionaryGetKeysAndValues(self, ref, keys, values):
+        for i, (k, v) in enumerate(self.get(ref, "Dictionary").value.values()):
+            ctypes.c_void_p.from_address(keys + 8 * i).value = k
+            ctypes.c_void_p.from_address(values + 8 * i).value = v
+
+    def CFDictionaryCreateMutable(self, _, capacity, keys, values):
+        assert keys and values
+        return self.new("Dictionary", {})
+
+    def CFDictionarySetValue(self, ref, key, value):
+        self.get(ref, "Dictionary").value[self.get(key, "String").value] = (key, value)
+        for held in (key, value):
+            self.heap[held].refs += 1
+            self.heap[ref].held.append(held)
+
+    def plain(self, ref):
+        found = self.heap[ref]
+        if found.kind == "Array":
+            return [self.plain(item) for item in found.value]
+        if found.kind == "Dictionary":
+            return {name: self.plain(value) for name, (_, value) in found.value.items()}
+        if found.kind not in KINDS:
+            raise TypeError(found.kind)
+        return found.value
+
+    def CFPropertyListCreateData(self, _, ref, format, options, error):
+        assert (format, options, error) == (200, 0, None)
+        try:
+            return self.new("Data", plistlib.dumps(self.plain(ref), fmt=plistlib.FMT_BINARY))
+        except TypeError:
+            return 0
+
+    # ---- IOKit
+
+    def port(self, thing):
+        self.next_port += 4
+        self.ports[self.next_port] = thing
+        return self.next_port
+
+    def IOObjectRelease(self, port):
+        del self.ports[port]
+        return 0
+
+    def IOServiceMatching(self, name):
+        return self.cf({"IOProviderClass": name.decode()})
+
+    def IOServiceNameMatching(self, name):
+        return self.cf({"IONameMatch": name.decode()})
+
+    def IOServiceGetMatchingServices(self, port, matching, where):
+        assert port == 0
+        (_, name), = self.get(matching, "Dictionary").value.values()
+        name = self.heap[name].value
+        self.CFRelease(matching)
+        if self.kr.get("match"):
+            return self.kr["match"]
+        ctypes.c_uint32.from_address(where).value = self.port(list(self.services.get(name, ())))
+        return 0
+
+    def IORegistryEntryGetChildIterator(self, port, plane, where):
+        assert plane == b"IOService"
+        ctypes.c_uint32.from_address(where).value = self.port(list(self.kids))
+        return 0
+
+    def IOIteratorNext(self, port):
+        return self.port(self.ports[port].pop(0)) if self.ports[port] else 0
+
+    def IOIteratorIsValid(self, port):
+        return 1
+
+    def IOIteratorReset(self, port):
+        pass
+
+    def IOObjectGetClass(self, port, where):
+        name = self.ports[port][0].encode() + b"\0"
+        ctypes.memmove(where, name, len(name))
+        return 0
+
+    def IORegistryEntryGetRegistryEntryID(self, port, where):
+        if port not in self.ports:
+            return 0x10000003
+        ctypes.c_uint64.from_address(where).value = 0x100000000 + port
+        return 0
+
+    def IORegistryEntryCreateCFProperty(self, port, key, _, options):
+        properties = self.ports[port][1]
+        key = self.get(key, "String").value
+        return self.cf(properties[key]) if key in properties else 0
+
+    def IOServiceOpen(self, port, task, kind, where):
+        assert self.ports[port][0].startswith("AppleSMC") and task == 0x103 and kind == 0
+        if self.kr.get("open"):
+            return self.kr["open"]
+        ctypes.c_uint32.from_address(where).value = 0xBEEF
+        return 0
+
+    def IOServiceClose(self, connection):
+        assert connection == 0xBEEF
+        self.closed = True
+        return 0
+
+    def IOConnectCallStructMethod(self, connection, selector, request, size, answer, answer_size):
+        assert (connection, selector, size) == (0xBEEF, 2, 80)
+        if self.kr.get("smc"):
+            return self.kr["smc"]
+        data = ctypes.string_at(request, 80)
+        key, = struct.unpack_from("=I", data)
+        key, size = key.to_bytes(4, "big").decode(), struct.unpack_from("=I", data, 28)[0]
+        command, index = data[42], struct.unpack_from("=I", data, 44)[0]
+        out = bytearray(80)
+        if command == 8 and index < len(self.smc):
+            struct.pack_into("=I", out, 0, int.from_bytes(sorted(self.smc)[index].encode(), "big"))
+        elif command == 8 or key not in self.smc:
+            out[40] = 132
+        elif command == 9:
+            kind, value = self.smc[key]
+            struct.pack_into("=II", out, 28, len(value), int.from_bytes(kind.encode(), "big"))
+        elif command == 5:
+            assert size == len(self.smc[key][1])
+            out[48:48 + size] = self.smc[key][1]
+        if self.smc_result is not None:
+            out[40] = self.smc_result
+        ctypes.memmove(answer, bytes(out), 80)
+        ctypes.c_uint64.from_address(answer_size).value = self.answer_size
+        return 0
+
+    def IOHIDEventSystemClientCreate(self, _):
+        return self.new("Client", None)
+
+    def IOHIDEventSystemClientSetMatching(self, client, matching):
+        self.matching = matching
+        found = self.get(matching, "Dictionary").value
+        assert {k: self.heap[v[1]].value for k, v in found.items()} == {"PrimaryUsagePage": 0xFF00, "PrimaryUsage": 5}
+
+    def IOHIDEventSystemClientCopyServices(self, client):
+        assert self.matching in self.heap
+        services = [self.new("Service", sensor) for sensor in self.sensors]
+        made = self.new("Array", services, services)
+        for service in services:
+            self.CFRelease(service)
+        return made
+
+    def IOHIDServiceClientCopyProperty(self, service, key):
+        name, location, _ = self.get(service, "Service").value
+        value = {"Product": name, "LocationID": location}[self.get(key, "String").value]
+        return 0 if value is None else self.cf(value)
+
+    def IOHIDServiceClientCopyEvent(self, service, kind, options, stamp):
+        assert (kind, options, stamp) == (15, 0, 0)
+        value = self.get(service, "Service").value[2]
+        return 0 if value is None else self.new("Event", value)
+
+    def IOHIDEventGetFloatValue(self, event, field):
+        assert field == 15 << 16
+        return self.get(event, "Event").value
+
+    def IOPSCopyPowerSourcesInfo(self):
+        return self.cf({"source": "AC Power"})
+
+    def IOPSGetProvidingPowerSourceType(self, info):
+        return self.get(info, "Dictionary").value["source"][1]
+
+    # ---- IOReport
+
+    def records(self, i):
+        driver, channel, _, _, _, format, _, _ = self.listing[i]
+        values = self.values.get(i, (1,))
+        head = struct.pack("<QQHHHHq", driver, channel, format, 1, len(values), 0, self.stamps.get(i, 1000 + i))
+        places = {1: "<q24x", 2: "<16xq8x", 3: "<q24x"}
+        return b"".join(head + struct.pack(places[format], v) for v in values)
+
+    def channel(self, i, sample):
+        driver, channel, group, subgroup, name, format, unit, states = self.listing[i]
+        made = {"IOReportGroupName": group, "n": i}
+        if sample or self.listing_driver:
+            made["DriverID"] = driver
+        if sample:
+            made["RawElements"] = self.records(i)
+        return made
+
+    def IOReportCopyChannelsInGroup(self, group, subgroup, *zeros):
+        assert zeros == (0, 0, 0)
+        group, subgroup = self.heap[group].value, subgroup and self.heap[subgroup].value
+        rows = [i for i, c in enumerate(self.listing) if c[2] == group and (not subgroup or c[3] == subgroup)]
+        return self.cf({"IOReportChannels": [self.channel(i, False) for i in rows]}) if rows else 0
+
+    def IOReportCreateSubscription(self, _, wanted, where, zero, null):
+        assert not (_ or zero or null)
+        if self.refuse:
+            return 0
+        items = self.get(self.heap[wanted].value["IOReportChannels"][1], "Array").value
+        self.wanted = [self.number(item) for item in items]
+        ctypes.c_void_p.from_address(where).value = self.cf({"IOReportChannels": []})
+        return self.new("Subscription", None)
+
+    def IOReportCreateSamples(self, handle, wanted, null):
+        self.get(handle, "Subscription"), self.get(wanted, "Dictionary")
+        order = self.order or self.wanted
+        return self.cf({"IOReportChannels": [self.channel(i, True) for i in order if i not in self.gone]})
+
+    def number(self, item):
+        return self.heap[self.heap[item].value["n"][1]].value
+
+    def field(self, item, i):
+        """A +0 string: owned by the channel."""
+        value = self.listing[self.number(item)][i]
+        if value is None:
+            return 0
+        made = self.new("String", value)
+        self.heap[item].held.append(made)
+        return made
+
+    def IOReportChannelGetGroup(self, item):
+        return self.field(item, 2)
+
+    def IOReportChannelGetSubGroup(self, item):
+        return self.field(item, 3)
+
+    def IOReportChannelGetChannelName(self, item):
+        return self.field(item, 4)
+
+    def IOReportChannelGetUnitLabel(self, item):
+        return self.field(item, 6)
+
+    def IOReportChannelGetFormat(self, item):
+        return self.listing[self.number(item)][5]
+
+    def IOReportChannelGetChannelID(self, item):
+        return self.listing[self.number(item)][1]
+
+    def IOReportSimpleGetIntegerValue(self, item, null):
+        return self.values.get(self.number(item), (1,))[0] + self.accessor_shift
+
+    def IOReportStateGetCount(self, item):
+        if not self.listing_states and "RawElements" not in self.heap[item].value:
+            return 0
+        return len(self.listing[self.number(item)][7])
+
+    def IOReportStateGetNameForIndex(self, item, k):
+        made = self.new("String", self.listing[self.number(item)][7][k])
+        self.heap[item].held.append(made)
+        return made
+
+    def IOReportStateGetResidency(self, item, k):
+        return self.values[self.number(item)][k] + self.accessor_shift
+
+    def IOReportHistogramGetBucketCount(self, item):
+        return len(self.values[self.number(item)])
+
+    def IOReportHistogramGetBucketHits(self, item, k):
+        return self.values[self.number(item)][k] + self.accessor_shift
+
+    # ---- libSystem
+
+    def mach_host_self(self):
+        return 0x203
+
+    def mach_timebase_info(self, where):
+        ctypes.memmove(where, struct.pack("<II", 125, 3), 8)
+        return 0
+
+    def host_page_size(self, host, where):
+        ctypes.c_uint64.from_address(where).value = 16384
+        return 0
+
+    def host_statistics64(self, host, flavor, where, count):
+        count = ctypes.c_uint32.from_address(count)
+        assert (host, flavor, count.value) == (0x203, 4, 256)
+        ctypes.memmove(where, bytes(range(1, 153)), 152)
+        count.value = self.vm_count
+        return self.kr.get("vm", 0)
+
+    def host_processor_info(self, host, flavor, cpus, where, count):
+        data = ctypes.create_string_buffer(struct.pack("<8I", *range(8)), 32)
+        self.mapped[ctypes.addressof(data)] = data
+        ctypes.c_uint32.from_address(cpus).value = 2
+        ctypes.c_void_p.from_address(where).value = ctypes.addressof(data)
+        ctypes.c_uint32.from_address(count).value = self.words
+        return 0
+
+    def vm_deallocate(self, task, start, size):
+        assert task == 0x103 and size == self.words * 4
+        del self.mapped[start]
+        return 0
+
+    def sysctlbyname(self, name, where, size, new, new_size):
+        assert not new and not new_size
+        size, data = ctypes.c_uint64.from_address(size), self.sysctls.get(name.decode())
+        if data is None or self.errors.get("sysctl"):
+            ctypes.set_errno(self.errors.get("sysctl", ENOENT))
+            return -1
+        if where:
+            if self.grow:
+                self.grow -= 1
+                ctypes.set_errno(ENOMEM)
+                return -1
+            if size.value < len(data):
+                ctypes.set_errno(ENOMEM)
+                return -1
+            ctypes.memmove(where, data, len(data))
+        size.value = len(data)
+        return 0
+
+    def proc_listallpids(self, where, size):
+        if self.errors.get("list"):
+            ctypes.set_errno(self.errors["list"])
+            return 0
+        ids = [0, 1, 357, 4242]
+        if where:
+            ctypes.memmove(where, struct.pack("<4i", *ids), 16)
+        return len(ids)
+
+    def proc_pidinfo(self, pid, flavor, zero, where, size):
+        assert (flavor, size) in ((4, 96), (13, 64)) and not zero
+        code = self.errors.get(pid, ESRCH if pid > 5000 else 0)
+        if code and not (flavor == 13 and code == EPERM):
+            ctypes.set_errno(code)
+            return 0
+        ctypes.memmove(where, b"i" * size, size)
+        return size
+
+    def proc_pidpath(self, pid, where, size):
+        path = b"/System/WindowServer" if pid == 357 else b""
+        ctypes.memmove(where, path, len(path))
+        return len(path)
+
+    def proc_pid_rusage(self, pid, flavor, where):
+        code = self.errors.get(pid, EINVAL if flavor == 6 and not self.rusage_v6 else 0)
+        if code:
+            ctypes.set_errno(code)
+            return -1
+        size = {6: 464, 4: 296}[flavor]
+        ctypes.memmove(where, b"r" * size, size)
+        return 0
+
+    def notify_register_check(self, name, where):
+        ctypes.c_int32.from_address(where).value = 77
+        return self.kr.get("register", 0)
+
+    def notify_get_state(self, token, where):
+        assert token == 77
+        ctypes.c_uint64.from_address(where).value = 2
+        return self.kr.get("notify", 0)
+
+    def notify_cancel(self, token):
+        assert token == 77
+        return 0
+
+    # ---- Objective-C
+
+    def objc_autoreleasePoolPush(self):
+        self.pools += 1
+        return self.pools
+
+    def objc_autoreleasePoolPop(self, token):
+        assert token == self.pools
+        self.pools -= 1
+
+    def sel_registerName(self, name):
+        buffer = ctypes.create_string_buffer(name)
+        self.keep.append(buffer)
+        return ctypes.addressof(buffer)
+
+    def objc_release(self, ref):
+        self.CFRelease(ref)
+
+    def MTLCopyAllDevices(self):
+        device = self.new("Device", 0x100001007)
+        made = self.new("NSArray", [device], [device])
+        self.CFRelease(device)
+        return made
+
+    def MTLCreateSystemDefaultDevice(self):
+        return self.new("Device", 0x100001007)
+
+    def message(self, receiver, selector, *args):
+        assert self.pools
+        name, kind = ctypes.string_at(selector).decode(), self.heap[receiver].kind
+        if kind == "NSArray":
+            return {"count": lambda: 1, "objectAtIndex:": lambda i: self.heap[receiver].value[i]}[name](*args)
+        if kind == "NSString":
+            return self.heap[receiver].value
+        assert kind == "Device", kind
+        if name in ("name", "architecture"):
+            made = self.new("NSString" if name == "name" else "Device", b"Apple M4")
+            self.heap[receiver].held.append(made)
+            return made
+        return {"registryID": 0x100001007, "recommendedMaxWorkingSetSize": 12713115648, "maxBufferLength": 9534832640,
+                "maxThreadgroupMemoryLength": 32768, "hasUnifiedMemory": 1, "supportsFamily:": int(args[:1] in ((1009,), (3003,))),
+                "respondsToSelector:": 1}[name]
+
+
+class Send:
+    """objc_msgSend: complete prototypes only."""
+
+    def __init__(self, mac):
+        self.mac = mac
+
+    def __call__(self, *args):
+        assert len(args) == len(self.argtypes)
+        return self.mac.message(*(getattr(a, "value", a) for a in args))
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    made = Mac()
+    monkeypatch.setattr(ctypes, "CDLL", made.CDLL)
+    monkeypatch.setattr(ctypes, "PyDLL", made.CDLL)
+    monkeypatch.setattr(time, "CLOCK_UPTIME_RAW", time.CLOCK_MONOTONIC, raising=False)
+    ag._c.forked()
+    yield made
+    ag._c.forked()
+    assert made.crimes == []
+
+
+def settle(mac):
+    """Objects and ports alive, apart from the strings and handles that are kept on purpose."""
+    return len(mac.heap), len(mac.ports), len(mac.mapped), mac.pools
+
+
+# ---- pure parts
+
+def test_every_row_of_the_prototype_table_is_complete():
+    for name, (library, result, arguments, since) in ag._PROTOTYPES.items():
+        assert library.rstrip("!") in ag._LIBRARIES, name
+        assert result in set("vpsBiIqQd") | set(ag._OWNED) and set(arguments) <= set("psBiIqQdM"), name
+        assert 10 <= since <= 27
+        assert "Create" not in name and "Copy" not in name or result in "CO", "%s: who owns it?" % name
+
+
+def test_smc_questions_and_answers_have_the_layout_of_the_kernel():
+    asked = ag._smc_request(5, "Tg05", 4)
+    assert len(asked) == 80
+    assert struct.unpack_from("=I", asked, 0)[0] == 0x54673035          # big-endian characters in a native word
+    assert struct.unpack_from("=I", asked, 28)[0] == 4 and asked[42] == 5
+    assert struct.unpack_from("=I", ag._smc_request(8, index=7), 44)[0] == 7
+    answer = bytearray(80)
+    struct.pack_into("=I", answer, 0, 0x54673035)
+    struct.pack_into("=II", answer, 28, 4, 0x666C7420)
+    answer[40], answer[48:52] = 132, b"abcd"
+    assert ag._smc_answer(bytes(answer)) == ("Tg05", 4, "flt ", 132, b"abcd" + bytes(28))
+
+
+def test_records_give_driver_channel_stamp_and_the_value_of_their_format():
+    head = struct.pack("<QQQq", 0x100000321, 0x4750555048, 0, 1234)
+    simple, state = head + struct.pack("<4q", 5, 6, 7, 8), head + struct.pack("<4q", 1, 2, -3, 4)
+    assert ag._record_layout(1, 1).unpack(simple) == (0x100000321, 0x4750555048, 1234, 5)
+    assert ag._record_layout(2, 3).unpack(state + state + state) == (0x100000321, 0x4750555048, 1234, -3, -3, -3)
+    assert ag._record_layout(3, 2).unpack(simple + state)[3:] == (5, 1)
+    for format in (1, 2, 3):
+        assert ag._record_layout(format, 16).size == 1024
+
+
+def test_a_nameless_channel_is_called_by_the_characters_of_its_id():
+    assert ag._channel_name(0x4750555048000000) == "GPUPH"
+    assert ag._channel_name(0x4543505530202020) == "ECPU0   "
+
+
+@pytest.mark.parametrize("value", [
+    {"s": "p\u00e4 \U0001F600", "i": -5, "u": 200, "w": 70000, "big": (1 << 63) - 1, "min": -(1 << 63), "f": 2.5, "t": True,
+     "n": False, "x": b"\0\1", "e": b"", "a": [1, "two", [3]], "d": {"k": {"deep": 1}}, "same": "two", "empty": [{}, []]},
+    list(range(-300, 300)), "x" * 1000, b"y" * 70000, 17, -1, 0.25, True, {str(i): [i] for i in range(400)}])
+def test_binary_property_lists_read_as_they_were_written(value):
+    read = ag._plist(plistlib.dumps(value, fmt=plistlib.FMT_BINARY))
+    assert read == value and type(read) is type(value)
+
+
+def test_property_lists_of_noise_raise_our_error_only():
+    noise, whole = random.Random(1), plistlib.dumps({"a": [1, {"b": "c" * 40}], "d": b"e"}, fmt=plistlib.FMT_BINARY)
+    for _ in range(4000):
+        data = bytearray(whole)
+        for _ in range(noise.randrange(1, 6)):
+            data[noise.randrange(8, len(data))] = noise.randrange(256)
+        for broken in (bytes(data), bytes(data[:noise.randrange(len(data))]), b"bplist00" + noise.randbytes(60)):
+            try:
+                ag._plist(broken)
+            except ag.AppleGPUError:
+                pass
+
+
+# ---- CoreFoundation
+
+VALUE = {"s": "p\u00e4 \U0001F600", "i": -5, "big": (1 << 63) - 1, "f": 2.5, "t": True, "n": False, "x": b"\0\1", "e": b"",
+         "a": [1, "two", [3]], "d": {"k": {"deep": 1}}}
+
+
+def test_values_convert_with_their_types_and_leave_nothing(mac):
+    ref = mac.cf(VALUE)
+    read = ag._cf_value(ref)
+    assert read == VALUE and type(read["t"]) is bool and type(read["i"]) is int and type(read["f"]) is float
+    assert ag._cf_value(None) is None and ag._cf_text(None) is None and ag._cf_text(ref) is None
+    mac.CFRelease(ref)
+    assert not mac.heap
+
+
+def test_a_reading_costs_the_same_whatever_its_size(mac):
+    for value in ("Apple M4", VALUE, [VALUE] * 20):
+        ref, mac.calls = mac.cf(value), []
+        assert ag._cf_read(ref) == value and len(mac.calls) == 4
+        mac.CFRelease(ref)
+    assert not mac.heap
+
+
+def test_an_unknown_type_is_none(mac):
+    ref = mac.new("Date", 0)
+    assert ag._cf_value(ref) is None and ag._cf_read(ref) is None
+    held = mac.new("Array", [ref, ref], [ref, ref])
+    assert ag._cf_read(held) == [None, None]
+
+
+def test_dictionaries_own_what_they_hold(mac):
+    made = ag._cf_dictionary({"PrimaryUsage": 5, "Name": "x"})
+    assert ag._cf_value(made) == {"PrimaryUsage": 5, "Name": "x"}
+    del made
+    assert not mac.heap
+
+
+def test_owners_release_once_and_never_null(mac):
+    owner = ag._cf_string("x")
+    assert len(mac.heap) == 1
+    del owner
+    assert not mac.heap
+    del_null = ag._c.CFObject()
+    del del_null
+
+
+def test_a_missing_symbol_disables_its_own_figure_only(mac):
+    mac.missing = {"IOReportCreateSamples", ag._LIBRARIES["Metal"]}
+    machine = ag._LiveMachine()
+    with pytest.raises(ag.AppleGPUError_NotSupported) as caught:
+        machine.metal.device()
+    assert caught.value.reason == ag.REASON_MACOS
+    assert machine.sysctl.number("hw.memsize") == 16 << 30
+
+
+# ---- registry
+
+def test_registry(mac):
+    registry = ag._LiveMachine().registry
+    entry, = registry.services("IOAccelerator")
+    assert registry.class_name(entry) == "AGXAcceleratorG16G" and registry.get(entry, "model") == "Apple M4"
+    assert registry.get(entry, "PerformanceStatistics")["Device Utilization %"] == 17
+    assert registry.get(entry, "nothing") is None and registry.alive(entry)
+    assert registry.identity(entry) >> 32 == 1 and {entry: 1}[entry] == 1
+    assert registry.services("Nothing") == [] and registry.named("pmgr") == []
+    clients = registry.children(entry)
+    assert [registry.get(c, "IOUserClientCreator") for c in clients] == ["pid 357, WindowServer"] * 3
+    strings = len(ag._c.strings)
+    del entry, clients
+    assert not mac.ports and len(mac.heap) == strings
+
+
+def test_registry_refusals_are_errors_and_the_dictionary_is_consumed(mac):
+    mac.kr["match"] = 0xE00002E2 - (1 << 32)
+    with pytest.raises(ag.AppleGPUError_NoPermission) as caught:
+        ag._LiveMachine().registry.services("IOAccelerator")
+    assert caught.value.reason == ag.REASON_SANDBOX and settle(mac) == (0, 0, 0, 0)
+
+
+# ---- IOReport
+
+native_GPU = 0x4750555048000000
+
+
+def native_energy(mac, count=97):
+    mac.listing = [(0x100000300, 0x4350000000 + i, "Energy Model", "", "rail %d" % i, 1, "mJ ", ()) for i in range(count)]
+    mac.listing += [(0x100000321, native_GPU, "GPU Stats", "GPU Performance States", None, 2, "24Mticks", ("OFF", "P1", "P2")),
+                    (0x100000322, 77, "PMP", "DCS BW", "AGX RD", 3, "", ())]
+    mac.values = {count: (10, 20, 30), count + 1: (1, 2)}
+    mac.stamps[count] = 555
+    return [("Energy Model", None), ("GPU Stats", "GPU Performance States"), ("No Such Group", None), ("PMP", None)]
+
+
+def test_a_subscription_reads_chosen_channels(mac):
+    groups, seen = native_energy(mac), []
+    report = ag._LiveMachine().ioreport
+    def want(group, subgroup, name, unit):
+        seen.append((group, subgroup, name, unit))
+        return name in ("rail 3", "GPUPH", "AGX RD")
+    made = report.subscribe(groups, want)
+    assert ("Energy Model", "", "rail 0", "mJ") in seen and ("GPU Stats", "GPU Performance States", "GPUPH", "24Mticks") in seen
+    assert [(c.driver, c.channel, c.name, c.format, c.unit) for c in made.channels] == [
+        (0x100000300, 0x4350000003, "rail 3", 1, "mJ"), (0x100000321, native_GPU, "GPUPH", 2, "24Mticks"), (0x100000322, 77, "AGX RD", 3, "")]
+    assert made.channels[1].states == ("OFF", "P1", "P2") and made.channels[0].states == ()
+    mac.values[3] = (-(1 << 63),)
+    assert made.sample() == [(1003, (-(1 << 63),)), (555, (10, 20, 30)), (1098, (1, 2))]
+    assert made.note == ""
+    assert report.subscribe(groups, lambda *a: False) is None
+    assert report.subscribe([("Nope", None)], lambda *a: True) is None
+
+
+@pytest.mark.parametrize("listed", [97, 364, 1500])
+def test_a_sample_costs_four_calls_a_channel_and_leaves_nothing(mac, listed):
+    made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, listed), lambda g, s, name, u: name in ("rail 3", "rail 9", "GPUPH"))
+    mac.order = list(range(len(mac.listing)))       # the driver lists more than was asked for
+    made.sample()
+    alive = len(mac.heap)
+    for _ in range(5):
+        mac.calls = []
+        made.sample()
+        assert len(mac.calls) <= 10 + 4 * 3 and not any("String" in c or "GetChannelName" in c for c in mac.calls)
+    assert len(mac.heap) == alive
+
+
+def test_a_moved_or_absent_channel_is_noticed(mac):
+    made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 5), lambda g, s, n, u: True)
+    first = made.sample()
+    mac.order = list(reversed(range(7)))
+    assert made.sample() == first
+    mac.gone = {2, 5}
+    rows = made.sample()
+    assert rows[2] is None and rows[5] is None and rows[1] == first[1] and rows[6] == first[6]
+    mac.calls = []
+    assert made.sample() == rows and len(mac.calls) <= 10 + 4 * 7      # an absent channel is not searched again
+    mac.gone = set()
+    assert made.sample() == first
+    mac.gone = {0, 1, 2, 3, 4, 5, 6}
+    assert made.sample() == [None] * 7
+    mac.gone = set()
+    assert made.sample() == first
+
+
+def test_a_channel_absent_from_the_first_sample_comes_later(mac):
+    mac.gone = {1}
+    made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 3), lambda g, s, n, u: True)
+    assert made.sample()[1] is None
+    mac.gone = set()
+    assert made.sample()[1] == (1001, (1,))
+
+
+def test_equal_names_and_equal_ids_stay_apart(mac):
+    mac.listing = [(7, 1, "E", "", "DTL", 1, "mJ", ()), (8, 1, "E", "", "DTL", 1, "mJ", ()),
+                   (9, 5, "E", "", "ECPU", 1, "mJ", ()), (9, 5, "E", "", "PCPU", 1, "mJ", ())]
+    mac.values = {i: (i,) for i in range(4)}
+    made = ag._LiveMachine().ioreport.subscribe([("E", None)], lambda *a: True)
+    mac.order = [3, 1, 0, 2]
+    assert [row[1] for row in made.sample()] == [(0,), (1,), (2,), (3,)]
+    assert [row[1] for row in made.sample()] == [(0,), (1,), (2,), (3,)]
+
+
+def test_a_listing_without_driver_or_states_is_completed_by_the_first_sample(mac):
+    mac.listing_driver = mac.listing_states = False
+    made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 2), lambda *a: True)
+    assert made.channels[2].states == ("OFF", "P1", "P2") and made.channels[2].driver == 0x100000321
+    assert [row[1] for row in made.sample()] == [(1,), (1,), (10, 20, 30), (1, 2)]
+
+
+def test_accessors_serve_for_good_where_records_differ(mac):
+    mac.accessor_shift = 1000
+    made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 2), lambda *a: True)
+    assert [row[1] for row in made.sample()] == [(1001,), (1001,), (1010, 1020, 1030), (1001, 1002)]
+    assert "accessors" in made.note and made.sample()[2] == (555, (1010, 1020, 1030))
+
+
+def test_refused_and_failed_subscriptions(mac):
+    groups = native_energy(mac, 2)
+    report = ag._LiveMachine().ioreport
+    mac.refuse = True
+    with pytest.raises(ag.AppleGPUError_NotSupported) as caught:
+        report.subscribe(groups, lambda *a: True)
+    assert caught.value.reason == ag.REASON_MACOS and caught.value.detail == "refused"
+    del caught
+    assert len(mac.heap) == len(ag._c.strings)
+    mac.refuse = False
+    made = report.subscribe(groups, lambda *a: True)
+    mac.null = {"IOReportCreateSamples"}
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        made.sample()
+    mac.null = set()
+    assert made.sample()[0] == (1000, (1,))
+
+
+def test_short_and_odd_records_are_no_data(mac):
+    groups = native_energy(mac, 2)
+    made = ag._LiveMachine().ioreport.subscribe(groups, lambda *a: True)
+    first = made.sample()
+    whole = mac.records
+    mac.records = lambda i: whole(i)[:-1] if i == 0 else b"" if i == 1 else whole(i)
+    mac.calls = []
+    rows = made.sample()
+    assert rows[0] is None and rows[1] is None and rows[2:] == first[2:] and len(mac.calls) <= 10 + 4 * 4
+    mac.order = [1, 0, 3, 2]
+    assert made.sample() == rows and made.sample() == rows
+    mac.records = whole
+    assert made.sample() == first
+
+
+# ---- SMC
+
+def test_smc(mac):
+    smc = ag._LiveMachine().smc
+    assert smc.count() == 3 and [smc.key_at(i) for i in range(4)] == ["#KEY", "F0Ac", "Tg05", None]
+    assert smc.info("Tg05") == (4, "flt ") and smc.read("Tg05") == struct.pack("<f", 46.5)
+    assert smc.read("Nope") is None and smc.info("Nope") is None and smc.info("long key") is None
+    mac.calls = []
+    smc.read("Tg05")
+    assert mac.calls == ["IOConnectCallStructMethod"]
+    assert mac.ports == {}
+
+
+@pytest.mark.parametrize("code, error, reason", [
+    (0xE00002C1, ag.AppleGPUError_NoPermission, ag.REASON_PERMISSION), (0xE00002E2, ag.AppleGPUError_NoPermission, ag.REASON_SANDBOX),
+    (0xE00002C7, ag.AppleGPUError_NotSupported, ag.REASON_MACOS), (0xE00002BC, ag.AppleGPUError_OperatingSystem, ag.REASON_SOURCE_FAILED)])
+def test_smc_refusals(mac, code, error, reason):
+    for call in ("open", "smc"):
+        machine = ag._LiveMachine()
+        mac.kr = {call: code - (1 << 32)}
+        with pytest.raises(error) as caught:
+            machine.smc.read("Tg05")
+        assert caught.value.reason == reason and caught.value.source == "smc"
+        mac.kr = {}
+        assert machine.smc.read("Tg05") == struct.pack("<f", 46.5)      # nothing is latched
+
+
+def test_smc_odd_answers(mac):
+    machine = ag._LiveMachine()
+    mac.smc_result = 0x85
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        machine.smc.read("Tg05")
+    mac.smc_result, mac.answer_size = None, 40
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        machine.smc.read("Tg05")
+    mac.answer_size, mac.smc["Big "] = 80, ("hex_", bytes(33))
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        machine.smc.read("Big ")
+
+
+def test_no_smc_in_a_guest(mac):
+    del mac.services["AppleSMCKeysEndpoint"]
+    mac.sysctls["kern.hv_vmm_present"] = struct.pack("<I", 1)
+    with pytest.raises(ag.AppleGPUError_NotSupported) as caught:
+        ag._LiveMachine().smc.count()
+    assert caught.value.reason == ag.REASON_VIRTUAL_MACHINE
+
+
+# ---- HID, sysctl, mach, libproc, notify, power, Metal
+
+def test_hid(mac):
+    hid = ag._LiveMachine().hid
+    assert hid.temperatures() == [("PMU tdie1", 7, 46.68), ("als-temp", 0, None)]
+    alive, mac.calls = len(mac.heap), []
+    for _ in range(20):
+        hid.temperatures()
+    assert len(mac.heap) == alive and "IOHIDEventSystemClientCopyServices" not in mac.calls
+    hid.looked -= hid._REFRESH
+    hid.temperatures()
+    assert len(mac.heap) == alive and mac.calls.count("IOHIDEventSystemClientCopyServices") == 1
+    assert "IOHIDEventSystemClientCreate" not in mac.calls
+    mac.null = {"IOHIDEventSystemClientCopyServices"}
+    hid.looked -= hid._REFRESH
+    assert hid.temperatures() == []
+
+
+def test_sysctl(mac):
+    sysctl = ag._LiveMachine().sysctl
+    assert sysctl.number("hw.memsize") == 16 << 30 and sysctl.text("machdep.cpu.brand_string") == "Apple M4"
+    assert sysctl.raw("nothing") is None and sysctl.text("nothing") is None and sysctl.number("nothing") is None
+    mac.calls = []
+    sysctl.number("hw.memsize")
+    assert mac.calls == ["sysctlbyname"]
+    mac.grow = 2
+    assert sysctl.number("hw.memsize") == 16 << 30
+    mac.sysctls["long"] = bytes(range(256)) * 4
+    assert sysctl.raw("long") == mac.sysctls["long"]
+    mac.grow = 9
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        sysctl.raw("long")
+    mac.grow = 0
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        sysctl.number("machdep.cpu.brand_string")
+    mac.errors["sysctl"] = EPERM
+    with pytest.raises(ag.AppleGPUError_NoPermission):
+        sysctl.raw("hw.memsize")
+
+
+def test_mach(mac):
+    mach = ag._LiveMachine().mach
+    assert mach.vm_statistics()[:152] == bytes(range(1, 153)) and len(mach.vm_statistics()) == 160
+    assert mach.cpu_ticks() == struct.pack("<8I", *range(8)) and not mac.mapped
+    assert mach.page_size() == 16384 and mach.timebase() == (125, 3)
+    assert mac.calls.count("mach_host_self") == 1
+    mac.vm_count = 37
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        mach.vm_statistics()
+    mac.kr["vm"] = -307
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        mach.vm_statistics()
+    mac.words = 7
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        mach.cpu_ticks()
+    assert not mac.mapped
+
+
+def test_libproc(mac):
+    libproc = ag._LiveMachine().libproc
+    assert libproc.pids() == [0, 1, 357, 4242] and libproc.own_pid() == os.getpid()
+    assert libproc.path(357) == "/System/WindowServer" and libproc.path(1) is None
+    assert len(libproc.short_info(1)) == 64 and libproc.short_info(9999) is None
+    assert len(libproc.task_info(1)) == 96 and len(libproc.rusage(1)) == 464
+    mac.errors[1] = EPERM
+    assert len(libproc.short_info(1)) == 64
+    for call in (libproc.task_info, libproc.rusage):
+        with pytest.raises(ag.AppleGPUError_NoPermission) as caught:
+            call(1)
+        assert caught.value.reason == ag.REASON_PERMISSION
+    with pytest.raises(ag.AppleGPUError_NotFound):
+        libproc.task_info(9999)
+    mac.rusage_v6 = False
+    assert len(libproc.rusage(357)) == 296 and libproc.flavor == 4
+    mac.errors["list"] = EPERM
+    with pytest.raises(ag.AppleGPUError_NoPermission) as caught:
+        libproc.pids()
+    assert caught.value.reason == ag.REASON_SANDBOX
+
+
+def test_notify_and_power(mac):
+    machine = ag._LiveMachine()
+    assert machine.notify.state("com.apple.system.thermalpressurelevel") == 2
+    mac.kr["notify"] = 2
+    with pytest.raises(ag.AppleGPUError_OperatingSystem):
+        machine.notify.state("com.apple.system.thermalpressurelevel")
+    assert machine.power.providing() == "AC Power" and not mac.heap
+    mac.null = {"IOPSCopyPowerSourcesInfo"}
+    assert machine.power.providing() is None
+    mac.null = {"IOPSGetProvidingPowerSourceType"}
+    assert machine.power.providing() is None and not mac.heap
+
+
+@pytest.mark.parametrize("absent", [set(), {"MTLCopyAllDevices"}, {"MTLCreateSystemDefaultDevice"}])
+def test_metal_device(mac, absent):
+    mac.null = absent
+    said = ag._LiveMachine().metal.device(0x100001007)
+    assert said["name"] == "Apple M4" and said["recommendedMaxWorkingSetSize"] == 12713115648
+    assert said["families"] == (1009, 3003) and said["hasUnifiedMemory"] is True and said["maxThreadgroupMemoryLength"] == 32768
+    assert not mac.heap and mac.pools == 0
+
+
+def test_no_metal_device(mac):
+    mac.null = {"MTLCopyAllDevices", "MTLCreateSystemDefaultDevice"}
+    with pytest.raises(ag.AppleGPUError_NotReady):
+        ag._LiveMachine().metal.device()
+    assert mac.pools == 0
+
+
+# ---- everything at once
+
+def tour(machine):
+    """Every method of every source; what could not be had."""
+    failed = []
+    def attempt(call, *args):
+        try:
+            return call(*args)
+        except ag.AppleGPUError as error:
+            failed.append(error)
+            assert str(error) and error.reason
+    for entry in attempt(machine.registry.services, "IOAccelerator") or ():
+        for call in (machine.registry.identity, machine.registry.class_name, machine.registry.alive, machine.registry.children):
+            attempt(call, entry)
+        attempt(machine.registry.get, entry, "PerformanceStatistics")
+    attempt(machine.registry.named, "pmgr")
+    subscription = attempt(machine.ioreport.subscribe, [("Energy Model", None), ("GPU Stats", None), ("PMP", None)], lambda *a: True)
+    for _ in range(2 if subscription else 0):
+        attempt(subscription.sample)
+    for call in (machine.smc.count, machine.hid.temperatures, machine.mach.vm_statistics, machine.mach.cpu_ticks,
+                 machine.mach.page_size, machine.mach.timebase, machine.libproc.pids, machine.power.providing, machine.metal.device,
+                 machine.clock.ticks_per_second):
+        attempt(call)
+    attempt(machine.smc.key_at, 1), attempt(machine.smc.read, "Tg05"), attempt(machine.sysctl.raw, "hw.memsize")
+    for call in (machine.libproc.short_info, machine.libproc.task_info, machine.libproc.rusage, machine.libproc.path):
+        attempt(call, 1)
+    attempt(machine.notify.state, "com.apple.system.thermalpressurelevel")
+    return failed
+
+
+OPTIONAL = {"CFBooleanGetValue", "CFDictionaryGetCount", "CFDictionaryGetKeysAndValues", "CFPropertyListCreateData",
+            "IOIteratorReset", "IOReportSimpleGetIntegerValue", "IOReportHistogramGetBucketCount",
+            "IOReportHistogramGetBucketHits", "IOReportStateGetResidency", "MTLCreateSystemDefaultDevice"}
+USED = sorted(symbol for symbol in ag._PROTOTYPES if hasattr(Mac, symbol) and symbol not in (
+    "CFRelease", "notify_cancel", "IOServiceClose", "IOObjectRelease", "objc_release", "vm_deallocate", "objc_autoreleasePoolPop"))
+
+
+@pytest.mark.parametrize("symbol", USED)
+def test_each_function_failing_is_a_typed_error_and_leaves_nothing(mac, symbol):
+    native_energy(mac, 2)
+    assert tour(ag._LiveMachine()) == []
+    void = ag._PROTOTYPES[symbol][1] == "v" or symbol in ("notify_register_check", "objc_autoreleasePoolPush")
+    for way in ("missing",) if void else ("missing", "null"):
+        ag._c.forked()
+        mac.heap.clear(), mac.ports.clear(), mac.mapped.clear()
+        setattr(mac, way, {symbol})
+        failed = tour(ag._LiveMachine())
+        assert way == "null" or failed or symbol in OPTIONAL
+        setattr(mac, way, set())
+        failed.clear()
+        ag._c.forked()
+        assert not mac.mapped and not mac.pools and not mac.ports
+    mac.crimes = [c for c in mac.crimes if "CFGetTypeID" not in c]
+
+
+def test_many_rounds_leave_nothing(mac):
+    native_energy(mac, 4)
+    machine = ag._LiveMachine()
+    tour(machine)
+    subscription = machine.ioreport.subscribe([("Energy Model", None)], lambda *a: True)
+    subscription.sample()
+    before = settle(mac)
+    for _ in range(200):
+        subscription.sample(), machine.hid.temperatures(), machine.mach.cpu_ticks(), machine.power.providing()
+        machine.registry.get(machine.registry.services("IOAccelerator")[0], "PerformanceStatistics")
+        machine.metal.device()
+    assert settle(mac) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_forgets_without_releasing(mac):
+    native_energy(mac, 2)
+    machine = ag._LiveMachine()
+    tour(machine)
+    entry, = machine.registry.services("IOAccelerator")
+    subscription = machine.ioreport.subscribe([("Energy Model", None)], lambda *a: True)
+    kept = [entry, subscription, ag._cf_string("x"), ag._c.IOObject(mac.port(None))]
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            mac.calls = []
+            machine.registry.lock.acquire()
+            machine.forked()
+            heap, ports = len(mac.heap), len(mac.ports)
+            with pytest.raises(ag.AppleGPUError_NotReady):
+                machine.registry.identity(entry)
+            with pytest.raises(ag.AppleGPUError_NotReady):
+                subscription.sample()
+            with pytest.raises(ag.AppleGPUError_NotReady) as caught:
+                machine.metal.device()
+            assert caught.value.reason == ag.REASON_FORKED_CHILD and not machine.registry.alive(entry)
+            del caught, entry, subscription
+            kept.clear()
+            assert (len(mac.heap), len(mac.ports)) == (heap, ports) and mac.calls == []
+            assert all(e.source == "metal" for e in tour(machine))
+            status = 0
+        finally:
+            if status:
+                sys.excepthook(*sys.exc_info())
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+# ======================================================================================================================
+# recordings: the format, the replay, the recorder
+# ======================================================================================================================
+
+MJ, NJ, TICKS, DEGREES = "0x300007c00000000", "0x300007600000000", "0x100007980000018", "0xa00000000000000"
+T0, SECOND = 24000000000, 24000000
+
+
+def channel(name, rows, kind="0x100020001", unit=MJ, group="Energy Model", subgroup="", number=1, **more):
+    return dict({"driver": "0x100000abc", "channel": "0x%x" % number, "group": group, "subgroup": subgroup, "name": name,
+                 "type": kind, "unit": unit, "rows": rows}, **more)
+
+
+def usage(*times):
+    return ["a", [["d", {"API": ["s", "Metal"], "lastSubmittedTime": ["i64", 7], "accumulatedGPUTime": ["i64", t]}]
+                  for t in times]]
+
+
+def rusage(cpu, energy, size=464):
+    raw = bytearray(size)
+    raw[:16] = b"\xAB" * 16
+    struct.pack_into("<QQ", raw, 16, cpu, 5)
+    struct.pack_into("<Q", raw, 72, 1 << 20)
+    if size == 464:
+        struct.pack_into("<Q", raw, 336, energy)
+    return raw.hex()
+
+
+def short_info(pid, name):
+    return (struct.pack("<4I", pid, 1, 1, 2) + name.encode().ljust(16, b"\0") + bytes(32)).hex()
+
+
+def tiny():
+    """Four instants at 0, 1, 2, 4 s; the Mac sleeps half a second."""
+    stamps = [T0 - 100, T0 + SECOND - 100, T0 + 2 * SECOND - 100, T0 + 4 * SECOND - 100]
+    cpu = [struct.pack("<4I", 4294967000 + 1000 * i & 0xFFFFFFFF, 10, 20 * i, 0).hex() for i in range(4)]
+    return {
+        "format": 1, "title": "Apple M9, macOS 99.0", "macos": "99.0", "chip": "Apple M9", "unknown key": [[{}]],
+        "time": {"timebase": [125, 3], "unix": 1790000000.5, "slept": [0, 0, 500000000, 500000000],
+                 "ticks": [T0, T0 + SECOND, T0 + 2 * SECOND, T0 + 4 * SECOND]},
+        "registry": [
+            {"id": 4294968440, "class": "AGXAcceleratorG99G", "conforms": ["IOAccelerator"], "name": "AGXAcceleratorG99G",
+             "parent": None,
+             "properties": {"model": ["s", "Apple M9"], "gpu-core-count": ["i32", 10], "data": ["x", "00ff"],
+                            "half": ["f32", 0.1], "big": ["i64", (1 << 64) - 1], "GPUConfigurationVariable":
+                            ["d", {"num_cores": ["i64", 10], "gpu_var": ["s", "G"], "core_mask_list": ["a", [["i64", 1023]]]}]},
+             "series": {"PerformanceStatistics": [[0, ["d", {"Device Utilization %": ["i64", 17]}]],
+                                                  [2, ["d", {"Device Utilization %": ["i64", 40]}]]]}},
+            {"id": 4294968500, "class": "AGXDeviceUserClient", "name": "AGXDeviceUserClient", "parent": 4294968440,
+             "properties": {"IOUserClientCreator": ["s", "pid 357, WindowServer"]},
+             "series": {"AppUsage": [[0, usage(1000, 50)], [1, usage(1600, 50)], [3, usage(2000, 50)]]}},
+            {"id": 4294968501, "class": "AGXDeviceUserClient", "name": "AGXDeviceUserClient", "parent": 4294968440,
+             "properties": {"IOUserClientCreator": ["s", "pid 900, SecretApp"], "AppUsage": usage(9)}},
+            {"id": 4294967400, "class": "AppleARMIODevice", "name": "pmgr",
+             "properties": {"voltage-states9": ["x", "00000000" * 2]}},
+        ],
+        "ioreport": {"groups": {"Energy Model": "ok", "GPU Stats": "ok", "AMC Stats": "refuses", "PMP0": "refuses"}, "channels": [
+            channel("CPU Energy", [[s, v] for s, v in zip(stamps, (100, 200, 300, 500))]),
+            channel("GPU Energy", [[stamps[0], 5], None, [stamps[2], ag.INT64_MIN], [stamps[3], 25]], unit=NJ, number=2),
+            channel("ANE", [[stamps[0], 7]], number=3),
+            channel(None, [[s, 10 * i, 30 * i] for i, s in enumerate(stamps)], "0x200020002", TICKS, "GPU Stats",
+                    "GPU Performance States", 0x4750555048000000, states=["OFF", "P1"]),
+            channel("hot", [[s, 40 + i] for i, s in enumerate(stamps)], unit=DEGREES, group="GPU Stats", number=5),
+            channel("buckets", [[stamps[0], 1, 2, 3]], "0x300020003", "0x0", "GPU Stats", "x", 6),
+            channel("DCS RD", [[stamps[0], 1]], unit="0x900820000000000", group="AMC Stats", number=7),
+        ]},
+        "smc": {"keys": [["#KEY", "ui32", 4], ["B0SN", "ch8*", 4], ["RPlt", "ch8*", 4], ["Tg05", "flt ", 4]],
+                "values": {"Tg05": [[0, struct.pack("<f", 40).hex()], [1, struct.pack("<f", 41).hex()]],
+                           "B0SN": [[0, "53455249"]]}},
+        "hid": {"services": [
+            {"properties": {"Product": ["s", "PMU tdie1"], "LocationID": ["i32", 1], "PrimaryUsagePage": ["i32", 65280],
+                            "PrimaryUsage": ["i32", 5]}, "value": [[0, 46.68]]},
+            {"properties": {"Product": ["s", "als-temp"]}, "value": None},
+            {"properties": {"Product": ["s", "VP0u"], "PrimaryUsagePage": ["i32", 65288]}, "value": [[0, 1]]}]},
+        "sysctl": {"hw.tbfrequency": [[0, struct.pack("<Q", SECOND).hex()]], "hw.model": [[0, b"Mac99,1\0".hex()]],
+                   "kern.hostname": [[0, b"secret-host\0".hex()]], "kern.memorystatus_level": [[0, "32000000"], [2, "31000000"]]},
+        "mach": {"page_size": 16384, "vm_statistics64": [[0, "01" * 152]], "cpu_load": [[i, v] for i, v in enumerate(cpu)]},
+        "libproc": {"processes": [
+            {"pid": 357, "name": "WindowServer", "path": "/System/Library/WindowServer",
+             "short_info": [[0, short_info(357, "WindowServer")]], "task_info": None, "rusage": None},
+            {"pid": 900, "name": "SecretApp", "path": "/Users/secret-user/SecretApp",
+             "short_info": [[0, short_info(900, "SecretApp")]], "task_info": [[0, "11" * 96]],
+             "rusage": [[0, rusage(1000, 50)], [3, rusage(1300, 80)]]}]},
+        "notify": {"com.apple.system.thermalpressurelevel": [[0, 0], [1, 1]]},
+        "power": {"providing": [[0, "AC Power"]]},
+        "metal": {"devices": [{"name": "Apple M9", "registryID": 4294968440, "recommendedMaxWorkingSetSize": 1 << 33,
+                               "supportsFamily:": [1001, 5001]}], "default": None},
+    }
+
+
+def machine(data=None, speed=0, loop=True, **more):
+    return ag._RecordedMachine(ag._Recording(tiny() if data is None else data, "tiny.json", loop), speed, loop, **more)
+
+
+@contextmanager
+def raises(code, reason=None, text=""):
+    try:
+        yield
+    except ag.AppleGPUError as error:
+        assert error.value == code and error.reason == reason and text in str(error), (error.reason, str(error))
+    else:
+        raise AssertionError("nothing was raised; expected %s" % text)
+
+
+@contextmanager
+def folder():
+    path = tempfile.mkdtemp()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def put(path, value):
+    """A fault: the value at a dotted place; ... deletes."""
+    def fault(data):
+        keys = [int(k) if k.isdigit() else k for k in path.split("/")]
+        for key in keys[:-1]:
+            data = data[key]
+        if value is ...:
+            del data[keys[-1]]
+        else:
+            data[keys[-1]] = value
+    return fault
+
+
+FAULTS = [      # where, what stands there, what the error must name
+    ("format", ..., "no \"format\""), ("format", "1", "no \"format\""), ("format", True, "no \"format\""),
+    ("format", 2, "format 2"), ("format", 0, "format 0"), ("time", ..., "'time'"), ("time", None, "time"),
+    ("time/ticks", [], "time.ticks"), ("time/ticks", [1, 1], "ascending"), ("time/ticks", [-1], "time.ticks.0"),
+    ("time/ticks/1", "x", "time.ticks.1"), ("time/ticks/1", 1.5, "time.ticks.1"), ("time/timebase", [0, 3], "time.timebase.0"),
+    ("time/slept", [0], "slept"), ("time/slept", [0, 9, 3, 9], "slept"), ("time/unix", "now", "time.unix"),
+    ("time/unix", float("nan"), "time.unix"), ("title", 5, "title"), ("title", "\x1b[2J", "control"),
+    ("chip", "\ud800", "control"), ("title", "x" * 300, "title"),
+    ("registry", {}, "registry"), ("registry/0", 1, "registry.0"), ("registry/0/id", "1", "registry.0.id"),
+    ("registry/0/class", None, "registry.0.class"), ("registry/1/id", 4294968440, "registry id"),
+    ("registry/0/properties/model", "Apple M9", "registry.0.properties.model"),
+    ("registry/0/properties/model", ["s", 1], "registry.0.properties.model"),
+    ("registry/0/properties/model", ["q", 1], "unknown type"), ("registry/0/properties/model", [["s"], 1], "model"),
+    ("registry/0/properties/data", ["x", "0"], "hex"), ("registry/0/properties/data", ["x", "0 f "], "hex"),
+    ("registry/0/properties/data", ["x", "zz"], "hex"), ("registry/0/properties/gpu-core-count", ["i8", 256], "number"),
+    ("registry/0/properties/half", ["f32", 1e39], "number"), ("registry/0/properties/half", ["f64", float("inf")], "number"),
+    ("registry/0/properties/half", ["b", 1], "one of"), ("registry/0/properties/half", ["a", {}], "list"),
+    ("registry/0/properties/half", ["d", []], "object"),
+    ("registry/0/series/PerformanceStatistics", [], "PerformanceStatistics"),
+    ("registry/0/series/PerformanceStatistics/0/0", 1, "the first 0"),
+    ("registry/0/series/PerformanceStatistics/1/0", 0, "ascending"),
+    ("registry/0/series/PerformanceStatistics/1/0", 4, "0 to 3"),
+    ("registry/0/series/PerformanceStatistics/1", [1], "pairs"),
+    ("registry/0/series/PerformanceStatistics/1/1", None, "PerformanceStatistics.2"),
+    ("ioreport/groups", ..., "groups"), ("ioreport/groups/GPU Stats", "perhaps", "ioreport.groups.GPU Stats"),
+    ("ioreport/groups/GPU Stats", ..., "does not name"), ("ioreport/channels/0/driver", 5, "ioreport.channels.0.driver"),
+    ("ioreport/channels/0/driver", "0x", "0x"), ("ioreport/channels/0/driver", "0x" + "1" * 17, "0x"),
+    ("ioreport/channels/0/driver", "0x1_0", "0x"), ("ioreport/channels/0/type", "0x9", "format"),
+    ("ioreport/channels/3/states", ..., "state"), ("ioreport/channels/3/states", ["OFF"], "length"),
+    ("ioreport/channels/3/rows/1", [1, 2], "length"), ("ioreport/channels/0/rows/1", [1, 2, 3], "length"),
+    ("ioreport/channels/0/rows/1", [1, 1 << 63], "ioreport.channels.0.rows.1.1"),
+    ("ioreport/channels/0/rows/1", [1, 2.5], "rows.1.1"), ("ioreport/channels/0/rows/1", [1, True], "rows.1.1"),
+    ("ioreport/channels/0/rows", [[1, 1]] * 5, "rows"), ("ioreport/channels/0/name", 3, "name"),
+    ("smc", [], "smc"), ("smc/keys/0", ["#KEY", "ui32"], "smc.keys.0"), ("smc/keys/0", ["#KEYS", "ui32", 4], "smc.keys.0"),
+    ("smc/keys/0", [4, "ui32", "#KEY"], "SMC key"), ("smc/values/Tg05", [[0, "00"]], "Tg05"),
+    ("smc/values/Tzzz", [[0, "00000000"]], "Tzzz"), ("hid/services/0/value", 46.68, "hid.services.0.value"),
+    ("sysctl/hw.model", "Mac99,1", "sysctl.hw.model"), ("sysctl/hw.tbfrequency", [[0, "0100000000000000"]], "ticks per second"),
+    ("mach/page_size", 0, "mach.page_size"), ("mach/vm_statistics64", [[0, "00" * 100]], "vm_statistics64"),
+    ("mach/cpu_load/0", [0, "00" * 12], "cpu_load"), ("mach/cpu_load/1", [1, "00" * 32], "length"),
+    ("libproc/processes/0/pid", 357.0, "pid"), ("libproc/processes/1/pid", 357, "pid"),
+    ("libproc/processes/0/short_info", [[0, "00"]], "short_info"), ("libproc/processes/1/rusage", [[0, "00"]], "rusage"),
+    ("notify/x", [[0, -1]], "notify.x"), ("power/providing", "AC Power", "power.providing"),
+    ("metal/devices/0/name", ..., "name"), ("metal/default", 1, "default"),
+    ("metal/devices/0/supportsFamily:", ["1001"], "supportsFamily"),
+]
+
+
+def test_each_fault_is_refused_and_named():
+    assert ag._Recording(tiny(), "x").instants == 4
+    for place, value, text in FAULTS:
+        data = tiny()
+        put(place, value)(data)
+        with raises(ag.ERROR_INVALID_ARGUMENT, None, text):
+            ag._Recording(data, "x.json")
+
+
+def test_files_that_are_not_recordings():
+    with folder() as path:
+        cases = [(b"", "not a recording"), (b"[]", "format"), (b"null", "format"), (b"{", "not a recording"),
+                 (b"\xff\xfe", "not a recording"), (b"[" * 200000, "not a recording"), (b'{"format":NaN}', "NaN"),
+                 (b'{"format":' + b"9" * 5000 + b"}", "digits"), (b"\xef\xbb\xbf{}", "not a recording"),
+                 (b" " * (16 * 1024 * 1024 + 1), "larger than 16 MiB")]
+        for content, text in cases:
+            name = os.path.join(path, "a.json")
+            with open(name, "wb") as file:
+                file.write(content)
+            with raises(ag.ERROR_INVALID_ARGUMENT, None, text):
+                ag._RecordedMachine(name)
+        for name in (os.path.join(path, "none.json"), path, "a\0b", 5, None, ["x"]):
+            with raises(ag.ERROR_INVALID_ARGUMENT):
+                ag._RecordedMachine(name)
+    deep = ["i64", 1]
+    for _ in range(100):
+        deep = ["a", [deep]]
+    data = tiny()
+    data["registry"][0]["properties"]["deep"] = deep
+    with raises(ag.ERROR_INVALID_ARGUMENT, None, "registry.0.properties.deep"):
+        ag._Recording(data, "x")
+
+
+def test_every_source_answers_or_raises_its_own_error():
+    m = machine()
+    gpu = m.registry.services("IOAccelerator")[0]
+    assert m.registry.services("AGXAcceleratorG99G") == [gpu] and m.registry.identity(gpu) == 4294968440
+    assert m.registry.class_name(gpu) == "AGXAcceleratorG99G" and m.registry.alive(gpu) and len({gpu}) == 1
+    assert m.registry.get(gpu, "model") == "Apple M9" and m.registry.get(gpu, "none") is None
+    assert m.registry.get(gpu, "data") == b"\0\xff" and m.registry.get(gpu, "big") == -1
+    assert m.registry.get(gpu, "half") == struct.unpack("<f", struct.pack("<f", 0.1))[0]
+    assert m.registry.get(gpu, "GPUConfigurationVariable") == {"num_cores": 10, "gpu_var": "G", "core_mask_list": [1023]}
+    clients = m.registry.children(gpu)
+    assert [m.registry.get(c, "IOUserClientCreator") for c in clients] == ["pid 357, WindowServer", "pid 900, SecretApp"]
+    assert m.registry.services("AGXDeviceUserClient") == [] and len(m.registry.named("pmgr")) == 1
+    assert m.smc.count() == 4 and m.smc.key_at(3) == "Tg05" and m.smc.key_at(4) is None and m.smc.key_at(-1) is None
+    assert m.smc.info("Tg05") == (4, "flt ") and m.smc.info("Tg06") is None and m.smc.read("Tg06") is None
+    assert struct.unpack("<f", m.smc.read("Tg05")) == (40,) and m.smc.read("#KEY") == b"\0\0\0\4"
+    with raises(ag.ERROR_NO_DATA, ag.REASON_RECORDING, "RPlt"):
+        m.smc.read("RPlt")
+    assert m.hid.temperatures() == [("PMU tdie1", 1, 46.68), ("als-temp", 0, None)]
+    assert m.sysctl.text("hw.model") == "Mac99,1" and m.sysctl.number("hw.tbfrequency") == SECOND
+    assert m.sysctl.raw("none") is None and m.sysctl.text("none") is None and m.sysctl.number("none") is None
+    assert len(m.mach.vm_statistics()) == 152 and m.mach.page_size() == 16384 and m.mach.timebase() == (125, 3)
+    assert m.libproc.pids() == [357, 900] and m.libproc.path(357) == "/System/Library/WindowServer"
+    assert m.libproc.path(5) is None and m.libproc.short_info(5) is None and m.libproc.own_pid() not in m.libproc.pids()
+    assert m.libproc.short_info(357)[16:28] == b"WindowServer" and len(m.libproc.rusage(900)) == 464
+    with raises(ag.ERROR_NO_PERMISSION, ag.REASON_PERMISSION):
+        m.libproc.task_info(357)
+    with raises(ag.ERROR_NOT_FOUND, ag.REASON_ABSENT):
+        m.libproc.rusage(5)
+    assert m.notify.state("com.apple.system.thermalpressurelevel") == 0 and m.power.providing() == "AC Power"
+    with raises(ag.ERROR_NO_DATA, ag.REASON_RECORDING):
+        m.notify.state("other")
+    said = m.metal.device()
+    assert said == m.metal.device(4294968440) and said["families"] == (1001, 5001) and said["architecture"] is None
+    assert said["recommendedMaxWorkingSetSize"] == 1 << 33 and said["maxBufferLength"] is None
+    assert m.name == "tiny.json" and m.calls == {} and m.forked() is None
+
+
+def test_ioreport_subscriptions():
+    m = machine()
+    everything = (lambda *about: True)
+    sub = m.ioreport.subscribe([("Energy Model", None), ("none", None), ("GPU Stats", "GPU Performance States")], everything)
+    assert [c.name for c in sub.channels] == ["CPU Energy", "GPU Energy", "ANE", "GPUPH"] and sub.note == ""
+    last = sub.channels[-1]
+    assert (last.driver, last.channel, last.format, last.unit) == (0x100000abc, 0x4750555048000000, 2, "24Mticks")
+    assert last.states == ("OFF", "P1") and last.subgroup == "GPU Performance States"
+    assert sub.sample() == [(T0 - 100, (100,)), (T0 - 100, (5,)), (T0 - 100, (7,)), (T0 - 100, (0, 0))]
+    seen = []
+    assert m.ioreport.subscribe([("Energy Model", None)], lambda *about: seen.append(about)) is None
+    assert seen[1] == ("Energy Model", "", "GPU Energy", "nJ")
+    assert m.ioreport.subscribe([("GPU Stats", "none"), ("none", None)], everything) is None
+    for group in ("AMC Stats", "PMP0"):     # PMP0 lists nothing: the recorder of a Mac that refuses it wrote no channels
+        with raises(ag.ERROR_NOT_SUPPORTED, ag.REASON_MACOS, "refused"):
+            m.ioreport.subscribe([(group, None)], everything)
+    assert m.ioreport.subscribe([("AMC Stats", None)], lambda *about: False) is None
+    assert m.ioreport.subscribe([("GPU Stats", "x")], everything).channels[0].states == ()      # a histogram
+
+
+def test_player_unit_words():
+    for word, text in [(MJ, "mJ"), (NJ, "nJ"), ("0x300007900000000", "uJ"), (TICKS, "24Mticks"), ("0x900820000000000", "B"),
+                       ("0x6400000000000000", "events"), ("0x100007900000000", "us"), ("0x100007600000000", "ns"), ("0x0", ""),
+                       ("0x9008c0000000000", "KiB"), ("0x900960000000000", "MiB"), ("0xffffffffffffffff", "")]:
+        assert ag._unit_text(int(word, 16)) == text, (word, text)
+    for text, word in ag._UNIT_WORDS.items():
+        assert ag._unit_text(word) == text
+
+
+def test_absent_parts_answer_as_a_mac_without_them():
+    data = {"format": 1, "time": tiny()["time"]}
+    for parts in ({}, {part: None for part in ag._RECORDING_PARTS if part != "time"}):
+        m = machine(dict(data, **parts))
+        with raises(ag.ERROR_NOT_SUPPORTED, ag.REASON_NO_SUCH_PART):
+            m.smc.count()
+        with raises(ag.ERROR_NOT_READY, ag.REASON_SOURCE_FAILED):
+            m.metal.device()
+        for call in (m.mach.vm_statistics, m.mach.cpu_ticks, m.mach.page_size):
+            with raises(ag.ERROR_NO_DATA, ag.REASON_RECORDING):
+                call()
+        assert m.hid.temperatures() == [] and m.power.providing() is None and m.libproc.pids() == []
+        assert m.ioreport.subscribe([("Energy Model", None)], lambda *about: True) is None
+        assert m.registry.services("IOAccelerator") == [] and m.sysctl.raw("hw.model") is None
+        assert m.clock.ticks_per_second() == SECOND
+    guest = machine(dict(data, sysctl={"kern.hv_vmm_present": [[0, "01000000"]]}))
+    with raises(ag.ERROR_NOT_SUPPORTED, ag.REASON_VIRTUAL_MACHINE):
+        guest.smc.read("Tg05")
+
+
+def test_the_uuid_is_made_of_the_content():
+    def uuid(data):
+        m = machine(data)
+        [entry] = m.registry.services("IOPlatformExpertDevice")
+        return m.registry.get(entry, "IOPlatformUUID")
+    first = uuid(tiny())
+    assert len(first) == 36 and [len(p) for p in first.split("-")] == [8, 4, 4, 4, 12] and first == first.upper()
+    assert first == uuid(dict(tiny(), expected=[{"call": "DeviceGetUUID"}])) == uuid(json.loads(json.dumps(tiny(), indent=1)))
+    other = tiny()
+    other["registry"][0]["properties"]["model"][1] = "Apple M8"
+    assert uuid(other) != first
+    planted = tiny()
+    planted["registry"].append({"id": 5, "class": "IOPlatformExpertDevice", "properties": {"IOPlatformUUID": ["s", "mine"]}})
+    assert uuid(planted) not in (first, "mine")
+
+
+def test_counters_and_clocks_go_on_when_the_recording_starts_again():
+    m = machine()
+    sub = m.ioreport.subscribe([("Energy Model", None), ("GPU Stats", None)], lambda *about: True)
+    gpu = m.registry.services("IOAccelerator")[0]
+    client = m.registry.children(gpu)[0]
+    span, start = 4 * SECOND, m.clock.now()
+    rows = []
+    for step in range(9):
+        instant, rounds = step % 3, step // 3
+        at = (0, 1, 2)[instant] + 4 * rounds
+        asleep = (0, 0, 500000000)[instant] + 500000000 * rounds
+        up, awake = m.clock.now()
+        assert up - start[0] == at * 1000000000 and awake - up == asleep
+        assert abs(m.clock.unix() - (1790000000.5 + at + asleep / 1e9)) < 1e-5
+        cpu, energy, ane, states, hot, buckets = sub.sample()
+        stamp = T0 - 100 + (0, 1, 2)[instant] * SECOND + rounds * span
+        assert cpu == (stamp, ((100, 200, 300)[instant] + 400 * rounds,))
+        assert energy == ((stamp, (5 + 20 * rounds,)), None, (stamp, (ag.INT64_MIN,)))[instant]
+        assert ane == (T0 - 100, (7,)), "what its driver never published is not new in the next round"
+        assert states == (stamp, (10 * instant + 30 * rounds, 30 * instant + 90 * rounds))
+        assert hot == (stamp, (40 + instant,)) and buckets == (T0 - 100, (1, 2, 3))
+        assert m.registry.get(gpu, "PerformanceStatistics") == {"Device Utilization %": (17, 17, 40)[instant]}
+        times = [item["accumulatedGPUTime"] for item in m.registry.get(client, "AppUsage")]
+        assert times == [(1000, 1600, 1600)[instant] + 1000 * rounds, 50]
+        user, system, idle, nice = struct.unpack("<4I", m.mach.cpu_ticks())
+        assert user == (4294967000 + 1000 * instant + 3000 * rounds) % (1 << 32) and (system, nice) == (10, 0)
+        assert idle == 20 * instant + 60 * rounds
+        raw = m.libproc.rusage(900)
+        assert struct.unpack_from("<QQ", raw, 16) == (1000 + 300 * rounds, 5) and raw[:16] == b"\xAB" * 16
+        assert struct.unpack_from("<Q", raw, 336) == (50 + 30 * rounds,) and struct.unpack_from("<Q", raw, 72) == (1 << 20,)
+        rows.append((up, cpu))
+        m.clock.sleep(0.1)
+    assert rows == sorted(rows)
+
+
+def test_a_counter_that_fell_is_not_carried_below_itself():
+    data = tiny()
+    data["ioreport"]["channels"][0]["rows"] = [[T0, 500], [T0 + SECOND, 700], [T0 + 2 * SECOND, 10], [T0 + 3 * SECOND, 20]]
+    r = ag._Recording(data)
+    assert [r.row(data["ioreport"]["channels"][0], s)[1][0] for s in (0, 1, 2, 3, 4)] == [500, 700, 10, 500, 700]
+
+
+def test_a_short_rusage_is_carried_as_far_as_it_goes():
+    data = tiny()
+    data["libproc"]["processes"][1]["rusage"] = [[0, rusage(1, 0, 296)], [3, rusage(3, 0, 296)]]
+    m = machine(data)
+    for _ in range(3):
+        m.clock.sleep(1)
+    assert struct.unpack_from("<Q", m.libproc.rusage(900), 16) == (3,) and len(m.libproc.rusage(900)) == 296
+
+
+def test_the_end_without_loop():
+    m = machine(loop=False)
+    sub = m.ioreport.subscribe([("Energy Model", None)], lambda *about: True)
+    for _ in range(3):
+        m.clock.sleep(1)
+    assert sub.sample()[0] == (T0 + 4 * SECOND - 100, (500,)) and m.clock.now()[0] == (T0 + 4 * SECOND) * 125 // 3
+    m.clock.sleep(1)
+    gpu = m.registry.services("IOAccelerator")[0]
+    assert m.registry.get(gpu, "model") == "Apple M9"       # what does not change is still there
+    for call in (sub.sample, m.clock.now, m.clock.unix, m.mach.cpu_ticks, lambda: m.registry.get(gpu, "PerformanceStatistics"),
+                 lambda: m.smc.read("Tg05"), m.hid.temperatures, lambda: m.libproc.rusage(900)):
+        with raises(ag.ERROR_NO_DATA, ag.REASON_RECORDING, "ended"):
+            call()
+
+
+def test_one_instant_is_a_mac_that_stands_still():
+    data = tiny()
+    data["time"].update(ticks=[T0], slept=[0])
+    data = json.loads(json.dumps(data))
+    for c in data["ioreport"]["channels"]:
+        c["rows"] = c["rows"][:1]
+
+    def cut(value):
+        if isinstance(value, dict):
+            return {k: cut(v) for k, v in value.items()}
+        first = isinstance(value, list) and value and isinstance(value[0], list) and len(value[0]) == 2 and value[0][0] == 0
+        return value[:1] if first and type(value[0][0]) is int else [cut(v) for v in value] if isinstance(value, list) else value
+    m = machine(cut(data))
+    before = m.clock.now()[0]
+    sub = m.ioreport.subscribe([("Energy Model", None)], lambda *about: True)
+    row = sub.sample()[0]
+    m.clock.sleep(1)
+    assert m.clock.now()[0] - before == 1000000000 and sub.sample()[0] == row
+    assert struct.unpack_from("<I", m.mach.cpu_ticks()) == (4294967000,)
+
+
+def test_speed_zero_moves_by_calls():
+    m = machine()
+    up = [m.clock.now()[0]]
+    for move in (m.clock.step, m.clock.step, lambda: m.clock.sleep(0.1), m.clock.step):
+        move()
+        up.append(m.clock.now()[0])
+    assert [round((u - up[0]) / 1e9) for u in up] == [0, 0, 1, 2, 4]
+
+
+def test_speed_follows_real_time_and_answers_recorded_time():
+    for speed in (1.0, 2, 0.5):
+        now, slept = [50.0], []
+        m = machine(speed=speed, monotonic=lambda: now[0], sleep=slept.append)
+        start = m.clock.now()[0]
+        for real, recorded in [(0, 0), (0.99, 0), (1.0, 1), (1.9, 1), (2.5, 2), (3.99, 2), (4.0, 4), (5.0, 5), (402.0, 402)]:
+            now[0] = 50.0 + real / speed
+            assert m.clock.now()[0] - start == recorded * 1000000000, (speed, real)
+        m.clock.step()
+        assert m.clock.now()[0] - start == 402 * 1000000000      # steps are for speed 0
+        now[0] = 50.0
+        m.clock.sleep(0.1)
+        m.clock.sleep(30)
+        now[0] = 50.0 + 1.75 / speed
+        m.clock.sleep(1)
+        m.clock.sleep(0)
+        m.clock.sleep(-1)
+        assert [round(s * speed, 3) for s in slept] == [0.1, 1.0, 0.25, 0, 0]
+        now[0] = 40.0       # a clock that goes back does not take the recording with it
+        assert m.clock.now()[0] == start
+
+
+def test_real_time_without_loop_ends_after_the_last_instant():
+    now = [0.0]
+    m = machine(speed=1, loop=False, monotonic=lambda: now[0], sleep=lambda s: None)
+    m.clock.now()
+    now[0] = 5.9
+    assert m.clock.now()[0] == (T0 + 4 * SECOND) * 125 // 3
+    m.clock.sleep(1)
+    now[0] = 6.1
+    with raises(ag.ERROR_NO_DATA, ag.REASON_RECORDING):
+        m.clock.now()
+
+
+def test_wrong_speeds():
+    for speed in (-1, float("nan"), float("inf"), 1e-9, 1e9, "1", None, True, [1]):
+        with raises(ag.ERROR_INVALID_ARGUMENT, None, "speed"):
+            machine(speed=speed)
+
+
+def test_steps_for_agrees_with_ticks():
+    r = ag._Recording(tiny())
+    for step in range(40):
+        elapsed = r.ticks(step) - r.ticks(0)
+        assert r.steps_for(elapsed) == step and r.steps_for(elapsed - 1) == max(0, step - 1)
+
+
+def test_threads_count_every_step():
+    m = machine()
+    threads = [threading.Thread(target=lambda: [m.clock.sleep(1) for _ in range(500)]) for _ in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert m.clock.current() == 2000
+
+
+def everything(m):
+    """Asks everything of a machine."""
+    def ask(function, *args):
+        try:
+            return function(*args)
+        except ag.AppleGPUError as error:
+            return (type(error).__name__, error.reason)
+    out = [ask(m.clock.now), ask(m.clock.unix), ask(m.smc.count), ask(m.hid.temperatures), ask(m.mach.vm_statistics)]
+    out += [ask(m.mach.cpu_ticks), ask(m.mach.page_size), ask(m.power.providing), ask(m.metal.device)]
+    for kind in ("IOAccelerator", "AppleSmartBattery", "H11ANEIn"):
+        for entry in m.registry.services(kind):
+            for child in [entry] + m.registry.children(entry):
+                out += [ask(m.registry.get, child, k) for k in ag._RECORDED_PROPERTIES[kind] + ("IOUserClientCreator", "AppUsage")]
+    out += [(n, ask(m.registry.get, e, k)) for n in ("pmgr", "sgx", "cpu0", "cpu7") for e in m.registry.named(n)
+            for k in ag._RECORDED_PROPERTIES[n[:3] if n[:3] == "cpu" else n]]
+    for group in ag._RECORDED_GROUPS:
+        sub = ask(m.ioreport.subscribe, [(group, None)], lambda *about: True)
+        out.append(sub if sub is None or isinstance(sub, tuple) else [[tuple(c) for c in sub.channels], ask(sub.sample)])
+    out += [ask(m.smc.read, m.smc.key_at(i)) for i in range(m.smc.count())] if isinstance(out[2], int) else []
+    out += [ask(f, pid) for pid in m.libproc.pids() for f in (m.libproc.short_info, m.libproc.task_info, m.libproc.rusage)]
+    out += [ask(m.sysctl.raw, name) for name in ag._RECORDED_SYSCTLS]
+    out.append(ask(m.notify.state, "com.apple.system.thermalpressurelevel"))
+    return out
+
+
+def mutate(data, rng):
+    """Changes one thing somewhere."""
+    node, key = data, rng.choice(list(data))
+    while isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.9:
+        node = node[key]
+        key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+    junk = [None, True, -1, 0, 1, 1 << 31, 1 << 63, 1 << 70, -(1 << 63), 1.5, float("nan"), float("inf"), "", "0x", "00", "zz", "\0",
+            "\ud83d", "x" * 5000, [], {}, [[]], [[0]], [[0, 0]], [None], ["s", None], ["d", {"a": 1}], {"a": {}}, {"": []}]
+    action = rng.random()
+    if action < 0.15:
+        del node[key]
+    elif action < 0.25 and isinstance(node, list):
+        node.insert(key, copy.deepcopy(node[key]))
+    elif action < 0.4 and type(node[key]) is int:
+        node[key] += rng.choice([-1, 1, 1 << 32, -(1 << 40)])
+    elif action < 0.5 and isinstance(node[key], str) and node[key]:
+        i = rng.randrange(len(node[key]))
+        node[key] = node[key][:i] + rng.choice(["", "0", "\x7f", "ff"]) + node[key][i + 1:]
+    else:
+        node[key] = copy.deepcopy(rng.choice(junk))
+
+
+def test_random_changes_give_answers_or_our_errors():
+    rng = random.Random(20261120)
+    refused = read = 0
+    for _ in range(3000):
+        data = tiny()
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            mutate(data, rng)
+        try:
+            m = machine(data, loop=rng.random() < 0.8)
+        except ag.AppleGPUError as error:
+            assert error.value == ag.ERROR_INVALID_ARGUMENT
+            refused += 1
+            continue
+        read += 1
+        for _ in range(5):
+            everything(m)
+            m.clock.sleep(1)
+    assert refused > 500 and read > 300, (refused, read)
+
+
+def gently(data, rng):
+    """Changes values, not shapes: most of what comes out is a recording, of a Mac that lies."""
+    def walk(node):
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()):
+            yield node, key, value
+            yield from walk(value)
+    spots = list(walk({part: data[part] for part in ag._RECORDING_PARTS if part != "time" and data.get(part)}))
+    for _ in range(rng.choice((1, 3, 30, 300))):
+        node, key, value = rng.choice(spots)
+        if isinstance(value, str) and len(value) >= 8 and not value.strip("0123456789abcdef") and len(value) % 2 == 0:
+            size = len(value) // 2
+            node[key] = rng.choice((bytes(size), b"\xff" * size, bytes(rng.randrange(256) for _ in range(size)))).hex()
+        elif type(value) is int and key != 0:
+            node[key] = rng.choice((0, 1, -1, (1 << 63) - 1, -(1 << 63), value + 1, value - 1, rng.randrange(1 << 40), -value))
+        elif isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and rng.random() < 0.3:
+            node[key] = copy.deepcopy(rng.choice((["s", "z"], ["i64", -1], ["b", True], ["x", ""], ["a", []], ["d", {}],
+                                                  ["f64", 1e300], ["a", [["i64", 1]]], ["d", {"a": ["s", "b"]}])))
+        elif isinstance(value, str) and rng.random() < 0.2:
+            node[key] = rng.choice(("", "\xe9", "pid x, y", "pid 99999999999999999999, a", "   9GB/s", "V99P1", "P999999",
+                                    "ECPU99", "DIE_9_CPU Energy", "GPU Energy", "flt ", "ui8 "))
+
+
+def test_a_mac_that_lies_gives_answers_or_our_errors():
+    rng, sources = random.Random(20261121), sorted(glob.glob(os.path.join(HERE, "examples", "recordings", "*.json")))
+    bases = []
+    for source in sources:
+        with open(source) as file:
+            bases.append(json.load(file))
+    extra = {"pid": 357, "fan": 0, "engine": "encode", "caps": 0}
+    calls = []
+    for name, function in vars(ag).items():
+        if inspect.isfunction(function) and name.startswith(("Device", "Memory", "Ane", "Cpu", "Vpu", "Process")):
+            needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+            calls.append((function, [extra.get(p.name, "device") for p in needed]))
+    answers = refusals = 0
+    for _ in range(100 if bases else 0):
+        data = copy.deepcopy(rng.choice(bases))
+        gently(data, rng)
+        with folder() as path:
+            name = os.path.join(path, "a.json")
+            with open(name, "w") as file:
+                json.dump(data, file)
+            try:
+                device = ag.LibraryOpen(name, speed=0)
+            except ag.AppleGPUError:
+                continue
+        for function, names in calls:
+            try:
+                function(*[device if n == "device" else n for n in names])
+                answers += 1
+            except ag.AppleGPUError:
+                refusals += 1
+        ag.LibraryClose(device)
+    assert not bases or (answers > 1000 and refusals > 300), (answers, refusals)
+
+
+def test_random_bytes_of_a_file_give_our_errors():
+    rng, text = random.Random(7), json.dumps(tiny()).encode()
+    with folder() as path:
+        name = os.path.join(path, "a.json")
+        for _ in range(300):
+            raw = bytearray(text)
+            for _ in range(rng.choice((1, 3, 20))):
+                raw[rng.randrange(len(raw))] = rng.randrange(256)
+            with open(name, "wb") as file:
+                file.write(raw[:rng.choice((len(raw), len(raw), rng.randrange(len(raw))))])
+            try:
+                everything(ag._RecordedMachine(name, 0))
+            except ag.AppleGPUError as error:
+                assert error.value == ag.ERROR_INVALID_ARGUMENT
+
+
+# ---- the recorder ----
+
+def record(source, path, seconds=100.0, names=False, interval=1.0):
+    m = source if hasattr(source, "clock") else ag._RecordedMachine(source, 0, loop=False)
+    ag._write_recording(m, path, seconds, interval, names)
+    with open(path) as file:
+        return file.read()
+
+
+def test_a_recording_of_a_recording_is_the_same():
+    sources = sorted(glob.glob(os.path.join(HERE, "examples", "recordings", "*.json")))
+    with folder() as path:
+        own, first, second = (os.path.join(path, n) for n in ("own.json", "first.json", "second.json"))
+        with open(own, "w") as file:
+            json.dump(tiny(), file)
+        for source in [own] + sources:
+            assert record(source, first) == record(first, second), source
+            assert os.path.getsize(first) <= 1 << 20
+        for name in os.listdir(path):
+            assert not name.endswith(".tmp")
+
+
+def test_a_recording_answers_as_what_was_recorded():
+    with folder() as path:
+        name = os.path.join(path, "a.json")
+        record(machine(loop=False), name, names=True)
+        a, b = machine(loop=False), ag._RecordedMachine(name, 0, loop=False)
+        for _ in range(4):
+            for x, y in zip(tiny_answers(a), tiny_answers(b)):
+                assert x == y, (x, y)
+            a.clock.sleep(1)
+            b.clock.sleep(1)
+
+
+def tiny_answers(m):
+    gpu = m.registry.services("IOAccelerator")[0]
+    yield m.clock.now()
+    yield abs(m.clock.unix()) // 1
+    yield [m.registry.get(gpu, k) for k in ("model", "gpu-core-count", "GPUConfigurationVariable", "PerformanceStatistics")]
+    yield [[m.registry.get(c, k) for k in ("IOUserClientCreator", "AppUsage")] for c in m.registry.children(gpu)]
+    yield m.registry.get(m.registry.named("pmgr")[0], "voltage-states9")
+    sub = m.ioreport.subscribe([("Energy Model", None), ("GPU Stats", None)], lambda *about: True)
+    yield [tuple(c) for c in sub.channels]
+    yield sub.sample()
+    yield [m.smc.key_at(i) for i in range(m.smc.count())], m.smc.info("RPlt"), m.smc.read("Tg05")
+    yield [m.sysctl.raw(n) for n in ("hw.model", "kern.memorystatus_level", "hw.tbfrequency")]
+    yield m.mach.vm_statistics(), m.mach.cpu_ticks(), m.mach.page_size(), m.mach.timebase()
+    yield m.hid.temperatures(), m.power.providing(), m.metal.device()
+    yield m.notify.state("com.apple.system.thermalpressurelevel")
+    yield m.libproc.path(357), m.libproc.short_info(900), m.libproc.short_info(357)
+
+
+class Talkative:
+    """A machine that answers every registry property, sysctl and SMC key with something private."""
+
+    def __init__(self):
+        inner = machine(loop=False)
+        self.__dict__.update(vars(inner), name="live")
+        talk = self
+
+        class Registry:
+            def __getattr__(self, name):
+                return getattr(inner.registry, name)
+
+            def get(self, entry, key):
+                value = inner.registry.get(entry, key)
+                if key in ("AppUsage", "GPUConfigurationVariable", "PerformanceStatistics"):
+                    private = {"serial": talk.text, "user": talk.raw, "list": [talk.text], "nested": {"deep": talk.text}}
+                    return [dict(v, **private) for v in value] if isinstance(value, list) else dict(value, **private)
+                return talk.text * 9 if value is None else value
+
+        class Sysctl:
+            text, number = inner.sysctl.text, inner.sysctl.number
+
+            def raw(self, name):
+                value = inner.sysctl.raw(name)
+                return value if value is not None or name in ag._RECORDED_SYSCTLS else talk.raw
+        self.registry, self.sysctl = Registry(), Sysctl()
+
+    text, raw = "C02SERIAL777", b"C02SERIAL777"
+
+
+def test_nothing_but_what_is_permitted_is_written():
+    private = ["C02SERIAL777", b"C02SERIAL777".hex(), "SecretApp", b"SecretApp".hex(), "secret", b"secret-host".hex(),
+               "ab" * 16, "53455249", "IOPlatformUUID", "lastName", "serial"]
+    with folder() as path:
+        text = record(Talkative(), os.path.join(path, "a.json"))
+        for word in private:
+            assert word not in text, word
+        uuid = machine().recording.uuid()
+        assert uuid not in text
+        data = json.loads(text)
+        assert "WindowServer" in text and "pid 900, app900" in text and b"app900".hex() in text
+        assert data["smc"]["values"].keys() == {"Tg05"} and "B0SN" in [k[0] for k in data["smc"]["keys"]]
+        assert set(data["sysctl"]) <= set(ag._RECORDED_SYSCTLS)
+        permitted = {key for keys in ag._RECORDED_PROPERTIES.values() for key in keys}
+        for node in data["registry"]:
+            assert set(node["properties"]) | set(node["series"]) <= permitted
+            assert node["class"] != "IOPlatformExpertDevice"
+        named = record(machine(loop=False), os.path.join(path, "b.json"), names=True)
+        assert "pid 900, SecretApp" in named and "secret-user" not in named and "secret-host" not in named
+
+
+def test_who_is_a_system_program():
+    for name, path, public in [
+            ("WindowServer", "/System/Library/PrivateFrameworks/SkyLight.framework/Resources/WindowServer", True),
+            ("com.apple.WebKit", "/System/Library/Frameworks/WebKit.framework/com.apple.WebKit.GPU", True),
+            ("WindowServer", "/Users/me/WindowServer", False), ("python3.13", "/usr/local/bin/python3.13", False),
+            ("SecretApp", "/System/Library/WindowServer", False), ("zsh", "/usr/bin/zsh", True), ("", "/usr/bin/zsh", False),
+            ("Dock", None, True), ("com.apple.x", None, True), ("SecretApp", None, False)]:
+        assert ag._is_system_program(name, path) is public, (name, path)
+
+
+def test_a_large_recording_loses_instants_not_channels():
+    data = tiny()
+    data["time"] = {"timebase": [125, 3], "ticks": [T0 + i * SECOND for i in range(64)]}
+    rows = [[T0 + i * SECOND] + [i * 1234567890123 + k for k in range(60)] for i in range(64)]
+    data["ioreport"]["channels"] = [
+        channel("c%d" % n, rows, "0x3c00020002", TICKS, number=n, states=["P%d" % k for k in range(60)]) for n in range(40)]
+    with folder() as path:
+        text = record(machine(data, loop=False), os.path.join(path, "a.json"))
+        said = json.loads(text)
+        assert len(text) <= 1 << 20 and len(said["ioreport"]["channels"]) == 40 and len(said["time"]["ticks"]) in (16, 32)
+
+
+def test_the_recorder_survives_sources_that_fail():
+    class Broken:
+        def __getattr__(self, name):
+            def fail(*args):
+                raise ag.AppleGPUError(ag.ERROR_OPERATING_SYSTEM, ag.REASON_SOURCE_FAILED)
+            return fail
+    sources = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal")
+    with folder() as path:
+        name = os.path.join(path, "a.json")
+        for broken in [(s,) for s in sources] + [sources]:
+            m = machine(loop=False)
+            for source in broken:
+                setattr(m, source, Broken())
+            record(m, name)
+            everything(ag._RecordedMachine(name, 0))
+
+
+def test_recording_again_subscribes_no_more():
+    m, made = machine(), []
+    real = m.ioreport.subscribe
+    m.ioreport.subscribe = lambda groups, want: made.append(groups) or real(groups, want)
+    with folder() as path:
+        record(m, os.path.join(path, "a.json"), 3)
+        first = len(made)
+        record(m, os.path.join(path, "a.json"), 3)
+    again = [group for group, _ in sum(made[first:], [])]
+    assert first == len(ag._RECORDED_GROUPS) and not {"Energy Model", "GPU Stats"} & set(again)
+
+
+def test_a_full_disk_and_wrong_arguments():
+    with folder() as path:
+        name = os.path.join(path, "a.json")
+        with open(name, "w") as file:
+            file.write("before")
+        real = os.fsync
+
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+        os.fsync = full
+        try:
+            with raises(ag.ERROR_OPERATING_SYSTEM, ag.REASON_SOURCE_FAILED, "No space left on device"):
+                ag._write_recording(machine(loop=False), name, 100, 1)
+        finally:
+            os.fsync = real
+        assert os.listdir(path) == ["a.json"] and open(name).read() == "before"
+        with raises(ag.ERROR_OPERATING_SYSTEM, ag.REASON_SOURCE_FAILED, "none"):
+            ag._write_recording(machine(loop=False), os.path.join(path, "none", "a.json"), 100, 1)
+        for args in (("x", -1), ("x", "3"), ("x", 3, 0), ("x", float("nan")), ("x", 3600, 0.01), (5,), (None,)):
+            with raises(ag.ERROR_INVALID_ARGUMENT):
+                ag._write_recording(machine(), *args)
+
+
+def test_a_recording_at_real_speed_takes_only_new_instants():
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += max(seconds, 0.001)
+    with folder() as path:
+        name = os.path.join(path, "a.json")
+        ag._write_recording(machine(speed=1, monotonic=lambda: now[0], sleep=sleep), name, 8, 0.25)
+        with open(name) as file:
+            ticks = json.load(file)["time"]["ticks"]
+        assert [(t - T0) // SECOND for t in ticks] == [0, 1, 2, 4, 5, 6, 8]
+
+
+def test_no_section_redefines_a_name_of_another():
+    with open(ag.__file__) as file:
+        body = ast.parse(file.read()).body
+    names = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    names += [t.id for n in body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)]
+    assert not {name for name in names if names.count(name) > 1}
+
+
+# ======================================================================================================================
+# recordings against the raw output of real Macs
+# ======================================================================================================================
+
+FOLDER = Path(__file__).resolve().parent / "examples" / "recordings"
+NAMES = ("m1-macos11", "m1max", "m1ultra-macos27", "m3max-macos27", "m4-macos27", "m4pro", "m5max-macos27", "vm-macos15")
+PARTS = {"registry", "ioreport", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal", "time"}
+AGENTS = ("gpu", "cpu", "ane", "media", "display", "io")
+ENGINES = ("encode", "decode", "prores")
+# Not a plain value of one device: two devices, or a whole snapshot.
+EXEMPT = {"DeviceGetSnapshot", "DeviceGetTopologyLevel", "DeviceGetP2PStatus"}
+
+
+def raw_recording(name):
+    return json.loads((FOLDER / (name + ".json")).read_text("ascii"))
+
+
+def raw(name):
+    folder = os.environ.get("PYAPPLEGPU_RAW")
+    if not folder:
+        pytest.skip("PYAPPLEGPU_RAW does not name the folder of raw recordings")
+    return (Path(folder) / name).read_text("utf-8")
+
+
+def lines(name):
+    return [line for line in raw(name).splitlines() if line and not line.startswith("#")]
+
+
+def raw_plain(value):
+    kind, inner = value
+    if kind == "a":
+        return [raw_plain(item) for item in inner]
+    return {k: raw_plain(v) for k, v in inner.items()} if kind == "d" else inner
+
+
+def node(data, **want):
+    found = [n for n in data["registry"] if all(n[k] == v for k, v in want.items())]
+    assert len(found) == 1, want
+    return found[0]
+
+
+def first(entry, key):
+    """A property at the first instant."""
+    series = entry.get("series", {}).get(key)
+    return raw_plain(series[0][1] if series else entry["properties"][key])
+
+
+def ioreg(text):
+    """The value of one ioreg property as plain Python; <...> as hex."""
+    text = text.strip()
+    if text in ("Yes", "No"):
+        return text == "Yes"
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    if re.fullmatch(r"<[0-9a-f]*>", text):
+        return text[1:-1]
+    if text.startswith("<"):
+        return "".join((part + "\0").encode().hex() for part in text[2:-2].split('","'))
+    return re.sub(r'^"(.*)"$', r"\1", text)
+
+
+def ioreg_node(text, head):
+    """Properties of the first node whose line holds `head`, as far as the closing brace."""
+    block = text[text.index(head):]
+    block = block[:re.search(r"\n[ |]*\}", block).start()]
+    return dict(re.findall(r'\n[ |]*"([^"]+)" = (.*)', block))
+
+
+def numbers(text):
+    return {k: int(v) for k, v in re.findall(r'"([^"]+)"=(\d+)', text)}
+
+
+def pairs(hexes):
+    words = struct.unpack("<%dI" % (len(hexes) // 8), bytes.fromhex(hexes))
+    return list(zip(words[::2], words[1::2]))
+
+
+def smc_dump(name):
+    return [(m[1], m[2], m[3].replace(" ", "")) for m in
+            re.finditer(r"(?m)^  (.{4})  \[(.{4})\].*?\(bytes ?([0-9a-f ]*)\)$", raw(name))]
+
+
+def channels(data, group, subgroup=None):
+    return [c for c in data["ioreport"]["channels"] if c["group"] == group and subgroup in (None, c["subgroup"])]
+
+
+# ---- every recording ----
+
+def test_all_eight_are_there():
+    assert sorted(p.stem for p in FOLDER.glob("*.json")) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_small_and_anonymous(name):
+    text = (FOLDER / (name + ".json")).read_text("ascii")
+    data = json.loads(text)
+    assert len(text) <= 1 << 20 and max(map(len, text.splitlines())) < 60000
+    assert data["format"] == 1 and 6 <= len(data["time"]["ticks"]) <= 20
+    assert not re.search(r"[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-|[Ss]erial|IOPlatformUUID|/Users/", text)
+    smc = data["smc"] or {"keys": [], "values": {}}
+    assert {kind for key, kind, _ in smc["keys"] if key in smc["values"]} <= set(
+        ("flt ", "ioft", "flag", "ui8 ", "ui16", "ui32", "ui64", "si8 ", "si16", "si32", "si64", "fp1f"))
+    for channel in data["ioreport"]["channels"]:
+        rows = [row for row in channel["rows"] if row]
+        for at, (before, after) in enumerate(zip(rows, rows[1:])):
+            assert all(a <= b for a, b in zip(before, after)), (channel["name"], at)
+        assert all(row[0] <= t for row, t in zip(rows, data["time"]["ticks"])), channel["name"]
+        if int(channel["type"], 16) & 0xFF != 1:
+            assert len(channel["states"]) == int(channel["type"], 16) >> 32 & 0xFFFF, channel["name"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_where_each_part_is_from(name):
+    provenance = raw_recording(name)["provenance"]
+    assert set(provenance) == PARTS
+    for part, said in provenance.items():
+        assert set(said) == {"kind", "from"} and said["kind"] in ("observed", "composed") and len(said["from"]) > 5, part
+        for file in re.findall(r"[\w.,-]+\.(?:txt|tsv)", said["from"]):
+            if os.environ.get("PYAPPLEGPU_RAW") and not file.startswith("-"):
+                assert (Path(os.environ["PYAPPLEGPU_RAW"]) / file).is_file(), (part, file)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_expects_something_of_every_function(name):
+    data = raw_recording(name)
+    asked = {}
+    for case in data["expected"]:
+        assert case["why"] and callable(getattr(ag, case["call"])), case["call"]
+        assert ("value" in case) + ("matches" in case) + ("error" in case) == 1, case
+        if "error" in case:
+            assert issubclass(getattr(ag, "NVMLError_" + case["error"]), ag.AppleGPUError)
+            assert case["reason"] is None or case["reason"] in vars(ag).values(), case
+        asked.setdefault(case["call"], []).append(tuple(case["args"]))
+    public = {f for f in vars(ag) if re.match(r"(Device|Memory|Ane|Cpu|Vpu|Process|System)(Get|Count)[A-Z]", f)}
+    assert public - EXEMPT <= set(asked), sorted(public - EXEMPT - set(asked))
+    clusters = [c["value"] for c in data["expected"] if c["call"] == "CpuCountClusters"][0]
+    each = [(i,) for i in range(clusters)]
+    for call in ("ClusterName", "MaxClock", "Clock"):
+        assert asked["CpuGet" + call] == each, call
+    for call in ("CpuCountCores", "CpuGetUtilization", "CpuGetPower", "CpuGetEnergy"):
+        assert set(asked[call]) == set(each + [(None,)]), call
+    for call in ("MemoryGetReadBandwidth", "MemoryGetWriteBandwidth"):
+        assert asked[call] == [()] + [(a,) for a in AGENTS]
+    for call in ("VpuGetPower", "VpuGetBandwidth", "VpuGetUtilization"):
+        assert sorted(asked[call]) == sorted((e,) for e in ENGINES)
+    pids = {p["pid"] for p in data["libproc"]["processes"]}
+    assert all(args[0] in pids or args[0] == 99998 for call in asked for args in asked[call] if call.startswith("ProcessGet"))
+
+
+def alike(got, want, tolerance):
+    if isinstance(want, list):
+        return isinstance(got, (list, tuple)) and len(got) == len(want) and all(alike(g, w, tolerance) for g, w in zip(got, want))
+    if isinstance(want, float) and isinstance(got, (int, float)) and not isinstance(got, bool):
+        return abs(got - want) <= max(tolerance * abs(want), 1e-9)
+    return type(got) is type(want) and got == want
+
+
+def raw_answer(path, case):
+    call = getattr(ag, case["call"])
+    if case["call"].startswith("System"):
+        ag.LibraryInit(recording=path, speed=0)
+        try:
+            return call(*case["args"])
+        finally:
+            ag.LibraryShutDown()
+    device = ag.LibraryOpen(path, speed=0)
+    try:
+        return call(device, *case["args"])
+    finally:
+        ag.LibraryClose(device)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_as_expected(name):
+    path, wrong = str(FOLDER / (name + ".json")), []
+    for case in raw_recording(name)["expected"]:
+        try:
+            got = raw_answer(path, case)
+        except ag.AppleGPUError as error:
+            said = (type(error).__name__.replace("NVMLError_", ""), error.reason)
+            if "error" not in case or said != (case["error"], case["reason"]):
+                wrong.append((case["call"], case["args"], said, str(error), case))
+            continue
+        if "matches" in case:
+            good = bool(re.match(case["matches"], got))
+        else:
+            good = "value" in case and alike(got, case["value"], case.get("tolerance", 1e-3))
+        if not good:
+            wrong.append((case["call"], case["args"], got, case))
+    assert not wrong, "\n".join(map(repr, wrong))
+
+
+# ---- M1 on macOS 11, against its registry dump ----
+
+M1 = "m1-macos11"
+M1_AGX = "m1-macos11.0.1-ioreg-sgx-agx-1.txt"
+
+
+def test_m1_accelerator_and_every_user_client():
+    text, data = raw(M1_AGX), raw_recording(M1)
+    said, here = ioreg_node(text, "o AGXAcceleratorG13G_B0"), node(data, **{"class": "AGXAcceleratorG13G_B0"})
+    assert here["id"] == int(re.search(r"AGXAcceleratorG13G_B0, id (0x\w+)", text)[1], 16)
+    assert first(here, "PerformanceStatistics") == numbers(said["PerformanceStatistics"])
+    assert first(here, "PerformanceStatistics")["In use system memory"] == 6373376
+    compared = 0
+    for key, value in here["properties"].items():
+        if value[0] not in ("a", "d"):
+            assert raw_plain(value) == ioreg(said[key]), key
+            compared += 1
+    assert compared >= 14
+    for key in ("AGCInfo", "IOPowerManagement"):
+        assert first(here, key) == numbers(said[key]), key
+    heads = re.findall(r"AGXDeviceUserClient, id (0x\w+),.*?\n(.*?)\n[ |]*\}", text, re.S)
+    clients = [n for n in data["registry"] if n["class"] == "AGXDeviceUserClient"]
+    assert len(heads) == len(clients) == 24
+    for (number, block), client in zip(heads, clients):
+        props = dict(re.findall(r'"(API|AppUsage|IOUserClientCreator)" = (.*)', block))
+        usage = [{"API": api, "lastSubmittedTime": int(last), "accumulatedGPUTime": int(ns)} for api, last, ns in
+                 re.findall(r'"API"="([^"]+)","lastSubmittedTime"=(\d+),"accumulatedGPUTime"=(\d+)', props["AppUsage"])]
+        assert client["id"] == int(number, 16) and client["parent"] == here["id"] and "series" not in client
+        assert {k: raw_plain(v) for k, v in client["properties"].items()} == {
+            "API": ioreg(props["API"]), "IOUserClientCreator": ioreg(props["IOUserClientCreator"]), "AppUsage": usage}
+    assert sum(not raw_plain(c["properties"]["AppUsage"]) for c in clients) == 5
+    window = raw_plain(clients[0]["properties"]["AppUsage"])
+    assert [u["accumulatedGPUTime"] for u in window] == [249658696208, 5914750]
+
+
+@pytest.mark.parametrize("name, file, head, least", [
+    ("sgx", M1_AGX, "o sgx@", 12), ("pmgr", "m1-macos11.0.1-ioreg-pmgr-1.txt", "o pmgr@", 13),
+    ("cpu0", "m1-macos11.0.1-ioreg-cpus-1.txt", "o cpu0@", 9), ("cpu4", "m1-macos11.0.1-ioreg-cpus-1.txt", "o cpu4@", 9),
+    ("ane", "m1-macos11.0.1-ioreg-ane-1.txt", "o ane@", 4), ("H11ANEIn", "m1-macos11.0.1-ioreg-ane-1.txt", "o H11ANEIn ", 4),
+    ("AppleSMC", "m1-macos11.0.1-ioreg-applesmc-1.txt", "o AppleSMC ", 4)])
+def test_m1_device_tree(name, file, head, least):
+    text, here = raw(file), node(raw_recording(M1), name=name)
+    said = ioreg_node(text, head)
+    assert here["id"] == int(re.search(r"%s.*?id (0x\w+)" % re.escape(head), text)[1], 16)
+    for key, value in here["properties"].items():
+        got = raw_plain(value)
+        assert got == (numbers(said[key]) if value[0] == "d" else ioreg(said[key])), key
+    assert len(here["properties"]) >= least
+
+
+def test_m1_every_voltage_table():
+    text, here = raw("m1-macos11.0.1-ioreg-pmgr-1.txt"), node(raw_recording(M1), name="pmgr")
+    tables = dict(re.findall(r'"(voltage-states[\w-]+)" = <([0-9a-f]+)>', text))
+    assert len(tables) == 9
+    assert {k: raw_plain(v) for k, v in here["properties"].items() if k.startswith("voltage")} == tables
+    assert [f // 10 ** 6 for f, _ in pairs(tables["voltage-states9"])] == [0, 396, 528, 720, 924, 1128, 1278]
+    assert tables["voltage-states9"] == raw_plain(node(raw_recording(M1), name="sgx")["properties"]["perf-states"])
+
+
+def test_m1_every_channel_of_its_groups():
+    data = raw_recording(M1)
+    want = [tuple(line.split("\t")[:6]) for line in lines("m1-macos11.0.1-ioreport-channels-1.tsv")]
+    want = [row for row in want if row[0] in data["ioreport"]["groups"]]
+    have = [(c["group"], c["subgroup"], c["name"] or "", int(c["channel"], 16), int(c["type"], 16), int(c["unit"], 16))
+            for c in data["ioreport"]["channels"]]
+    assert have == [row[:3] + tuple(int(word, 16) for word in row[3:]) for row in want]
+    assert len(channels(data, "Energy Model")) == 97 and len(have) == 515
+
+
+def test_m1_changes_follow_powermetrics():
+    data = raw_recording(M1)
+    sample = raw("m1-macos11.2-powermetrics-1.txt").split("*** Sampled")[1]
+
+    def change(group, subgroup, name):
+        channel, = [c for c in channels(data, group, subgroup) if (c["name"] or bytes.fromhex(c["channel"][2:].zfill(16)).strip(b"\0").decode()) == name]
+        return [b - a for a, b in zip(channel["rows"][0], channel["rows"][-1])][1:], channel
+    seconds = (data["time"]["ticks"][-1] - data["time"]["ticks"][0]) / 24e6
+
+    def milliwatt(label):
+        return int(re.search(r"(?m)^%s: (\d+) mW" % label, sample)[1])
+    assert change("Energy Model", "", "CPU Energy")[0][0] / seconds == milliwatt("Clusters Total Power")
+    assert change("Energy Model", "", "GPU Energy")[0][0] / seconds / 1e6 == milliwatt("GPU Power")
+    for rail in ("DRAM", "ANE"):
+        assert change("PMP", "Energy Counters", rail)[0][0] / seconds == milliwatt(rail + " Power")
+    active, _ = change("GPU Stats", "GPU Performance States", "GPUPH")
+    assert round(100 - 100 * active[0] / sum(active), 2) == float(re.search(r"GPU active residency:\s+([\d.]+)%", sample)[1])
+    for i, core in enumerate(["ECPU%d" % i for i in range(4)] + ["PCPU%d" % i for i in range(4)]):
+        spent, _ = change("CPU Stats", "CPU Core Performance States", core)
+        said = float(re.search(r"cpu %d active residency:\s+([\d.]+)%%" % i, sample)[1])
+        assert 100 - 100 * spent[0] / sum(spent) == pytest.approx(said, abs=0.006), core
+
+
+def test_m1_sensor_names():
+    want = [(n, float(v)) for n, v in re.findall(r'\("([^"]+)", (-?[\d.]+)\)', raw("m1-macos26-iohid-temps-2.txt"))]
+    assert [(raw_plain(s["properties"]["Product"]), s["value"][0][1]) for s in raw_recording(M1)["hid"]["services"]] == want
+
+
+# ---- M4 on macOS 27 ----
+
+M4 = "m4-macos27"
+
+
+def test_m4_accelerator():
+    said = ioreg_node(raw("m4-macos27-ioreg-ioaccelerator-1.txt"), "o AGXAcceleratorG16G")
+    here = node(raw_recording(M4), **{"class": "AGXAcceleratorG16G"})
+    assert here["id"] == 0x100000478
+    assert first(here, "PerformanceStatistics") == numbers(said["PerformanceStatistics"])
+    assert [v for i, v in here["series"]["PerformanceStatistics"]] == [here["series"]["PerformanceStatistics"][0][1]]
+    computed = {"FilteredGPUPower", "MaxGPUAbsolutePower"}      # never in a dump: IORegistryEntryCreateCFProperty makes them
+    assert computed.isdisjoint(said)
+    for key, value in here["properties"].items():
+        if key not in computed and value[0] not in ("a", "d"):
+            assert raw_plain(value) == ioreg(said[key]), key
+    for key in ("AGCInfo", "IOPowerManagement"):
+        assert first(here, key) == numbers(said[key]), key
+    config = first(here, "GPUConfigurationVariable")
+    assert {k: v for k, v in config.items() if isinstance(v, int)} == numbers(said["GPUConfigurationVariable"])
+    assert config["gpu_var"] == "G" and config["core_mask_list"] == [1023]
+
+
+def test_m4_gpu_table():
+    rows = [line.split() for line in raw("m4-macos15.5-sgx-perf-states-decoded-1.txt").splitlines() if re.match(r"P\d", line)]
+    rows = [[cell for cell in row if cell.isdigit()][:3] for row in rows]
+    assert len(rows) == 16
+    sgx, pmgr = (node(raw_recording(M4), name=n)["properties"] for n in ("sgx", "pmgr"))
+    assert pairs(raw_plain(sgx["perf-states"])) == [(int(f) * 10 ** 6, int(mv)) for f, mv, _ in rows]
+    assert pairs(raw_plain(sgx["perf-states-sram"])) == [(int(f) * 10 ** 6, int(mv)) for f, _, mv in rows]
+    assert pmgr["voltage-states9"] == sgx["perf-states"]
+
+
+def test_m4_every_smc_key():
+    smc, dump = raw_recording(M4)["smc"], smc_dump("m4-unknown-smc-full-Mac16,12-2.txt")
+    assert len(dump) == 1728
+    assert smc["keys"] == [[key, kind, len(data) // 2] for key, kind, data in dump]
+    held = {key: data for key, kind, data in dump if key[0] in "TFP" or key.startswith("B0")}
+    count = smc["values"].pop("#KEY")
+    assert {key: series[0][1] for key, series in smc["values"].items()} == held
+    assert int(count[0][1], 16) == len(smc["keys"])     # the Mac said 2129: its other keys are not in the file
+
+
+def test_m4_every_sensor():
+    rows = [line.split("\t") for line in lines("m4-macos27.0-iohid-temps-1.txt")]
+    services = raw_recording(M4)["hid"]["services"]
+    assert len(rows) == len(services) == 47
+    for (location, _, product, celsius), service in zip(rows, services):
+        assert {k: raw_plain(v) for k, v in service["properties"].items()} == {
+            "Product": product, "LocationID": int(location), "PrimaryUsagePage": 0xFF00, "PrimaryUsage": 5}
+        assert service["value"] == (None if celsius == "-" else [[0, float(celsius)]])
+
+
+def test_m4_memory_pages():
+    said = {k.strip('"'): int(v) for k, v in re.findall(r'(?m)^(?:Pages )?("?[\w -]+"?):\s+(\d+)\.', raw("m4-macos27-vm_stat-top-1.txt"))}
+    v = struct.unpack("<4I9Q2I4Q4IQ", bytes.fromhex(raw_recording(M4)["mach"]["vm_statistics64"][0][1]))
+    assert (v[0] - v[14], v[1], v[2], v[14], v[20], v[3], v[13], v[8], v[9], v[19]) == tuple(said[k] for k in (
+        "free", "active", "inactive", "speculative", "throttled", "wired down", "purgeable", "Translation faults",
+        "copy-on-write", "occupied by compressor"))
+    assert v[21] + v[22] == v[1] + v[2] + v[14]     # file-backed + anonymous: what the file does not say must still add up
+
+
+# ---- the others ----
+
+@pytest.mark.parametrize("name, file, count", [
+    ("m5max-macos27", "m5max-macos27.0-ioreport-energymodel-1.tsv", 364),
+    ("m1ultra-macos27", "m1ultra-macos27.0-ioreport-energymodel-1.tsv", 321)])
+def test_complete_energy_lists_in_order(name, file, count):
+    word = {"mJ": 0x300007C00000000, "uJ": 0x300007900000000, "nJ": 0x300007600000000}
+    have = [(c["name"], int(c["unit"], 16)) for c in channels(raw_recording(name), "Energy Model")]
+    assert have == [(n, word[u]) for n, u in (line.split("\t") for line in lines(file))]
+    assert len(have) == count
+    keys = [(c["driver"], c["channel"]) for c in channels(raw_recording(name), "Energy Model")]
+    assert len(set(keys)) == count
+    if "ultra" in name:
+        assert len({n for n, _ in have if "DTL" in n}) * 2 == sum("DTL" in n for n, _ in have) == 260
+
+
+def test_m1ultra_publishes_as_recorded():
+    data = raw_recording("m1ultra-macos27")
+    want = [(25679, 9851, 1689.8), (6808, 1837, 461.0), (24078, 6609, 1622.1), (6260, 1190, 416.1), (392, 53, 26.3),
+            (24150, 5755, 1613.7), (7497, 2627, 497.2), (24610, 5128, 1612.4)]
+    dies = []
+    for die in (0, 1):
+        rows, = [c["rows"] for c in channels(data, "Energy Model") if c["name"] == "DIE_%d_CPU Energy" % die]
+        dies.append(sorted(set(map(tuple, rows))))
+    stamps = [row[0] for row in dies[0]]
+    assert [row[0] for row in dies[1]] == stamps
+    # the tail of 26.3 ms is never seen alone: it comes with the publication before it or after it
+    at, total = [0.0], [(0, 0)]
+    for a, b, span in want:
+        at.append(at[-1] + span)
+        total.append((total[-1][0] + a, total[-1][1] + b))
+    for stamp, zero, one in zip(stamps, dies[0], dies[1]):
+        i = min(range(len(at)), key=lambda k: abs(at[k] - (stamp - stamps[0]) / 24000))
+        assert abs(at[i] - (stamp - stamps[0]) / 24000) < 0.01
+        assert (zero[1] - dies[0][0][1], one[1] - dies[1][0][1]) == total[i]
+    assert len(stamps) == 9
+    text = raw("m1ultra-macos27.0-all-smi-ioreport-diag-partial-1.txt")
+    for channel, change in re.findall(r"\| ((?:ANE|DRAM)0_[01]) dv=(\d+)mJ dts=497.2ms", text):
+        rows, = [c["rows"] for c in channels(data, "Energy Model") if c["name"] == channel]
+        values = sorted({tuple(row) for row in rows})
+        assert int(change) in [b[1] - a[1] for a, b in zip(values, values[1:])], channel
+    keys = raw_recording("m1ultra-macos27")["smc"]["values"]
+    for key, celsius in re.findall(r'(?m)^(T\w{3})\tpresent type="flt " ([\d.]+) C', text):
+        assert struct.unpack("<f", bytes.fromhex(keys[key][0][1]))[0] == pytest.approx(float(celsius), abs=1e-5)
+
+
+def test_m5max_publishes_every_two_seconds():
+    rows, = [c["rows"] for c in channels(raw_recording("m5max-macos27"), "Energy Model") if c["name"] == "CPU Energy"]
+    stamps = sorted({row[0] for row in rows})
+    assert all(2.03 <= (b - a) / 24e6 <= 2.23 for a, b in zip(stamps, stamps[1:])) and len(stamps) == 7
+
+
+def test_m5max_tables_keys_and_cap():
+    data = raw_recording("m5max-macos27")
+    pmgr = node(data, name="pmgr")["properties"]
+    for key, value, cut in re.findall(r'"([\w-]+)" = <([0-9a-f]+)(\.\.\.)?', raw("m5max-macos26.4-pmgr-voltage-states-hex-1.txt")):
+        have = raw_plain(pmgr[key])
+        assert have[:len(value) // 16 * 16] == value[:len(value) // 16 * 16] if cut else have == value, key
+    smc, dump = data["smc"], smc_dump("m5max-unknown-smc-tkeys-1.txt")
+    assert [k for k in smc["keys"] if k[0][0] == "T"] == [[k, t, len(v) // 2] for k, t, v in dump] and len(dump) == 361
+    assert all(smc["values"][k] == [[0, v]] for k, _, v in dump)
+    cap = [line.split() for line in raw("m5max-macos26.5-agx-power-cap-1.txt").splitlines() if re.match(r" 40 ", line)][0]
+    accelerator = node(data, **{"class": "AGXAcceleratorG17X"})
+    assert first(accelerator, "MaxGPUAbsolutePower") == 1000 * int(cap[0])
+    assert first(accelerator, "FilteredGPUPower") == round(1000 * float(cap[3]))
+    clock, = [c["value"] for c in data["expected"] if c["call"] == "DeviceGetClock"]
+    assert clock == int(cap[1])
+
+
+def test_m4pro_table_and_samples():
+    data = raw_recording("m4pro")
+    said = re.findall(r"(?<= )[0-9A-F]{2}(?= |$)", raw("m4pro-macos15-pmgr-voltage-states-hex-1.txt").split(":", 1)[1])
+    assert raw_plain(node(data, name="pmgr")["properties"]["voltage-states1-sram"]).upper().startswith("".join(said)) and len(said) == 30
+    samples = [plistlib.loads(p.strip().encode())["gpu"] for p in
+               raw("m4pro-macos15.5-powermetrics-gpu-plist-multi-2.txt").split("\0") if p.strip()]
+    clocks = [f // 10 ** 6 for f, _ in pairs(raw_plain(node(data, name="pmgr")["properties"]["voltage-states9"]))]
+    assert clocks[1:] == [s["freq"] for s in samples[0]["dvfm_states"]]
+    rows, = [c["rows"] for c in channels(data, "GPU Stats") if c["name"] == "GPUPH"]
+    for sample, before, after in zip(samples, rows[2:], rows[3:]):
+        spent = [b - a for a, b in zip(before, after)][1:]
+        for ticks, state in zip(spent[1:], sample["dvfm_states"]):
+            assert ticks / sum(spent) == pytest.approx(state["used_ratio"], abs=1e-6)
+
+
+def test_m1max_accelerator_and_clocks():
+    said = ioreg_node(raw("m1max-unknown-ioreg-ioaccelerator-trimmed-1.txt"), "o AGXAcceleratorG13X")
+    here = node(raw_recording("m1max"), **{"class": "AGXAcceleratorG13X"})
+    assert first(here, "PerformanceStatistics") == numbers(said["PerformanceStatistics"])
+    for key in ("model", "gpu-core-count", "IOClass", "vendor-id", "MetalPluginName", "IONameMatched"):
+        assert first(here, key) == ioreg(said[key]), key
+    text = raw("m1max-macos14.6-powermetrics-1.txt")
+    pmgr = node(raw_recording("m1max"), name="pmgr")["properties"]
+    for line, table in (("GPU HW active residency", "voltage-states9"), ("E-Cluster HW active residency", "voltage-states1-sram"),
+                        ("P0-Cluster HW active residency", "voltage-states5-sram")):
+        words = re.search(r"(?m)^%s:.*\((.*)\)" % re.escape(line), text)[1]
+        assert [round(f / 1e6) for f, _ in pairs(raw_plain(pmgr[table])) if f] == [int(m) for m in re.findall(r"(\d+) MHz", words)], table
+
+
+def test_m3max_lists_what_it_refuses():
+    data = raw_recording("m3max-macos27")
+    said = re.findall(r"(?m)^(\w[\w/ ]*?)\s{2,}Simple\s+Perf Counters .*INT64_MIN$", raw("m3max-macos27-amcstats-partial-1.txt"))
+    assert [c["name"] for c in channels(data, "AMC Stats")] == said and len(said) == 10
+    assert all(c["rows"] == [[0, -(1 << 63)]] for c in channels(data, "AMC Stats"))
+    assert data["ioreport"]["groups"]["AMC Stats"] == "refuses"
+    both = float(re.search(r"AMCC -> ([\d.]+) GB/s", raw("m3max-macos27.0-pmp0-dcsbw-1.txt"))[1])
+    here, = [c for c in channels(data, "PMP0", "DCS BW") if c["name"] == "AMCC RD+WR"]
+    spent = [b - a for a, b in zip(here["rows"][0], here["rows"][1])][1:]
+    assert sum(t * int(s.strip()[:-4]) for t, s in zip(spent, here["states"])) / sum(spent) == pytest.approx(both, abs=1e-3)
+    rails = [c for c in channels(data, "Energy Model") if int(c["unit"], 16) == 0x300007C00000000]
+    assert rails and all(row[1] == 0 for c in rails for row in c["rows"])
+
+
+def test_vm_identity():
+    data, text = raw_recording("vm-macos15"), raw("vm-macos15-identity-1.txt")
+    for key in ("hw.model", "machdep.cpu.brand_string"):
+        assert bytes.fromhex(data["sysctl"][key][0][1])[:-1].decode() == re.search(r"(?m)^%s: (.*)" % re.escape(key), text)[1]
+    for key in ("hw.logicalcpu", "hw.physicalcpu", "hw.perflevel0.physicalcpu", "hw.memsize"):
+        assert int.from_bytes(bytes.fromhex(data["sysctl"][key][0][1]), "little") == int(re.search(r"(?m)^%s: (\d+)" % re.escape(key), text)[1])
+    assert data["registry"][0]["class"] == "AppleParavirtGPU" and data["smc"] is None and not data["ioreport"]["channels"]
+    line = [row for row in lines("many-unknown-metal-device_info-1.txt") if "Paravirtual device'" in row][0]
+    device, = data["metal"]["devices"]
+    assert "'max_recommended_working_set_size': %d" % device["recommendedMaxWorkingSetSize"] in line
+    assert "'max_buffer_length': %d" % device["maxBufferLength"] in line
+
+
+@pytest.mark.parametrize("name, marks", [("m5max-macos27", ("115448725504", "86586540032", "applegpu_g17s")),
+                                         ("m4pro", ("40200896512", "30150672384", "applegpu_g16s"))])
+def test_metal_limits(name, marks):
+    device, = raw_recording(name)["metal"]["devices"]
+    assert (str(device["recommendedMaxWorkingSetSize"]), str(device["maxBufferLength"]), device["architecture"]) == marks
+    assert any(all(m in row for m in marks) for row in lines("many-unknown-metal-device_info-1.txt"))
+
+
+# ======================================================================================================================
+# what a second pair of eyes found
+# ======================================================================================================================
+
+NS = ag._NS
+
+
+def changed(tmp_path, name, change, **more):
+    with open(recording(name)) as file:
+        data = json.load(file)
+    change(data)
+    path = tmp_path / "changed.json"
+    path.write_text(json.dumps(data))
+    return ag.LibraryOpen(str(path), speed=0, **more)
+
+
+def test_a_caller_with_a_long_window_does_not_coarsen_the_others():
+    engine, mac = engine_of(gpuph(0.5), (CPU, live(1)), (Channel("GPU Energy", unit="nJ"), live(3)))
+    spans = []
+    for second in range(200):
+        for window in (NS, 60 * NS) if second % 5 == 0 else (NS,):
+            try:
+                power, active = engine.rail_power(window, "gpu"), engine.gpu_active(window)
+            except ag.AppleGPUError:
+                continue
+            if second > 120:
+                spans.append((window // NS, power.interval_s, active.interval_s))
+        mac.t += 1000
+    assert all(0.9 < s < 1.6 for w, *both in spans if w == 1 for s in both)
+    assert all(40 < s < 90 for w, *both in spans if w == 60 for s in both)
+    assert len(engine.main.series.points) <= 19
+
+
+def test_a_long_window_once_does_not_make_an_old_baseline_new():
+    engine, mac = engine_of(gpuph(0.5), (CPU, live(1)))
+    with pytest.raises(ag.NVMLError_NotReady):
+        engine.gpu_active(3600 * NS)
+    mac.t += 1800 * 1000
+    figure = engine.settle(engine.gpu_active, NS, engine.timeout)
+    assert figure.interval_s < 3, "half an hour is not since the last poll"
+
+
+def test_one_lane_without_data_does_not_end_all_byte_counters():
+    """An agent's counter that is absent says nothing of the totals, nor for later."""
+    read, write = Channel("DCS RD", "AMC Stats", "B", (), "Perf Counters"), Channel("DCS WR", "AMC Stats", "B", (), "Perf Counters")
+    display = Channel("DISP0 DCS RD", "AMC Stats", "B", (), "Perf Counters")
+    engine, mac = engine_of((read, lambda t: (t, t * 1000)), (write, lambda t: (t, t * 1000)), (display, lambda t: (t, ag.INT64_MIN)))
+    for _ in range(3):
+        for agent in ("display", None):
+            try:
+                figure = engine.traffic(NS, "RD", agent)
+                assert agent is None and figure.value.bytes_per_s == pytest.approx(1e6)
+            except ag.NVMLError_NotReady as error:
+                assert error.reason in ((ag.REASON_ABSENT, ag.REASON_FIRST) if agent else (ag.REASON_FIRST,))
+                assert mac.t < 101000 or agent, "the totals are there"
+        mac.t += 1000
+    assert "amc dead" not in engine.facts
+
+
+def test_utilisation_without_residency_data_is_the_drivers(tmp_path):
+    def gone(data):
+        for c in data["ioreport"]["channels"]:
+            if c["group"] == "GPU Stats":
+                c["rows"] = [[row[0]] + [ag.INT64_MIN] * (len(row) - 1) for row in c["rows"]]
+    device = changed(tmp_path, "m1max", gone)
+    assert ag.DeviceGetUtilization(device) == ag.DeviceGetEngineUtilization(device).device_percent
+    snapshot = ag.DeviceGetSnapshot(device, ["gpu"])
+    assert snapshot.sources["gpu_utilization_percent"] == "registry"
+    assert ag.DeviceGetThrottleState(device).thermal_pressure is not None       # known whatever GPU Stats says
+
+
+def test_a_refused_energy_model_does_not_hide_what_pmp_counts():
+    dram = Channel("DRAM", "PMP", "mJ", (), "Energy Counters")
+    engine, mac = engine_of((dram, batched(2)), (Channel("CPU Energy"), batched(5)))
+    real = mac.subscribe
+
+    def subscribe(groups, want):
+        if groups[0][0] == "Energy Model":
+            raise ag._fail(ag.ERROR_NOT_SUPPORTED, ag.REASON_MACOS, "ioreport:Energy Model", "refused")
+        return real(groups, want)
+    mac.subscribe = subscribe
+    assert ask(engine, engine.rail_power, "dram") == pytest.approx(2)
+    with pytest.raises(ag.NVMLError_NotSupported) as caught:
+        engine.rail_power(NS, "cpu")
+    assert caught.value.reason == ag.REASON_MACOS and "refused" in str(caught.value.detail)
+
+
+def test_a_delta_never_pairs_one_die_with_another():
+    die0, die1 = steps((0, 99999, 1000)), steps((0, 99999, ag.INT64_MIN))
+    engine, mac = engine_of((CPU, die0), (CPU2, die1))
+    engine.rail("cpu")
+    engine.main.refresh()
+    assert engine.rail_points("cpu") == []
+    die0, die1 = steps((0, 99999, 1000)), steps((0, 99999, 7000))
+    engine, mac = engine_of((CPU, die0), (CPU2, die1))
+    engine.rail("cpu")
+    engine.main.refresh()
+    assert [lane[-1][1] for lane in engine.rail_points("cpu")] == [1000, 7000]
+
+
+def test_a_figure_that_went_missing_keeps_no_age():
+    engine, mac = engine_of((CPU, live(1)))
+    snapshot = ag.Snapshot(engine, ag.PARTS)
+    row = next(r for r in ag._SNAPSHOT if r[3][0][0] == "cpu_power_mw")
+    snapshot._take(row, ag._Figure(5, 0.1, 1.0, "x", True))
+    snapshot._miss(row, ag.REASON_RESET, "fell")
+    assert snapshot.cpu_power_mw is None and "cpu_power_mw" in snapshot.reasons
+    for table in (snapshot.ages, snapshot.intervals, snapshot.sources, snapshot.estimated):
+        assert "cpu_power_mw" not in table
+
+
+@pytest.mark.parametrize("call", ["processes", "process_gpu_time", "process_utilization"])
+def test_clients_forgotten_by_another_thread_are_not_an_index_error(call):
+    device = ag.LibraryOpen(recording("m4-macos27"), speed=0)
+    engine = device._engine
+    real = engine.clients.refresh
+
+    def refresh(window=None):
+        real(window)
+        engine._gpu_restarted()         # as another thread's statistics() does
+    engine.clients.refresh = refresh
+    with pytest.raises(ag.NVMLError_NotReady) as caught:
+        getattr(engine, call)(NS, *(() if call == "processes" else (1,)))
+    assert caught.value.reason == ag.REASON_RESET
+
+
+def test_a_gpu_restart_is_only_the_gpus():
+    engine, mac = engine_of((CPU, batched(5)), (Channel("GPU Energy", unit="nJ"), live(3)), gpuph(0.5))
+    for _ in range(4):
+        engine.main.refresh(NS)
+        mac.t += 1000
+    engine.main.refresh(NS)
+    engine._gpu_restarted()
+    assert ask(engine, engine.rail_power, "cpu", timeout=0) == pytest.approx(5)
+    assert ask(engine, engine.rail_power, "gpu", timeout=0) == ag.REASON_RESET
+    for _ in range(2):
+        mac.t += 100
+        engine.main.refresh()
+    assert ask(engine, engine.rail_power, "gpu", timeout=0) == pytest.approx(3)
+
+
+def test_a_nested_init_keeps_the_times_of_the_first():
+    path = recording("m4-macos27")
+    ag.LibraryInit(path, speed=0, window=5, timeout=0)
+    ag.LibraryInit(path, speed=0)           # a library that came along, as nvmlInit does
+    assert ag._library.engine.window == 5 * NS and ag._library.engine.timeout == 0
+    with pytest.raises(ag.AppleGPUError):
+        ag.LibraryInit(path, speed=0, window=0)
+    assert ag._library.count == 2
+    ag.LibraryShutDown(), ag.LibraryShutDown()
+    with pytest.raises(ag.AppleGPUError):
+        ag.LibraryInit(path, speed=0, window=9, timeout=-1)
+    assert ag._library.engine.window == 5 * NS and not ag._library.count
+    ag.LibraryInit(path, speed=0)
+    assert ag._library.engine.window == NS
+
+
+def test_parts_of_the_wrong_kind_are_wrong_arguments():
+    device = ag.LibraryOpen(recording("m4-macos27"), speed=0)
+    for parts in (5, [["gpu"]], [None], "nothing"):
+        with pytest.raises(ag.NVMLError_InvalidArgument):
+            ag.DeviceGetSnapshot(device, parts)
+    assert ag.DeviceGetSnapshot(device, iter(["gpu"])).parts == ("gpu",)
+
+
+def test_a_dead_way_to_ane_use_gives_way_to_the_next(tmp_path):
+    def dead(data):
+        for c in data["ioreport"]["channels"]:
+            if c["name"] == "ANE-AF-BW":
+                c["rows"] = [[row[0]] + [ag.INT64_MIN] * (len(row) - 1) for row in c["rows"]]
+    for name in ("m1max", "m3max-macos27", "m5max-macos27", "m4pro"):
+        device = changed(tmp_path, name, dead)
+        assert ag.Try(ag.AneGetUtilization, device).reason != ag.REASON_ABSENT
+
+
+def test_throttling_does_not_need_the_notification(tmp_path):
+    device = changed(tmp_path, "m5max-macos27", lambda data: data.update(notify={}))
+    state = ag.DeviceGetThrottleState(device)
+    assert state.cltm_ratio is not None and state.thermal_pressure is None
+
+
+# ======================================================================================================================
+# the command line
+# ======================================================================================================================
+
+MODULE = os.path.join(HERE, "pyapplegpu.py")
+cli_RECORDINGS = os.path.join(HERE, "examples", "recordings")
+cli_NAMES = sorted(name[:-5] for name in os.listdir(cli_RECORDINGS) if name.endswith(".json"))
+COLOURS = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "PYAPPLEGPU_RECORDING")
+
+
+def path_of(name):
+    return name if os.sep in name else os.path.join(cli_RECORDINGS, name + ".json")
+
+
+@contextlib.contextmanager
+def environment(**values):
+    before = {name: os.environ.pop(name, None) for name in COLOURS + tuple(values)}
+    os.environ.update({name: str(value) for name, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def cli(*argv, recording="m4-macos27", speed="0", **env):
+    """(exit code, stdout, stderr) of main() in this process."""
+    args = list(argv) + (["--recording", path_of(recording), "--speed", speed] if recording else [])
+    out, err = io.StringIO(), io.StringIO()
+    if not ag._library.count:
+        ag._library.engine = ag._library.opened = None      # the replay begins anew, as in a process of its own
+    with environment(**env), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = ag.main(args)
+    return code, out.getvalue(), err.getvalue()
+
+
+def good(*argv, **named):
+    code, out, err = cli(*argv, **named)
+    assert (code, err) == (0, ""), (code, err)
+    return out
+
+
+def process(*argv, recording="m4-macos27", **named):
+    """The same as a process of its own, stdout and stderr piped."""
+    env = {k: v for k, v in os.environ.items() if k not in COLOURS}
+    env.update(named.pop("env", {}))
+    args = [sys.executable, MODULE, *argv] + (["--recording", path_of(recording)] if recording else [])
+    return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, cwd=HERE, **named)
+
+
+def variant(tmp_path, change, base="m4-macos27"):
+    """A recording with something changed."""
+    with open(path_of(base), encoding="utf-8") as file:
+        data = json.loads(change(file.read()))
+    where = str(tmp_path / "variant.json")
+    with open(where, "w", encoding="utf-8") as file:
+        json.dump(data, file)
+    return where
+
+
+def renamed(name):
+    quoted = json.dumps(name)[1:-1]
+    return lambda text: text.replace('"pid 404, WindowServer"', '"pid 404, %s"' % quoted)
+
+
+def columns(text):
+    return ag._width(text)
+
+
+# ---- the view
+
+def test_view_of_the_m4():
+    view = good()
+    for text in ("recording m4-macos27.json", "Mac16,12", "macOS 27.0", "driver 360.34.5", "GPU 0  Apple M4, 10 cores",
+                 "device / renderer / tiler  17 / 15 / 15 %", "Use        17 % [###.............]",
+                 "In use        430,571,520  410.6 MiB", "Allocated   4,597,121,024    4.3 GiB",
+                 "Limit      12,713,115,648   11.8 GiB", "Headroom    3,601,793,024    3.4 GiB",
+                 "Clock     723 MHz (338 to 1578)", "Power     1.20 W, no cap", "Throttle  none", "GB/s of 120",
+                 "ANE use   0 %, by soc_floor", "nominal pressure", "Fans      none", "Package       2.10 W"):
+        assert text in view, text
+    assert re.search(r"404  WindowServer +15\.0 % +39\.96 s +N/A", view)
+    assert re.search(r"ECPU       6 1680/2892  12%  300 mW", view)
+
+
+def test_view_of_the_m1():
+    view = good(recording="m1-macos11")
+    for text in ("Apple M1, 8 cores", "0 / 0 / 0 %", "6,373,376    6.1 MiB", "(396 to 1278)", "macOS 11.0.1",
+                 "Power     1 mW, cap N/A", "16 more with -v"):
+        assert text in view, text
+    assert re.search(r" 357  WindowServer +0\.0 % +249\.66 s", view)
+    assert "more with -v" not in good("-v", recording="m1-macos11")
+
+
+def test_view_of_the_m5_max():
+    view = good(recording="m5max-macos27")
+    for text in ("Apple M5 Max, 40 cores", "99 / 99 / 31 %", "Use       100 % [################]", "39.99 W, cap 40.00 W",
+                 "power budget 40 %", "3108, 3110 rpm (54, 54 %)", ">28.80", "MCPU0", "MCPU1", "PCPU"):
+        assert text in view, text
+
+
+@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("width", (40, 60, 79, 80, 100, 119, 120, 200))
+def test_view_fits(name, width):
+    lines = good(recording=name, COLUMNS=width).splitlines()
+    assert all(columns(line) <= min(width, 160) for line in lines)
+    boxed = [line for line in lines if line[:1] in "+|"]
+    assert {columns(line) for line in boxed} == {min(width, 160)}
+    assert len(boxed) >= (23 if width >= 120 else 32)
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("name", cli_NAMES)
+def test_view_clips_nothing_at_80_and_120(name):
+    for width in (80, 120):
+        for line in good(recording=name, COLUMNS=width).splitlines():
+            assert not re.search(r"\S~ *[|]", line), line       # the mark of a clipped text
+
+
+def test_layout_follows_the_width():
+    titles = ("| GPU  ", "| GPU memory", "| Power, energy")
+    one, two, three = (good(COLUMNS=w).splitlines() for w in (79, 80, 120))
+    for lines, together in ((one, 1), (two, 2), (three, 3)):
+        line = next(line for line in lines if line.startswith("| GPU   "))
+        assert sum(t in line for t in titles) == together
+
+
+def test_missing_is_never_zero():
+    view = good(recording="vm-macos15")
+    for label in ("Use       N/A", "Power     N/A, cap N/A", "In use    N/A", "Temp      N/A", "Fans      N/A"):
+        assert label in view, label
+    assert "5,010,800,640" in view and " 0 %" not in view and "0 mW" not in view
+
+
+def test_verbose_says_why():
+    assert "Not available" not in good(recording="m3max-macos27")
+    text = " ".join(good("-v", recording="m3max-macos27").split())
+    assert "Not available:" in text
+    assert "cpu_power_mw, cpu_energy_mj, package_power_mw: Not Ready: cpu: the driver publishes a zero" in text
+    assert "ECPU power_mw, PCPU power_mw, PCPU1 power_mw" in text and "(frozen)" in text
+
+
+def test_a_small_power_is_not_zero():
+    assert ag._watts(1) == "1 mW" and ag._watts(999) == "999 mW" and ag._watts(1000) == "1.00 W" and ag._watts(None) == "N/A"
+
+
+def test_throttling_is_shown():
+    assert ag._throttle_text(None) == ag._throttle_text(ag.ThrottleState(None, None, 0)) == "N/A"
+    assert ag._throttle_text(ag.ThrottleState(0.0, 100.0, 0)) == "none"
+    assert ag._throttle_text(ag.ThrottleState(0.25, 0.0, 0)) == "heat 25 % of the time, power budget 0 %"
+    assert ag._throttle_text(ag.ThrottleState(None, 60.0, 0)) == "power budget 60 %"
+
+
+# ---- colours and names
+
+def test_colours():
+    assert "\033" not in good() and "\033" not in good(TERM="xterm-256color")
+    assert "\033[32m###\033[0m" in good(FORCE_COLOR=1) and "\033[31m" in good(FORCE_COLOR=1, recording="m5max-macos27")
+    assert "\033" not in good(FORCE_COLOR=1, NO_COLOR=1)
+    for plain, painted in zip(good().splitlines(), good(FORCE_COLOR=1).splitlines()):
+        assert re.sub(r"\033\[\d*m", "", painted) == plain
+    for argv in (["-q"], ["-L"], ["--json"], ["--doctor"], ["--query-gpu=name,power.limit"]):
+        assert "\033" not in good(*argv, FORCE_COLOR=1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pty")
+@pytest.mark.parametrize("env, coloured", (({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False),
+                                           ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb", "FORCE_COLOR": "1"}, True)))
+def test_colours_on_a_terminal(env, coloured):
+    import pty
+    ours, theirs = pty.openpty()
+    base = {k: v for k, v in os.environ.items() if k not in COLOURS}
+    child = subprocess.Popen([sys.executable, MODULE, "--recording", path_of("m4-macos27"), "--speed", "0"], stdout=theirs,
+                             stderr=theirs, env=dict(base, COLUMNS="80", **env))
+    os.close(theirs)
+    got = b""
+    with contextlib.suppress(OSError):
+        while True:
+            part = os.read(ours, 65536)
+            if not part:
+                break
+            got += part
+    os.close(ours)
+    assert child.wait() == 0 and (b"\033[" in got) == coloured and b"17 / 15 / 15 %" in got
+
+
+EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\x7f\r\n\u202e\u2028x"
+MODES = ([], ["-v"], ["-q"], ["-q", "-v"], ["--json"], ["--jsonl"], ["--selftest"], ["--doctor"], ["-L"],
+         ["--query-compute-apps=pid,name", "--format=csv"])
+
+
+@pytest.mark.parametrize("argv", MODES, ids=" ".join)
+def test_no_control_character_reaches_the_terminal(monkeypatch, argv):
+    totals = ag._client_totals      # a recording may not hold such names, a Mac may
+    monkeypatch.setattr(ag, "_client_totals", lambda clients: {
+        pid: (EVIL if pid == 404 else name, ns) for pid, (name, ns) in totals(clients).items()})
+    if "apps" in "".join(argv):
+        assert "404, ?]0;owned??[31m?2J?????x" in good(*argv)
+    for text in (good(*argv), re.sub("\033\\[\\d+m", "", good(*argv, FORCE_COLOR=1))):
+        assert not [c for c in text if c != "\n" and not c.isprintable()]
+    if "--json" in argv:
+        assert json.loads(good("--json"))["processes"][0]["name"] == EVIL
+
+
+def test_the_name_of_a_recording_is_cleaned_too(tmp_path):
+    where = tmp_path / "a\x1b[31m.json"
+    with open(path_of("m4-macos27"), "rb") as file:
+        where.write_bytes(file.read())
+    assert "\x1b" not in good(recording=str(where)) + good("-q", recording=str(where))
+    code, out, err = cli(recording=str(tmp_path / "no\x1b.json"))
+    assert code == 2 and "\x1b" not in err and out == ""
+
+
+def test_wide_names_keep_the_frame(tmp_path):
+    where = variant(tmp_path, renamed("\u56fe\u5f62\u670d\u52a1\u5668"))
+    for width in (40, 80, 120):
+        lines = good(recording=where, COLUMNS=width).splitlines()
+        assert {columns(line) for line in lines if line[:1] in "+|"} == {width}
+    child = process("--speed", "0", recording=where, env={"PYTHONIOENCODING": "ascii"})
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (0, b"") and b"?????" in out
+
+
+def test_a_comma_in_a_name_stays_one_field(tmp_path):
+    out = good("--query-compute-apps=pid,name,used_memory", recording=variant(tmp_path, renamed('a, "b"')))
+    assert ["404", 'a, "b"', "[N/A]"] in list(csv.reader(io.StringIO(out), skipinitialspace=True))
+
+
+# ---- lists and queries
+
+def test_list_gpus():
+    for name in cli_NAMES:
+        assert re.fullmatch(r"GPU 0: Apple .+ \(UUID: GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\)\n", good("-L", recording=name))
+    assert good("--list-gpus") == good("-L")
+
+
+def test_query_all():
+    text = good("-q", recording="m5max-macos27")
+    for line in ("Source                                      : recording m5max-macos27.json",
+                 "        UUID                                : GPU-", "        Metal Family                        : Apple10",
+                 "        Peak FP32                           : 16.59 TFLOPS", "        Utilization                         : 100 %",
+                 "        Power Limit                         : 40.000 W", "            P9                              :  58.33 %  1278 MHz",
+                 "        GPU Read                            : 28.80 GB/s, estimated, saturated",
+                 "            Tg0C                            : 27.3 C", "    Neural Engine", "        Process 4100",
+                 "            Battery Temperature             : 29.9 C", "        Pressure Level                      : nominal"):
+        assert line in text, line
+    assert "SRAM Power                          : N/A\n" in text
+    assert "SRAM Power                          : N/A (Not Supported: there is no energy channel" in good("-qv", recording="m5max-macos27")
+
+
+def test_query_all_names_every_figure_of_a_snapshot():
+    out = good("-q")
+    labels = re.findall(r"^ {8}(\S.*?) *(?::|$)", out, re.M)
+    fields = [field for row in ag._SNAPSHOT for field, _ in row[3]]
+    assert len(labels) >= len(fields)
+
+
+QUERY = "name,uuid,index,utilization.gpu,memory.total,memory.used,memory.free,power.draw,power.limit,temperature.gpu," \
+        "clocks.gr,clocks.max.sm,fan.speed,pstate,utilization.memory,clocks_throttle_reasons.sw_power_cap,compute_mode"
+
+
+def test_query_gpu():
+    head, row = good("--query-gpu=" + QUERY, "--format=csv", recording="m5max-macos27").splitlines()
+    assert head == ("name, uuid, index, utilization.gpu [%], memory.total [MiB], memory.used [MiB], memory.free [MiB], power.draw [W], "
+                    "power.limit [W], temperature.gpu, clocks.current.graphics [MHz], clocks.max.sm [MHz], fan.speed [%], pstate, "
+                    "utilization.memory [%], clocks_throttle_reasons.sw_power_cap, compute_mode")
+    uuid = re.search(r"GPU-[-0-9a-f]+", row).group()
+    assert row == ("Apple M5 Max, %s, 0, 100 %%, 110100 MiB, 29696 MiB, 80404 MiB, 39.99 W, 40.00 W, 27, 1238 MHz, 1620 MHz, 54 %%, "
+                   "[N/A], [N/A], Active, Default" % uuid)
+
+
+def test_query_gpu_formats():
+    fields = "--query-gpu=name,memory.used,power.draw,power.limit"
+    assert good(fields) == good(fields, "--format=csv") == (
+        "name, memory.used [MiB], power.draw [W], power.limit [W]\nApple M4, 410 MiB, 1.20 W, [N/A]\n")
+    assert good(fields, "--format=csv,noheader") == good(fields, "--format=noheader,csv") == "Apple M4, 410 MiB, 1.20 W, [N/A]\n"
+    assert good(fields, "--format", "csv, noheader, nounits") == "Apple M4, 410, 1.20, [N/A]\n"
+    assert good(fields, "--format=csv,nounits").splitlines()[0] == "name, memory.used [MiB], power.draw [W], power.limit [W]"
+    assert good("--query-gpu= name , index ", "--format=csv,noheader") == "Apple M4, 0\n"
+
+
+def test_query_gpu_timestamp_and_aliases():
+    with environment(TZ="UTC"):
+        if hasattr(time, "tzset"):
+            time.tzset()
+        try:
+            out = good("--query-gpu=timestamp,gpu_name,gpu_uuid,clocks.sm,clocks.mem", "--format=csv", TZ="UTC")
+        finally:
+            os.environ.pop("TZ", None)
+            if hasattr(time, "tzset"):
+                time.tzset()
+    head, row = out.splitlines()
+    assert head == "timestamp, name, uuid, clocks.current.sm [MHz], clocks.current.memory [MHz]"
+    assert re.match(r"2026/09/21 14:13:2\d\.500, Apple M4, GPU-.*, 723 MHz, \[N/A\]$", row)
+
+
+def test_every_field_answers_everywhere():
+    table = ag._query_table()
+    assert len(table) > 230 and len([name for name in table if name.startswith("apple.")]) >= 40
+    names = ",".join(table)
+    for recording in cli_NAMES:
+        head, row = csv.reader(io.StringIO(good("--query-gpu=" + names, "--format=csv", recording=recording)), skipinitialspace=True)
+        assert len(head) == len(row) == len(table) and all(row)
+    plain = next(csv.reader(io.StringIO(good("--query-gpu=" + names, "--format=csv,noheader,nounits", recording="m4-macos27")),
+                            skipinitialspace=True))
+    for name, cell in zip(table, plain):
+        if ag._unit(table[name][2]) and cell != "[N/A]":
+            float(cell)
+
+
+def test_fields_are_those_of_the_snapshot():
+    fields = {field for row in ag._SNAPSHOT for field, _ in row[3]}
+    for apps in (False, True):
+        for name, (_, source, _, _) in ag._query_table(apps).items():
+            start = source.split(".")[0]
+            assert not source or source[0] in "!=" or start == "process" or start in fields or callable(getattr(ag, start)), name
+
+
+def test_unknown_field():
+    for option in ("--query-gpu", "--query-compute-apps"):
+        code, out, err = cli(option + "=name,cuda_version", "--format=csv")
+        assert (code, out, err) == (2, "", 'Field "cuda_version" is not a valid field to query.\n')
+    assert cli("--query-gpu=")[0] == 2
+
+
+def test_help_query():
+    text = good("--help-query-gpu", recording=None)
+    for name in list(ag._query_table()) + list(ag._query_table(True)):
+        assert '"%s"' % name in text or "    %s\n" % name in text, name
+    assert '"memory.used" [MiB]\n    in use by every process' in text
+
+
+def test_query_compute_apps():
+    out = good("--query-compute-apps=pid,process_name,used_gpu_memory,apple.gpu_percent,apple.gpu_time,apple.footprint", "--format=csv",
+               recording="m5max-macos27")
+    assert out.splitlines()[:2] == [
+        "pid, process_name, used_gpu_memory [MiB], apple.gpu_percent [%], apple.gpu_time [s], apple.footprint [MiB]",
+        "4100, python3.13, [N/A], 93.0 %, 5.930 s, 34816 MiB"]
+    assert good("--query-compute-apps=pid,name", "--format=csv", recording="vm-macos15") == "pid, process_name\n"
+
+
+def test_a_query_asks_only_for_its_parts():
+    rows = [ag._query_table()[name] for name in ("memory.used", "name", "uuid")]
+    assert ag._parts_of(row[1] for row in rows) == ("memory", "gpu")
+    assert ag._parts_of(["process.pid"]) == ("processes",)
+
+
+def test_id():
+    uuid = good("--query-gpu=uuid", "--format=csv,noheader").strip()
+    for chosen in ("0", uuid, uuid.upper().replace("GPU-", "gpu-")):
+        assert good("-i", chosen, "--query-gpu=index", "--format=csv,noheader") == "0\n"
+    assert good("--id=0,0", "--query-gpu=index", "--format=csv,noheader") == "0\n0\n"
+    for chosen in ("1", "-1", "GPU-0", "", "99999999999"):
+        code, out, err = cli("--id=" + chosen, "-L")
+        assert code == 6 and out == "" and "No devices were found" in err
+
+
+# ---- programs written for nvidia-smi, unchanged
+
+GPUTIL = r"""
+import subprocess
+fields = "index,uuid,utilization.gpu,memory.total,memory.used,memory.free,driver_version,name,gpu_serial,display_active," \
+         "display_mode,temperature.gpu"
+text = subprocess.run(["nvidia-smi", "--query-gpu=" + fields, "--format=csv,noheader,nounits"], stdout=subprocess.PIPE,
+                      check=True, text=True).stdout
+def number(word):
+    try:
+        return float(word)
+    except ValueError:
+        return float("nan")
+for line in text.split("\n")[:-1]:
+    v = line.split(", ")
+    assert len(v) == 12, v
+    print(int(v[0]), v[1][:4], number(v[2]) / 100, number(v[3]), number(v[4]), number(v[5]), v[6], v[7], v[9], number(v[11]))
+"""
+SHELL = r"""
+IFS=, read -r temp power used total name < <(nvidia-smi --id=0 --query-gpu=temperature.gpu,power.draw,memory.used,memory.total,name \
+    --format=csv,noheader,nounits 2>/dev/null | head -1)
+echo "t=${temp// /} p=${power// /} used=$(( ${used// /} * 100 / ${total// /} ))% name=${name# }"
+nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader -lms 20 | head -3 | awk '{s += $1} END {print "mean", s / NR}'
+nvidia-smi -L | grep -c UUID
+nvidia-smi --query-gpu=bogus --format=csv; echo "rc=$?"
+"""
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path):
+    """An environment in which `nvidia-smi` is this program over the M4's recording."""
+    if os.name == "nt":
+        pytest.skip("a shell script")
+    script = tmp_path / "nvidia-smi"
+    script.write_text('#!/bin/sh\nexec "%s" "%s" --recording "%s" --speed 0 "$@"\n' % (sys.executable, MODULE, path_of("m4-macos27")))
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return dict(os.environ, PATH=str(tmp_path) + os.pathsep + os.environ["PATH"])
+
+
+def test_a_python_script_for_nvidia_smi(nvidia_smi):
+    out = subprocess.run([sys.executable, "-c", GPUTIL], env=nvidia_smi, stdout=subprocess.PIPE, check=True, text=True).stdout
+    assert out == "0 GPU- 0.17 12124.0 410.0 11713.0 27.0 Apple M4 [N/A] 74.0\n"
+
+
+def test_a_shell_script_for_nvidia_smi(nvidia_smi):
+    if not os.path.exists("/bin/bash"):
+        pytest.skip("no bash")
+    done = subprocess.run(["/bin/bash", "-c", SHELL], env=nvidia_smi, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.stdout.splitlines() == ["t=74 p=1.20 used=3% name=Apple M4", "mean 17", "1",
+                                        'Field "bogus" is not a valid field to query.', "rc=2"]
+
+
+# ---- JSON: keys are only ever added
+
+KEYS = """schema time_unix_s time_mono_s interval_s source parts reasons messages ages intervals sources estimated
+gpu_name gpu_core_count gpu_utilization_percent gpu_device_percent gpu_renderer_percent gpu_tiler_percent gpu_active_ratio
+gpu_scaled_ratio gpu_recovery_count gpu_clock_mhz gpu_max_clock_mhz gpu_states memory_total_bytes memory_used_bytes memory_free_bytes
+memory_allocated_bytes memory_wired_limit_bytes memory_headroom_bytes memory_utilization_percent gpu_power_mw gpu_energy_mj
+gpu_power_limit_mw gpu_sram_power_mw cpu_power_mw cpu_energy_mj ane_power_mw ane_energy_mj memory_power_mw memory_energy_mj
+package_power_mw system_power_mw gpu_temperature_celsius gpu_temperature_max_celsius cpu_temperature_celsius gpu_throttle
+thermal_pressure_level fans memory_read memory_write memory_gpu_read memory_gpu_write memory_cpu_read memory_cpu_write memory_ane_read
+memory_ane_write memory_media_read memory_media_write memory_display_read memory_display_write memory_io_read memory_io_write
+memory_max_bytes_per_s ane_utilization_percent ane_utilization_method ane_power_state cpu_utilization_percent cpu_clusters
+encode_power_mw decode_power_mw encode_bandwidth decode_bandwidth prores_bandwidth processes system_model system_chip_name
+system_os_version system_memory system_swap system_memory_pressure system_power_source""".split()
+NESTED = {
+    "gpu_states": "name mhz ratio", "gpu_throttle": "cltm_ratio ppm_percent thermal_pressure",
+    "fans": "rpm min_rpm max_rpm percent", "memory_read": "bytes_per_s estimated saturated",
+    "cpu_clusters": "name core_type cores clock_mhz max_clock_mhz active_ratio utilization_percent power_mw reasons",
+    "processes": "pid name gpu_time_ns gpu_percent footprint_bytes is_self",
+    "system_memory": "total_bytes used_bytes available_bytes available_psutil_bytes app_bytes wired_bytes active_bytes inactive_bytes "
+                     "compressed_bytes cached_bytes free_bytes", "system_swap": "total_bytes used_bytes free_bytes",
+    "system_memory_pressure": "level available_percent",
+    "system_power_source": "source battery_percent charging battery_power_mw cycle_count battery_celsius"}
+
+
+@pytest.mark.parametrize("name", cli_NAMES)
+def test_json_schema(name):
+    data = json.loads(good("--json", recording=name))
+    assert set(KEYS) <= set(data) and data["schema"] == 1
+    for key in [k for k in KEYS[12:]]:
+        assert (data[key] is None) == (key in data["reasons"]) == (key in data["messages"]), key
+        assert data["reasons"].get(key, ag.REASON_FIRST) in {v for k, v in vars(ag).items() if k.startswith("REASON_")}
+    for key, fields in NESTED.items():
+        for item in data[key] if isinstance(data[key], list) else [data[key]]:
+            assert item is None or set(fields.split()) <= set(item), key
+
+
+def test_first_view_has_rates():
+    """No `first` anywhere: the first view waits for the second sample, in real time."""
+    began = time.monotonic()
+    data = json.loads(good("--json", speed="1"))
+    assert 0.5 < time.monotonic() - began < 8
+    assert data["interval_s"] > 0.5 and data["gpu_utilization_percent"] == 17 and data["gpu_power_mw"] == 1200
+    assert ag.REASON_FIRST not in data["reasons"].values()
+    assert not any(c["reasons"] for c in data["cpu_clusters"])
+
+
+def test_jsonl():
+    line = good("--jsonl")
+    assert line.count("\n") == 1 and json.loads(line)["gpu_device_percent"] == 17
+    child = process("--jsonl", "-lms", "20", "--speed", "0")
+    got = [json.loads(child.stdout.readline()) for _ in range(3)]
+    child.stdout.close()
+    assert child.wait(20) == 141 and child.stderr.read() == b""
+    assert [b["time_unix_s"] - a["time_unix_s"] for a, b in zip(got, got[1:])] == [1.0, 1.0]
+
+
+# ---- doctor, selftest, recorder
+
+@pytest.mark.parametrize("name", cli_NAMES)
+def test_selftest(name):
+    out = good("--selftest", recording=name)
+    last = out.splitlines()[-1]
+    assert re.fullmatch(r"\d+ functions: \d+ values, \d+ reasons, 0 failed", last)
+    called = {line.split()[1] for line in out.splitlines()[:-1]}
+    flat = {n for n in ag.__all__ if re.match(r"(Device|Memory|Ane|Cpu|Vpu|Process|System)(Get|Count)|Snapshot.", n)}
+    assert flat <= called and {"LibraryDiagnose", "ErrorString", "SnapshotDelta"} <= called
+    assert all(line.split()[0] in ("value", "reason") for line in out.splitlines()[:-1])
+
+
+def test_selftest_finds_a_fault(monkeypatch):
+    def broken(device):
+        raise KeyError("surprise")
+    monkeypatch.setattr(ag, "DeviceGetName", broken)
+    code, out, err = cli("--selftest")
+    assert code == 1 and re.search(r"^FAILED +DeviceGetName +KeyError\('surprise'\)$", out, re.M) and " 1 failed" in out
+
+
+def test_doctor():
+    out = good("--doctor", recording="m5max-macos27")
+    assert out.startswith("```\npyapplegpu " + ag.__version__) and out.endswith("```\n")
+    assert "Mac17,7, Apple M5 Max, macOS 27.0, driver 360.34.5\nrecording m5max-macos27.json\n" in out
+    for source in ("registry", "ioreport:AMC Stats", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal"):
+        assert re.search(r"^%s +(ok|macos|chip) +\d" % source, out, re.M), source
+    assert re.search(r"^ioreport:AMC Stats +macos .*refused", out, re.M) and "  AMC Stats: Not Supported: refused" in out
+    assert "  PMP0 / DCS BW: " in out and "GPU-" not in out and cli_RECORDINGS not in out
+    assert re.search(r"^snapshot: \d+ figures, \d+ missing, \d+ ms", out, re.M)
+
+
+def test_doctor_counts_native_calls():
+    fakemac = os.path.join(HERE, "examples", "fakemac.py")
+    done = subprocess.run([sys.executable, fakemac, "--recording", path_of("m4-macos27"), MODULE, "--doctor"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^registry +ok +[\d.]+ +[1-9]\d*  AGXAcceleratorG16G", done.stdout, re.M)
+    assert re.search(r"^snapshot: .* [1-9]\d{2,} calls", done.stdout, re.M) and "\nlive\n" in done.stdout
+
+
+def test_record_and_replay(tmp_path):
+    where = str(tmp_path / "mac.json")
+    code, out, err = cli("--record", where, "--seconds", "2")
+    assert code == 0 and err.startswith("recording for 2 s") and out.startswith(where) and "no UUID" in out
+    assert "17 / 15 / 15 %" in good(recording=where)
+    code, out, err = cli("--record", str(tmp_path / "none" / "x.json"), "--seconds", "1")
+    assert code == 17 and err.count("\n") == 2 and "cannot write" in err
+
+
+# ---- arguments, exit codes, pipes, signals
+
+WRONG = (["--nonsense"], ["stray"], ["-l", "x"], ["-l", "0"], ["-l", "-1"], ["-l", "nan"], ["-l", "inf"], ["-lms", "0"], ["-lms"],
+         ["-l", "1", "-lms", "5"], ["-L", "-q"], ["--json", "--jsonl"], ["--format=csv"], ["--query-gpu=name", "--format=xml"],
+         ["--query-gpu=name", "--format=noheader"], ["--query-gpu"], ["--seconds", "3"], ["--names"], ["--record", "x", "--seconds", "0"],
+         ["-l", "1", "--doctor"], ["-l", "1", "--record", "x"], ["--speed", "-1"], ["--speed", "nan"], ["--quer"], ["--query-gpu=,"])
+
+
+@pytest.mark.parametrize("argv", WRONG, ids=" ".join)
+def test_cli_wrong_arguments(argv):
+    named = {} if "--speed" in argv else {"recording": "m4-macos27"}
+    out, err = io.StringIO(), io.StringIO()
+    with environment(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = ag.main(argv + (["--recording", path_of("m4-macos27")] if named else []))
+    assert code == 2 and out.getvalue() == "" and 0 < err.getvalue().count("\n") <= 3 and "Traceback" not in err.getvalue()
+
+
+def test_version_and_help():
+    assert good("--version", recording=None) == "pyapplegpu %s\n" % ag.__version__
+    text = good("--help", recording=None)
+    for option in ("-L", "-q", "--query-gpu", "--help-query-gpu", "-i", "-l", "-lms", "--json", "--jsonl", "--doctor", "--selftest",
+                   "--record", "--seconds", "--names", "--recording", "--speed", "--version", "--format", "exit codes"):
+        assert option in text, option
+
+
+def test_loop_spellings():
+    for argv in (["-l"], ["-l", "5"], ["-l=5"], ["-l5"], ["--loop=5"], ["--loop", "5"], ["-lms", "5000"], ["-lms=5000"], ["--loop-ms=5000"]):
+        assert ag._arguments(argv).every == 5.0, argv
+    assert ag._arguments([]).every is None
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there is an Apple GPU here")
+def test_off_a_mac():
+    for argv in ([], ["-L"], ["--json"], ["--doctor"], ["--selftest"], ["--query-gpu=name"], ["--record", os.devnull]):
+        code, out, err = cli(*argv, recording=None)
+        assert code == 12 and out == "" and err.count("\n") == 1 and "--recording FILE" in err, argv
+
+
+def test_bad_recordings(tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text("{")
+    newer = tmp_path / "newer.json"
+    newer.write_text('{"format": 99}')
+    for where in (tmp_path / "absent.json", broken, newer, tmp_path):
+        code, out, err = cli(recording=str(where))
+        assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("pyapplegpu: "), err
+
+
+def test_the_environment_names_a_recording():
+    code, out, err = cli("-L", recording=None, PYAPPLEGPU_RECORDING=path_of("m4-macos27"))
+    assert code == 0 and "Apple M4" in out
+
+
+def test_main_leaves_the_library_as_it_was():
+    before = ag._library.count
+    cli("-L"), cli("-i", "7"), cli("--query-gpu=bogus")
+    assert ag._library.count == before
+
+
+@pytest.mark.parametrize("argv", (["-lms", "20"], ["-lms", "20", "--jsonl"], ["-lms", "20", "--query-gpu=name", "--format=csv"], []),
+                         ids=("view", "jsonl", "csv", "once"))
+@pytest.mark.skipif(os.name == "nt", reason="no SIGPIPE")
+def test_a_closed_pipe_ends_it_quietly(argv):
+    child = process("--speed", "0", *argv)
+    if argv:
+        child.stdout.readline()
+    child.stdout.close()
+    assert child.wait(30) == 141 and child.stderr.read() == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, MODULE, "-L", "--recording", path_of("m4-macos27")], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and b"Traceback" not in done.stderr and b"No space left" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT for a child")
+@pytest.mark.parametrize("argv", (["-l", "30"], ["-lms", "30", "--jsonl"], ["--record", os.devnull, "--seconds", "60"]), ids=" ".join)
+def test_ctrl_c_ends_it_quietly(argv):
+    child = process(*argv)
+    (child.stderr if "--record" in argv else child.stdout).readline()
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130 and err == b""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGTERM")
+def test_sigterm_ends_it_quietly():
+    child = process("-l", "30")
+    child.stdout.readline()
+    child.terminate()
+    assert child.communicate(timeout=30)[1] == b"" and child.returncode == -signal.SIGTERM
+
+
+def test_the_schedule_neither_drifts_nor_catches_up(monkeypatch):
+    now, slept = [100.0], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+    monkeypatch.setattr(ag.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(ag.time, "sleep", sleep)
+    stops = []
+    for work in (0.3, 0.1, 0.0, 2.5, 600.2, 0.4):       # 600 s: the Mac slept, on a system where this clock goes on
+        now[0] += work
+        ag._sleep_until(100.0, 1.0)
+        stops.append(round(now[0] - 100.0, 6))
+    assert stops == [1, 2, 3, 6, 607, 608] and min(slept) > 0
+
+
+def test_a_loop_survives_a_sleep(tmp_path):
+    def slept(text):
+        data = json.loads(text)
+        data["time"]["slept"] = [0, 0, 0] + [3600 * 10 ** 9] * (len(data["time"]["ticks"]) - 3)
+        return json.dumps(data)
+    child = process("-lms", "15", "--query-gpu=utilization.gpu,memory.used,power.draw", "--format=csv,noheader", "--speed", "0",
+                    recording=variant(tmp_path, slept))
+    lines = [child.stdout.readline().decode().strip() for _ in range(7)]
+    child.stdout.close()
+    child.wait(20)
+    assert child.stderr.read() == b"" and lines[0] == "17 %, 410 MiB, 1.20 W"
+    assert [line.count("[N/A]") for line in lines] == [0, 0, 2, 0, 0, 0, 0]     # one interval is not known, then all is well
+    assert all(re.fullmatch(r"(\d+ %|\[N/A\]), 410 MiB, (1\.20 W|\[N/A\])", line) for line in lines)
+
+
+@pytest.mark.parametrize("fault", ("IORegistryEntryGetRegistryEntryID=error@9", "IORegistryEntryCreateCFProperty=null@40+",
+                                   "IOReportCreateSamples=null@3"))
+def test_a_loop_survives_a_gpu_restart(fault):
+    """The accelerator's entry stops answering for once, its properties for ever, a sample fails: the loop goes on."""
+    child = subprocess.Popen(
+        [sys.executable, os.path.join(HERE, "examples", "fakemac.py"), "--recording", path_of("m4-macos27"), "--speed", "5",
+         "--fault", fault, MODULE, "-lms", "100", "--query-gpu=utilization.gpu,memory.used,power.draw", "--format=csv,noheader"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    lines = [child.stdout.readline().decode().strip() for _ in range(6)]
+    child.send_signal(signal.SIGINT)
+    assert b"Traceback" not in child.communicate(timeout=30)[1]
+    assert all(re.fullmatch(r"(\d+ %|\[N/A\]), (410 MiB|\[N/A\]), (1\.20 W|\[N/A\])", line) for line in lines), lines
+    assert "1.20 W" in lines[-1]
+
+
+def test_all_three_ways_to_start_are_one():
+    outs = []
+    for argv in ([MODULE], ["-m", "pyapplegpu"], ["-c", "import sys, pyapplegpu; sys.exit(pyapplegpu.main())"]):
+        outs.append(subprocess.run([sys.executable, *argv, "--recording", path_of("m4-macos27"), "--speed", "0"], cwd=HERE,
+                                   env={k: v for k, v in os.environ.items() if k not in COLOURS}, stdout=subprocess.PIPE).stdout)
+    assert outs[0] == outs[1] == outs[2] and b"17 / 15 / 15 %" in outs[0]
+
+
+# ---- README's picture: the default view, drawn; `python tests_cli.py` draws it anew
+
+PICTURE = os.path.join(HERE, "examples", "pyapplegpu.svg")
+INK = {"1": 'font-weight="bold"', "2": 'fill="#7d8590"', "31": 'fill="#ff7b72"', "32": 'fill="#56d364"', "33": 'fill="#e3b341"'}
+
+
+def picture():
+    """The view of the M5 Max in 80 columns, as SVG."""
+    from xml.sax.saxutils import escape
+    with environment(TZ="UTC", FORCE_COLOR=1, COLUMNS=80):
+        lines = subprocess.run([sys.executable, MODULE, "--speed", "0", "--recording", path_of("m5max-macos27")], check=True,
+                               stdout=subprocess.PIPE).stdout.decode().splitlines()
+    high = 20 * len(lines) + 24
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 %d" width="720" height="%d">' % (high, high),
+             '<rect width="720" height="%d" rx="6" fill="#0d1117"/>' % high,
+             '<g font-family="ui-monospace,Menlo,Consolas,\'DejaVu Sans Mono\',monospace" font-size="14" fill="#e6edf3">']
+    for n, line in enumerate(lines):
+        pieces = re.split(r"\033\[(\d+)m(.*?)\033\[0m", line)
+        text = escape(pieces[0])
+        for style, inked, plain in zip(pieces[1::3], pieces[2::3], pieces[3::3]):
+            text += "<tspan %s>%s</tspan>%s" % (INK[style], escape(inked), escape(plain))
+        length = len(re.sub(r"\033\[\d+m", "", line))
+        parts.append('<text x="12" y="%d" textLength="%d" xml:space="preserve">%s</text>' % (20 * n + 26, 8.7 * length, text))
+    return "\n".join(parts + ["</g></svg>", ""])
+
+
+def test_the_picture_is_what_is_printed():
+    with open(PICTURE, encoding="utf-8") as file:
+        drawn = file.read()
+    assert drawn == picture(), "draw it anew: python %s" % os.path.basename(__file__)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = HERE if os.path.exists(os.path.join(HERE, "pyapplegpu.py")) else os.path.dirname(HERE)
+ROOT = os.path.dirname(HERE)
 EXAMPLES = os.path.join(ROOT, "examples")
 sys.path.insert(0, EXAMPLES)
 import fakeobjc     # noqa: E402

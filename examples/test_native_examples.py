@@ -10,8 +10,8 @@ import types
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-EXAMPLES = HERE if os.path.exists(os.path.join(HERE, "mlx_capacity.py")) else os.path.join(HERE, "examples")
-sys.path.insert(0, EXAMPLES)
+EXAMPLES = HERE
+sys.path[:0] = [os.path.dirname(HERE), EXAMPLES]
 
 import mlx_capacity             # noqa: E402
 import pyapplegpu as ag         # noqa: E402
