@@ -606,10 +606,10 @@ def test_the_recorder_over_the_stand_ins(tmp_path):
         ag.DeviceGetUtilization(dev)
         ag.LibraryRecord(str(tmp_path / "one.json"), seconds=2.0, interval=1.0)
         gc.collect()
-        live, subscriptions = made.live(), made.calls["IOReportCreateSubscription"]
+        live = made.live()
         ag.LibraryRecord(str(tmp_path / "two.json"), seconds=2.0, interval=1.0)
         gc.collect()
-        assert made.live() == live and made.calls["IOReportCreateSubscription"] == subscriptions
+        assert [entry for entry in made.live() if entry not in live] == []
     with mac(json.loads((tmp_path / "two.json").read_text())):
         assert ag.DeviceGetName(device()) == "Apple M4"
 
