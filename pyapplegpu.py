@@ -10318,12 +10318,24 @@ def _nvmlGetFunctionPointer(name: str) -> Callable[..., int]:
 
 # ---- what a star import brings: functions, errors, value types, every NVML name; Apple's Metal constants are not in it
 
-__all__ = [_name for _name in list(globals()) if _name[0] != "_" and _name not in {
-    "annotations", "ctypes", "os", "struct", "sys", "time", "weakref", "itemgetter", "RLock", "allocate_lock", "get_ident",
-    "array", "TYPE_CHECKING", "NamedTuple"}]
-# gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do.
-__all__ += ["__version__", "_nvmlGetFunctionPointer", "_nvmlGetFunctionPointer_cache", "_nvmlCheckReturn",
-            "_PrintableStructure"]
+_metal_attribute = __getattr__
+
+
+def _attribute(name: str) -> Any:
+    """The module's __getattr__: __all__ when a star import asks for it, which an import need not pay for; else Metal's."""
+    if name != "__all__":
+        return _metal_attribute(name)
+    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "weakref", "itemgetter", "RLock", "allocate_lock",
+              "get_ident", "array", "TYPE_CHECKING", "NamedTuple", "main"}
+    found = [one for one in globals() if one[0] != "_" and one not in hidden]
+    # gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do
+    found += ["__version__", "_nvmlGetFunctionPointer", "_nvmlGetFunctionPointer_cache", "_nvmlCheckReturn",
+              "_PrintableStructure"]
+    globals()["__all__"] = found
+    return found
+
+
+globals()["__getattr__"] = _attribute
 
 
 # ======================================================================================================================
