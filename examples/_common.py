@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, List, Sequence, Tuple
 
 try:
     import pyapplegpu as ag
@@ -20,6 +20,7 @@ except ImportError:     # not installed: the file stands next to this folder
     import pyapplegpu as ag
 
 DASH = "-"
+Line = List[Tuple[str, str]]      # pieces of text with the names of their styles
 GIB = 1 << 30
 PASSING = (ag.REASON_FIRST, ag.REASON_SLEPT, ag.REASON_RESET, ag.REASON_STALE)     # worth waiting for
 
@@ -250,7 +251,9 @@ def watts(milliwatts: float | None) -> str:
 def joules(value: float | None) -> str:
     if value is None:
         return DASH
-    return "%.0f mJ" % (value * 1000) if value < 0.9995 else "%.1f J" % value if value < 9999.5 else "%.2f kJ" % (value / 1000)
+    if value < 0.9995:
+        return "%.0f mJ" % (value * 1000)
+    return "%.1f J" % value if value < 9999.5 else "%.2f kJ" % (value / 1000)
 
 
 def size(count: float | None) -> str:
@@ -376,7 +379,8 @@ class History:
             value = NAN if value is None else float(value)
             if again:
                 old = ring[slot % slots]
-                ring[slot % slots] = value if old != old else old if value != value else old + (value - old) / self._count[which]
+                if value == value:      # not nan
+                    ring[slot % slots] = value if old != old else old + (value - old) / self._count[which]
             else:
                 for n in fresh:
                     ring[n % slots] = value if n >= first else NAN

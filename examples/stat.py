@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import _common as c
 import _run
-from _common import ag
+from _common import Line, ag
 
 try:
     from rich.console import Console
@@ -31,8 +31,6 @@ except ImportError:
 
 __all__ = ["main", "measure"]
 measure = _run.measure
-
-Piece = "tuple[str, str]"      # (text, style)
 
 SECTIONS = (    # option, long option, name, snapshot parts, what it shows
     ("-c", "--show-cpu", "cpu", ("cpu", "clocks"), "CPU: use, clusters with clock and power"),
@@ -154,7 +152,7 @@ def _heat(value: float | None, warm: float, hot: float) -> str:
     return "dim" if value is None else "red" if value >= hot else "yellow" if value >= warm else "green"
 
 
-def header(look: Look) -> list[tuple[str, str]]:
+def header(look: Look) -> Line:
     s = look.snapshot
     stamp = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
     host = c.source_name(s) if c.is_recording(s) else socket.gethostname()
@@ -162,7 +160,7 @@ def header(look: Look) -> list[tuple[str, str]]:
             ("  driver %s" % look.driver if look.driver else "", "dim")]
 
 
-def one_line(look: Look) -> list[tuple[str, str]]:
+def one_line(look: Look) -> Line:
     """[0] Apple M1 Max | 45°C, 37 % | 12.1 / 51.8 GB | 18.2 W"""
     s = look.snapshot
     limit = s.gpu_power_limit_mw
@@ -174,15 +172,15 @@ def one_line(look: Look) -> list[tuple[str, str]]:
             (" / %s" % c.watts(limit) if limit is not None else "", "magenta")]
 
 
-def _list(*pairs: tuple[str, str]) -> list[tuple[str, str]]:
+def _list(*pairs: tuple[str, str]) -> Line:
     """name value, name value"""
-    out: list[tuple[str, str]] = []
+    out: Line = []
     for name, value in pairs:
         out += [(", " if out else "", ""), (name + " " if name else "", "dim"), (value, "dim" if value == c.DASH else "")]
     return out
 
 
-def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     clocks = [state.mhz for state in s.gpu_states or () if state.mhz]
     span = "%d to %s" % (min(clocks), c.mhz(s.gpu_max_clock_mhz)) if clocks else c.mhz(s.gpu_max_clock_mhz)
     yield "GPU", _list(("device", c.percent(s.gpu_device_percent)), ("renderer", c.percent(s.gpu_renderer_percent)),
@@ -192,7 +190,7 @@ def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str
                     ("restarts", c.show(s.gpu_recovery_count, "%d")))
 
 
-def section_cpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_cpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "CPU", _list(("", c.percent(s.cpu_utilization_percent)), ("power", c.watts(s.cpu_power_mw)),
                        ("cores", " + ".join(("%d %s" % (n, kind)).strip() for kind, n in c.cores_by_kind(s).items()) or c.DASH))
     for cluster in s.cpu_clusters or ():
@@ -201,7 +199,7 @@ def section_cpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str
                         ("power", c.watts(cluster.power_mw)), ("cores", c.show(cluster.cores, "%d")))
 
 
-def section_power(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_power(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "Power", _list(("machine", c.watts(s.system_power_mw)), ("package", c.watts(s.package_power_mw)),
                          ("GPU", c.watts(s.gpu_power_mw)), ("CPU", c.watts(s.cpu_power_mw)),
                          ("ANE", c.watts(s.ane_power_mw)), ("DRAM", c.watts(s.memory_power_mw)))
@@ -215,7 +213,7 @@ def section_power(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[s
 PRESSURE_STYLE = {"normal": "green", "warning": "yellow", "critical": "red"}
 
 
-def section_memory(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_memory(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     m, pressure = s.system_memory, s.system_memory_pressure
     level = pressure.level if pressure is not None else None
     yield "Memory", [(c.pair(m.used_bytes, m.total_bytes) if m else c.DASH, ""),
@@ -226,7 +224,7 @@ def section_memory(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[
             "wired", "active", "inactive", "compressed", "app", "cached", "free")))
 
 
-def section_gpumem(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_gpumem(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "Metal", [(c.pair(s.memory_used_bytes, s.memory_total_bytes), ""), (", ", "")] + _list(
         ("", c.percent(s.memory_utilization_percent)), ("allocated", c.size(s.memory_allocated_bytes)),
         ("headroom", c.size(s.memory_headroom_bytes)),
@@ -234,19 +232,19 @@ def section_gpumem(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[
          if s.reasons.get("memory_wired_limit_bytes") != ag.REASON_NO_LIMIT else "default"))
 
 
-def section_swap(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_swap(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     swap = s.system_swap
     yield "Swap", [(c.pair(swap.used_bytes, swap.total_bytes) if swap else c.DASH, "")]
 
 
-def section_ane(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_ane(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     method = " (estimate: %s)" % s.ane_utilization_method if s.ane_utilization_method else ""
     yield "ANE", _list(("", c.percent(s.ane_utilization_percent) + method), ("power", c.watts(s.ane_power_mw)),
                        ("state", c.show(s.ane_power_state, "%d")), ("read", c.bandwidth(s.memory_ane_read)),
                        ("write", c.bandwidth(s.memory_ane_write)))
 
 
-def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     throttle, level = s.gpu_throttle, s.thermal_pressure_level
     fans = " ".join("%d rpm (%s)" % (fan.rpm, c.percent(fan.percent)) for fan in s.fans or ())
     yield "Heat", _list(("GPU", c.celsius(s.gpu_temperature_celsius)), ("hottest", c.celsius(s.gpu_temperature_max_celsius)),
@@ -257,7 +255,7 @@ def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple
                     ("fans", fans or ("none" if s.fans is not None else c.DASH)))
 
 
-def section_bandwidth(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_bandwidth(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "Traffic", _list(("read", c.bandwidth(s.memory_read)), ("write", c.bandwidth(s.memory_write)),
                            ("of", c.speed(s.memory_max_bytes_per_s)))
     known = [(agent, getattr(s, read), getattr(s, write)) for agent, read, write in c.AGENT_FIELDS]
@@ -267,19 +265,19 @@ def section_bandwidth(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tup
         yield "", _list(*pairs[start:start + 3])
 
 
-def section_codec(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+def section_codec(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "Video", _list(("encoder", "%s %s" % (c.bandwidth(s.encode_bandwidth), c.watts(s.encode_power_mw))),
                          ("decoder", "%s %s" % (c.bandwidth(s.decode_bandwidth), c.watts(s.decode_power_mw))),
                          ("ProRes", c.bandwidth(s.prores_bandwidth)))
 
 
-DRAW: dict[str, Callable[[ag.Snapshot, int], Iterator[tuple[str, list[tuple[str, str]]]]]] = {
+DRAW: dict[str, Callable[[ag.Snapshot, int], Iterator[tuple[str, Line]]]] = {
     "gpu": section_gpu, "cpu": section_cpu, "power": section_power, "memory": section_memory, "gpumem": section_gpumem,
     "swap": section_swap, "thermal": section_thermal, "bandwidth": section_bandwidth, "codec": section_codec,
     "ane": section_ane}
 
 
-def processes(s: ag.Snapshot, most: int) -> Iterator[list[tuple[str, str]]]:
+def processes(s: ag.Snapshot, most: int) -> Iterator[Line]:
     yield [("    %7s %6s %9s %9s  %s" % ("PID", "GPU", "GPU time", "memory", "process"), "dim")]
     rows = s.processes
     if rows is None:
@@ -295,7 +293,7 @@ def processes(s: ag.Snapshot, most: int) -> Iterator[list[tuple[str, str]]]:
         yield [("    and %d more; -n %d shows all" % (len(rows) - most, len(rows)), "dim")]
 
 
-def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[list[tuple[str, str]]]:
+def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Line]:
     """Every line of one look."""
     lines = [header(looks[0])] if args.header and looks else []
     names = [row[2] for row in SECTIONS if args.all or getattr(args, row[2])]
@@ -313,10 +311,10 @@ def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[li
     return lines
 
 
-def _wrapped(title: str, pieces: list[tuple[str, str]], width: int) -> Iterator[list[tuple[str, str]]]:
+def _wrapped(title: str, pieces: Line, width: int) -> Iterator[Line]:
     """A section's line, broken between figures where the terminal is too narrow."""
     indent, line, used = "    %-8s" % title, [("    %-8s" % title, "cyan")], 12
-    groups: list[list[tuple[str, str]]] = []
+    groups: list[Line] = []
     for piece in pieces:
         if piece[0] == ", " or not groups:
             groups.append([])
@@ -332,7 +330,7 @@ def _wrapped(title: str, pieces: list[tuple[str, str]], width: int) -> Iterator[
     yield line
 
 
-def text_of(lines: Iterable[list[tuple[str, str]]]) -> Text:
+def text_of(lines: Iterable[Line]) -> Text:
     text = Text(no_wrap=True, overflow="ignore", end="")
     for number, line in enumerate(lines):
         text.append("\n" if number else "")
@@ -512,7 +510,8 @@ def _print_text(reader: Reader, args: argparse.Namespace) -> int:
 def _picture(reader: Reader, args: argparse.Namespace, path: str) -> int:
     """The page as an SVG (for documentation)."""
     import io
-    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False, color_system="truecolor")
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, highlight=False,
+                      color_system="truecolor")
     console.print(text_of(page(reader.look(), args, 98)))
     console.save_svg(path, title="stat.py " + " ".join(a for a in sys.argv[1:] if a.startswith("-") and len(a) == 2),
                      unique_id="stat")
@@ -605,7 +604,8 @@ def summary_text(r: _run.Report, code: int) -> str:
             lines.append("   %-9s not measured: it published nothing in so short a run" % name)
         elif rail in ("gpu", "cpu", "ane", "dram"):
             lines.append("   %-9s not measured (%s)" % (name, r.reasons.get(rail, "?")))
-    lines.append("   %-9s average %s, peak %s" % ("machine", c.watts(r.average_system_power_mw), c.watts(r.peak_power_mw["system"])))
+    lines.append("   %-9s average %s, peak %s" % (
+        "machine", c.watts(r.average_system_power_mw), c.watts(r.peak_power_mw["system"])))
     lines.append("   GPU busy %s; its memory at most %s in use, %s above the start; at most %s" % (
         c.show(r.gpu_active_s, lambda v: "%.1f s" % v), c.size(r.peak_memory_used_bytes), c.size(r.memory_rise_bytes),
         c.celsius(r.peak_gpu_temperature_celsius)))

@@ -579,7 +579,7 @@ def test_layouts_fit_the_terminal():
     m = model("m5max-macos27")
     assert top.resolve("auto", 80, 24) == "compact" and top.resolve("auto", 100, 60) == "stacked"
     assert top.resolve("auto", 140, 45) == "classic" and top.resolve("stacked", 80, 24) == "stacked"
-    assert len(top.board(m, 80, 24, top.Look())) <= 10
+    assert len(top.board(m, 80, 24, top.Look())) == 8
     assert len(top.board(m, 140, 45, top.Look())) < 34 < len(top.board(m, 100, 60, top.Look()))
 
 

@@ -18,7 +18,7 @@ import time
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import _common as c
-from _common import ag
+from _common import Line, ag
 
 RANGES = ((60, "1 min"), (300, "5 min"), (900, "15 min"), (3600, "1 h"), (21600, "6 h"))
 INTERVALS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
@@ -27,8 +27,6 @@ THEMES = ("textual-dark", "textual-light", "nord", "gruvbox", "dracula", "tokyo-
           "solarized-light", "catppuccin-mocha", "ansi-dark", "ansi-light", "textual-ansi")
 PANELS = ("gpu", "ane", "cpu", "power", "memory", "bandwidth", "heat", "media", "io")
 SORTS = ("gpu", "time", "memory", "pid", "name")
-
-Line = "list[tuple[str, str]]"      # (text, style name) pieces of one line on the screen
 
 # ---- what is beside the GPU: psutil, only on the Mac itself
 
@@ -212,6 +210,32 @@ def _limit(s: ag.Snapshot) -> float | None:
     return s.memory_total_bytes
 
 
+def _pressure(s: ag.Snapshot) -> tuple[str, str]:
+    """The kernel's own judgement of memory, and its colour."""
+    level = s.system_memory_pressure.level if s.system_memory_pressure else c.DASH
+    return level, {"normal": "good", "warning": "warn", "critical": "bad"}.get(level, "dim")
+
+
+def _thermal(s: ag.Snapshot) -> tuple[str, str]:
+    level = s.thermal_pressure_level
+    if level is None:
+        return c.DASH, "dim"
+    return ag.THERMAL_PRESSURE[level], "good" if level == 0 else "warn" if level == 1 else "bad"
+
+
+def _supply(s: ag.Snapshot) -> str:
+    """"AC 80 %", "Battery 79 %, charging"."""
+    source = s.system_power_source
+    if source is None:
+        return c.DASH
+    share = "" if source.battery_percent is None else " " + c.percent(source.battery_percent)
+    return c.clean(source.source).replace(" Power", "") + share + (", charging" if source.charging else "")
+
+
+def _cluster_name(cluster: ag.CpuCluster) -> str:
+    return c.clean(cluster.name).replace("DIE_", "").replace("CPU", "") or "CPU"
+
+
 def _states(s: ag.Snapshot) -> str:
     """One block per clock from the lowest to the top: how long the GPU stood there."""
     shares: dict[int, float] = {}
@@ -242,16 +266,19 @@ def panel_gpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 
 
 def _wired(s: ag.Snapshot) -> str:
-    return "default" if s.reasons.get("memory_wired_limit_bytes") == ag.REASON_NO_LIMIT else c.size(s.memory_wired_limit_bytes)
+    if s.reasons.get("memory_wired_limit_bytes") == ag.REASON_NO_LIMIT:
+        return "default"
+    return c.size(s.memory_wired_limit_bytes)
 
 
 def panel_ane(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     share = _part(s.ane_utilization_percent, 100)
-    use = c.percent(s.ane_utilization_percent)
+    use, method = c.percent(s.ane_utilization_percent), s.ane_utilization_method
+    energy = None if s.ane_energy_mj is None else s.ane_energy_mj / 1000
     yield Row("Use", use if share is None else "~" + use, share, "ane", 100,
-              "estimate: %s" % s.ane_utilization_method.replace("_", " ") if s.ane_utilization_method else "", _load_style(share))
+              "estimate: %s" % method.replace("_", " ") if method else "", _load_style(share))
     yield Row("Power", c.watts(s.ane_power_mw), None, "ane_w", None, "state %s, energy %s" % (
-        c.show(s.ane_power_state, "%d"), c.joules(None if s.ane_energy_mj is None else s.ane_energy_mj / 1000)), "power", False)
+        c.show(s.ane_power_state, "%d"), c.joules(energy)), "power", False)
     yield Row("Traffic", c.bandwidth(s.memory_ane_read), note="read, write %s" % c.bandwidth(s.memory_ane_write), bar=False)
 
 
@@ -261,8 +288,7 @@ def panel_cpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
         c.watts(s.cpu_power_mw), c.celsius(s.cpu_temperature_celsius)), _load_style(use))
     for n, cluster in enumerate(s.cpu_clusters or ()):
         share = _part(cluster.utilization_percent, 100)
-        name = c.clean(cluster.name).replace("DIE_", "").replace("CPU", "") or "CPU"
-        yield Row("%s x%s" % (name, c.show(cluster.cores, "%d")), c.percent(cluster.utilization_percent), share,
+        yield Row("%s x%s" % (_cluster_name(cluster), c.show(cluster.cores, "%d")), c.percent(cluster.utilization_percent), share,
                   "cluster%d" % n if n < 8 else None, 100, "%s of %s MHz, %s" % (
                       c.show(cluster.clock_mhz, "%d"), c.show(cluster.max_clock_mhz, "%d"), c.watts(cluster.power_mw)),
                   _load_style(share))
@@ -276,11 +302,7 @@ def panel_power(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 
     def row(label: str, value: float | None, series: str | None = None, note: str = "") -> Row:
         return Row(label, c.watts(value), _part(value, whole), series, None, note, "power")
-    source = s.system_power_source
-    battery = "" if source is None else c.clean(source.source).replace(" Power", "") + (
-        "" if source.battery_percent is None else ", battery %s%s" % (c.percent(source.battery_percent),
-                                                                      ", charging" if source.charging else ""))
-    yield row("Machine", whole, "sys_w", battery)._replace(bar=False)
+    yield row("Machine", whole, "sys_w", _supply(s))._replace(bar=False)
     yield row("Package", s.package_power_mw, "pkg_w", "CPU + GPU + ANE")
     yield row("GPU", s.gpu_power_mw, "gpu_w", "SRAM %s" % c.watts(s.gpu_sram_power_mw))
     yield row("CPU", s.cpu_power_mw, "cpu_w")
@@ -289,19 +311,20 @@ def panel_power(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 
 
 def panel_memory(m: Model, s: ag.Snapshot) -> Iterator[Row]:
-    ram, swap, pressure = s.system_memory, s.system_swap, s.system_memory_pressure
-    style = {"normal": "good", "warning": "warn", "critical": "bad"}.get(pressure.level if pressure else "", "dim")
-    yield Row("RAM", c.size(ram.used_bytes if ram else None), _part(ram.used_bytes, ram.total_bytes) if ram else None, "ram",
-              ram.total_bytes if ram else None, "of %s, %s" % (
-                  c.size(ram.total_bytes if ram else None), pressure.level if pressure else c.DASH), style)
+    ram, swap = s.system_memory, s.system_swap
+    level, style = _pressure(s)
+    total = ram.total_bytes if ram else None
+    yield Row("RAM", c.size(ram.used_bytes if ram else None), _part(ram.used_bytes, total) if ram else None, "ram", total,
+              "of %s, %s" % (c.size(total), level), style)
     if ram is not None:
         yield Row("Pages", c.size(ram.wired_bytes), bar=False, note="wired, app %s, compressed %s" % (
             c.size(ram.app_bytes), c.size(ram.compressed_bytes)))
         yield Row("", c.size(ram.active_bytes), bar=False, note="active, inactive %s" % c.size(ram.inactive_bytes))
         yield Row("Free", c.size(ram.available_bytes), bar=False, note="to use; cached %s, free %s" % (
             c.size(ram.cached_bytes), c.size(ram.free_bytes)))
-    yield Row("Swap", c.size(swap.used_bytes if swap else None), _part(swap.used_bytes, swap.total_bytes or 1) if swap else None,
-              "swap", swap.total_bytes or 1 if swap else None, "of %s" % c.size(swap.total_bytes if swap else None))
+    most = swap.total_bytes or 1 if swap else None
+    yield Row("Swap", c.size(swap.used_bytes if swap else None), _part(swap.used_bytes, most) if swap else None, "swap", most,
+              "of %s" % c.size(swap.total_bytes if swap else None))
 
 
 def panel_bandwidth(m: Model, s: ag.Snapshot) -> Iterator[Row]:
@@ -321,9 +344,9 @@ def panel_bandwidth(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 
 
 def panel_heat(m: Model, s: ag.Snapshot) -> Iterator[Row]:
-    level, t = s.thermal_pressure_level, s.gpu_throttle
-    yield Row("Pressure", c.DASH if level is None else ag.THERMAL_PRESSURE[level], bar=False, style="dim" if level is None else
-              "good" if level == 0 else "warn" if level == 1 else "bad", note="CPU %s" % c.celsius(s.cpu_temperature_celsius))
+    level, style = _thermal(s)
+    t = s.gpu_throttle
+    yield Row("Pressure", level, bar=False, style=style, note="CPU %s" % c.celsius(s.cpu_temperature_celsius))
     cltm = t.cltm_ratio if t else None
     yield Row("Throttled", c.ratio(cltm), cltm, "cltm", 1.0, "budget %s, restarts %s" % (
         c.percent(t.ppm_percent if t else None), c.show(s.gpu_recovery_count, "%d")), "warn" if cltm else "")
@@ -374,7 +397,7 @@ def length(line: Iterable[tuple[str, str]]) -> int:
     return sum(len(text) for text, _ in line)
 
 
-def fit(line: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
+def fit(line: Line, width: int) -> Line:
     """The line at exactly this width."""
     out, left = [], width
     for text, style in line:
@@ -389,7 +412,7 @@ def fit(line: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
 LABEL, VALUE = 10, 11
 
 
-def draw_rows(title: str, rows: Sequence[Row], width: int, m: Model, span: int) -> list[list[tuple[str, str]]]:
+def draw_rows(title: str, rows: Sequence[Row], width: int, m: Model, span: int) -> list[Line]:
     """A panel: title line, then label, value, bar, history and note, as many of them as the width holds."""
     head = "─ %s " % title
     lines = [[("─ ", "rule"), (title, "title"), (" " + "─" * max(0, width - len(head)), "rule")]]
@@ -404,7 +427,7 @@ def draw_rows(title: str, rows: Sequence[Row], width: int, m: Model, span: int) 
     return lines
 
 
-def _draw_row(row: Row, bar: int, wave: int, note: int, room: int, m: Model, span: int) -> list[tuple[str, str]]:
+def _draw_row(row: Row, bar: int, wave: int, note: int, room: int, m: Model, span: int) -> Line:
     unknown = row.value == c.DASH
     line = [(" %-*s" % (LABEL - 1, cut(row.label, LABEL - 1)), "label"),
             ("%*s" % (VALUE, cut(row.value, VALUE)), "dim" if unknown else row.style or "value")]
@@ -424,7 +447,7 @@ def _draw_row(row: Row, bar: int, wave: int, note: int, room: int, m: Model, spa
     return line + ([("  " + cut(row.note, note), "note")] if note else [])
 
 
-def header(m: Model, width: int, paused: bool = False) -> list[tuple[str, str]]:
+def header(m: Model, width: int, paused: bool = False) -> Line:
     s = m.snapshot
     if s is None:
         return fit([(" reading ...", "dim")], width)
@@ -445,7 +468,7 @@ def header(m: Model, width: int, paused: bool = False) -> list[tuple[str, str]]:
     return fit(line + [(" " * max(1, gap), ""), (place, "warn" if c.is_recording(s) or paused else "dim")], width)
 
 
-def alert_lines(m: Model, width: int, most: int) -> list[list[tuple[str, str]]]:
+def alert_lines(m: Model, width: int, most: int) -> list[Line]:
     alerts = m.alerts()
     lines = [fit([(" ▲ %s" % alert.text, alert.style)], width) for alert in alerts[:most]]
     if len(alerts) > most > 0:
@@ -461,7 +484,7 @@ def resolve(layout: str, width: int, height: int) -> str:
     return "compact" if height < 34 or width < 60 else "classic" if width >= 120 else "stacked"
 
 
-def board(m: Model, width: int, height: int, look: Look) -> list[list[tuple[str, str]]]:
+def board(m: Model, width: int, height: int, look: Look) -> list[Line]:
     """All panels at this width."""
     s = m.snapshot
     if s is None:
@@ -477,85 +500,111 @@ def board(m: Model, width: int, height: int, look: Look) -> list[list[tuple[str,
     return _columns(panels, columns, each, width)
 
 
-def _columns(panels: list[list[list[tuple[str, str]]]], columns: int, each: int,
-             width: int) -> list[list[tuple[str, str]]]:
+def _columns(panels: list[list[Line]], columns: int, each: int,
+             width: int) -> list[Line]:
     """Panels side by side, in order, each into the column that is shortest."""
-    stacks: list[list[list[tuple[str, str]]]] = [[] for _ in range(columns)]
+    stacks: list[list[Line]] = [[] for _ in range(columns)]
     for panel in panels:
         min(stacks, key=len).extend(panel)
     lines = []
     for n in range(max((len(stack) for stack in stacks), default=0)):
-        line: list[tuple[str, str]] = []
+        line: Line = []
         for at, stack in enumerate(stacks):
             line += ([(" ", "")] if at else []) + (stack[n] if n < len(stack) else [(" " * each, "")])
         lines.append(fit(line, width))
     return lines
 
 
-def compact(m: Model, s: ag.Snapshot, width: int, look: Look) -> Iterator[list[tuple[str, str]]]:
-    """One line per panel."""
+class Short(NamedTuple):
+    """One line of the compact layout: a name, the history before its figures, the figures."""
+    name: str
+    series: str
+    top: float | None
+    pieces: Line
+
+
+def compact(m: Model, s: ag.Snapshot, width: int, look: Look) -> Iterator[Line]:
+    """One line per panel, two for the GPU."""
     wave = 12 if width >= 72 else 6 if width >= 50 else 0
+    for panel, shorts in SHORT:
+        for short in [] if panel in look.hidden else shorts(m, s):
+            values = m.history.values(short.series, look.span, wave) if wave else []
+            high = short.top or max((v for v in values if v == v), default=0.0) or 1.0
+            line = [(" %-6s" % short.name, "label"), (c.spark(values, high) + " " if wave else "", "graph")]
+            for text, style in short.pieces:
+                line += [(" ", ""), (text, "dim" if text.strip() == c.DASH else style)]
+            yield line
 
-    def line(name: str, series: str, top: float | None, *pieces: tuple[str, str]) -> list[tuple[str, str]]:
-        values = m.history.values(series, look.span, wave) if wave else []
-        high = top or max((v for v in values if v == v), default=0.0) or 1.0
-        out = [(" %-6s" % name, "label"), (c.spark(values, high) + " " if wave else "", "graph")]
-        for text, style in pieces:
-            out += [(" ", ""), (text, "dim" if text == c.DASH else style)]
-        return out
+
+def short_gpu(m: Model, s: ag.Snapshot) -> Iterator[Short]:
     use, mem = _part(s.gpu_utilization_percent, 100), _part(s.memory_used_bytes, s.memory_total_bytes)
-    if "gpu" not in look.hidden:
-        yield line("GPU", "gpu", 100, ("%5s" % c.percent(s.gpu_utilization_percent), _load_style(use)),
-                   ("%s/%s" % (c.show(s.gpu_clock_mhz, "%d"), c.mhz(s.gpu_max_clock_mhz)), ""), (c.watts(s.gpu_power_mw), "power"),
-                   (c.celsius(s.gpu_temperature_celsius), _heat_style(s.gpu_temperature_celsius)),
-                   ("D/R/T %s/%s/%s" % tuple(c.show(v, "%d") for v in (s.gpu_device_percent, s.gpu_renderer_percent,
-                                                                       s.gpu_tiler_percent)), "note"),
-                   ("scaled %s" % c.ratio(s.gpu_scaled_ratio), "note"))
-        yield line("GMEM", "gpu_mem", s.memory_total_bytes, ("%5s" % c.percent(s.memory_utilization_percent), _load_style(mem)),
-                   (c.pair(s.memory_used_bytes, s.memory_total_bytes), ""), ("alloc %s" % c.size(s.memory_allocated_bytes), "note"),
-                   ("room %s" % c.size(s.memory_headroom_bytes), "note"))
-    if "ane" not in look.hidden:
-        share = s.ane_utilization_percent
-        yield line("ANE", "ane", 100, ("%5s" % ("~" + c.percent(share) if share is not None else c.DASH), ""),
-                   (c.watts(s.ane_power_mw), "power"), ((s.ane_utilization_method or "").replace("_", " "), "note"),
-                   ("r %s w %s" % (c.bandwidth(s.memory_ane_read), c.bandwidth(s.memory_ane_write)), "note"))
-    if "cpu" not in look.hidden:
-        clusters = ["%s %s" % (c.clean(k.name).replace("DIE_", "").replace("CPU", ""), c.percent(k.utilization_percent))
-                    for k in s.cpu_clusters or ()]
-        yield line("CPU", "cpu", 100, ("%5s" % c.percent(s.cpu_utilization_percent), _load_style(_part(s.cpu_utilization_percent, 100))),
-                   (c.watts(s.cpu_power_mw), "power"), (c.celsius(s.cpu_temperature_celsius), _heat_style(s.cpu_temperature_celsius)),
-                   (" ".join(clusters), "note"))
-    if "power" not in look.hidden:
-        yield line("POWER", "sys_w", None, ("%7s" % c.watts(s.system_power_mw), "power"),
-                   ("package %s" % c.watts(s.package_power_mw), ""), ("DRAM %s" % c.watts(s.memory_power_mw), "note"),
-                   (_supply(s), "note"))
-    if "bandwidth" not in look.hidden:
-        yield line("MEM", "read", s.memory_max_bytes_per_s, ("r %s w %s" % (c.bandwidth(s.memory_read), c.bandwidth(s.memory_write)), "traffic"),
-                   ("GPU r %s w %s" % (c.bandwidth(s.memory_gpu_read), c.bandwidth(s.memory_gpu_write)), "note"))
-    if "memory" not in look.hidden:
-        ram, swap, pressure = s.system_memory, s.system_swap, s.system_memory_pressure
-        style = {"normal": "good", "warning": "warn", "critical": "bad"}.get(pressure.level if pressure else "", "dim")
-        yield line("RAM", "ram", ram.total_bytes if ram else None, (c.pair(ram.used_bytes, ram.total_bytes) if ram else c.DASH, ""),
-                   (pressure.level if pressure else c.DASH, style), ("wired %s" % c.size(ram.wired_bytes if ram else None), "note"),
-                   ("swap %s" % (c.pair(swap.used_bytes, swap.total_bytes) if swap else c.DASH), "note"))
-    if "heat" not in look.hidden:
-        level, t = s.thermal_pressure_level, s.gpu_throttle
-        fans = "/".join("%d" % fan.rpm for fan in s.fans or ())
-        yield line("HEAT", "gpu_c", 110, (c.DASH if level is None else ag.THERMAL_PRESSURE[level], "good" if level == 0 else "warn"),
-                   ("throttled %s" % c.ratio(t.cltm_ratio if t else None), "warn" if t and t.cltm_ratio else "note"),
-                   ("budget %s" % c.percent(t.ppm_percent if t else None), "note"),
-                   ("fans %s" % (fans + " rpm" if fans else c.DASH if s.fans is None else "none"), "note"))
-    if "io" not in look.hidden and not m.beside.reason:
-        v = m.beside.values
-        yield line("I/O", "disk", None, ("disk r %s w %s" % (c.speed(v["disk_read"]), c.speed(v["disk_write"])), ""),
-                   ("net in %s out %s" % (c.speed(v["net_in"]), c.speed(v["net_out"])), "note"))
+    engines = tuple(c.show(v, "%d") for v in (s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent))
+    yield Short("GPU", "gpu", 100, [
+        ("%5s" % c.percent(s.gpu_utilization_percent), _load_style(use)),
+        ("%s/%s" % (c.show(s.gpu_clock_mhz, "%d"), c.mhz(s.gpu_max_clock_mhz)), ""), (c.watts(s.gpu_power_mw), "power"),
+        (c.celsius(s.gpu_temperature_celsius), _heat_style(s.gpu_temperature_celsius)),
+        ("D/R/T %s/%s/%s" % engines, "note"), ("scaled %s" % c.ratio(s.gpu_scaled_ratio), "note")])
+    yield Short("GMEM", "gpu_mem", s.memory_total_bytes, [
+        ("%5s" % c.percent(s.memory_utilization_percent), _load_style(mem)),
+        (c.pair(s.memory_used_bytes, s.memory_total_bytes), ""), ("alloc %s" % c.size(s.memory_allocated_bytes), "note"),
+        ("room %s" % c.size(s.memory_headroom_bytes), "note")])
 
 
-def _supply(s: ag.Snapshot) -> str:
-    source = s.system_power_source
-    if source is None:
-        return c.DASH
-    return c.clean(source.source).replace(" Power", "") + ("" if source.battery_percent is None else " " + c.percent(source.battery_percent))
+def short_ane(m: Model, s: ag.Snapshot) -> Iterator[Short]:
+    share = s.ane_utilization_percent
+    yield Short("ANE", "ane", 100, [
+        ("%5s" % ("~" + c.percent(share) if share is not None else c.DASH), ""), (c.watts(s.ane_power_mw), "power"),
+        ((s.ane_utilization_method or "").replace("_", " "), "note"),
+        ("r %s w %s" % (c.bandwidth(s.memory_ane_read), c.bandwidth(s.memory_ane_write)), "note")])
+
+
+def short_cpu(m: Model, s: ag.Snapshot) -> Iterator[Short]:
+    clusters = ["%s %s" % (_cluster_name(k), c.percent(k.utilization_percent)) for k in s.cpu_clusters or ()]
+    yield Short("CPU", "cpu", 100, [
+        ("%5s" % c.percent(s.cpu_utilization_percent), _load_style(_part(s.cpu_utilization_percent, 100))),
+        (c.watts(s.cpu_power_mw), "power"), (c.celsius(s.cpu_temperature_celsius), _heat_style(s.cpu_temperature_celsius)),
+        (" ".join(clusters), "note")])
+
+
+def short_power(m: Model, s: ag.Snapshot) -> Iterator[Short]:
+    yield Short("POWER", "sys_w", None, [
+        ("%7s" % c.watts(s.system_power_mw), "power"), ("package %s" % c.watts(s.package_power_mw), ""),
+        ("DRAM %s" % c.watts(s.memory_power_mw), "note"), (_supply(s), "note")])
+
+
+def short_traffic(m: Model, s: ag.Snapshot) -> Iterator[Short]:
+    yield Short("MEM", "read", s.memory_max_bytes_per_s, [
+        ("r %s w %s" % (c.bandwidth(s.memory_read), c.bandwidth(s.memory_write)), "traffic"),
+        ("GPU r %s w %s" % (c.bandwidth(s.memory_gpu_read), c.bandwidth(s.memory_gpu_write)), "note")])
+
+
+def short_memory(m: Model, s: ag.Snapshot) -> Iterator[Short]:
+    ram, swap = s.system_memory, s.system_swap
+    level, style = _pressure(s)
+    yield Short("RAM", "ram", ram.total_bytes if ram else None, [
+        (c.pair(ram.used_bytes, ram.total_bytes) if ram else c.DASH, ""), (level, style),
+        ("wired %s" % c.size(ram.wired_bytes if ram else None), "note"),
+        ("swap %s" % (c.pair(swap.used_bytes, swap.total_bytes) if swap else c.DASH), "note")])
+
+
+def short_heat(m: Model, s: ag.Snapshot) -> Iterator[Short]:
+    t, fans = s.gpu_throttle, "/".join("%d" % fan.rpm for fan in s.fans or ())
+    yield Short("HEAT", "gpu_c", 110, [
+        _thermal(s), ("throttled %s" % c.ratio(t.cltm_ratio if t else None), "warn" if t and t.cltm_ratio else "note"),
+        ("budget %s" % c.percent(t.ppm_percent if t else None), "note"),
+        ("fans %s" % (fans + " rpm" if fans else c.DASH if s.fans is None else "none"), "note")])
+
+
+def short_io(m: Model, s: ag.Snapshot) -> Iterator[Short]:
+    v = m.beside.values
+    if not m.beside.reason:
+        yield Short("I/O", "disk", None, [("disk r %s w %s" % (c.speed(v["disk_read"]), c.speed(v["disk_write"])), ""),
+                                          ("net in %s out %s" % (c.speed(v["net_in"]), c.speed(v["net_out"])), "note")])
+
+
+SHORT: tuple[tuple[str, Callable[[Model, ag.Snapshot], Iterator[Short]]], ...] = (
+    ("gpu", short_gpu), ("ane", short_ane), ("cpu", short_cpu), ("power", short_power), ("bandwidth", short_traffic),
+    ("memory", short_memory), ("heat", short_heat), ("io", short_io))
 
 
 # ---- processes
@@ -570,12 +619,13 @@ def ordered(rows: Iterable[ag.GpuProcess], sort: str, backwards: bool, wanted: s
         "pid": lambda p: p.pid, "name": lambda p: p.name.lower()}
     rows = [p for p in rows if not wanted or wanted.lower() in p.name.lower() or wanted == str(p.pid)]
     known = [p for p in rows if keys[sort](p) is not None]
-    known.sort(key=lambda p: (keys[sort](p), p.gpu_time_ns, -p.pid), reverse=(sort in ("gpu", "time", "memory")) != backwards)
+    falls = sort in ("gpu", "time", "memory")
+    known.sort(key=lambda p: (keys[sort](p), p.gpu_time_ns, -p.pid), reverse=falls != backwards)
     return known + [p for p in rows if keys[sort](p) is None]
 
 
 def columns(width: int) -> tuple[tuple[str, str, int], ...]:
-    """Those that fit, with their widths: a narrow screen has no room for the GPU time, a very narrow one for nothing but use."""
+    """Those that fit, with their widths: narrow has no room for the GPU time, very narrow for nothing but use."""
     narrow = {"time"} if width < 56 else set()
     narrow |= {"pid", "memory"} if width < 40 else set()
     kept = [row for row in COLUMNS if row[0] not in narrow]
@@ -583,8 +633,8 @@ def columns(width: int) -> tuple[tuple[str, str, int], ...]:
     return tuple((key, title, size or room) for key, title, size in kept)
 
 
-def process_head(width: int, sort: str, backwards: bool) -> list[tuple[str, str]]:
-    line: list[tuple[str, str]] = []
+def process_head(width: int, sort: str, backwards: bool) -> Line:
+    line: Line = []
     for key, title, space in columns(width):
         mark = ("▲" if (key in ("pid", "name")) != backwards else "▼") if key == sort else ""
         text = mark + title
@@ -592,7 +642,7 @@ def process_head(width: int, sort: str, backwards: bool) -> list[tuple[str, str]
     return fit(line, width)
 
 
-def process_line(p: ag.GpuProcess, width: int, chosen: bool) -> list[tuple[str, str]]:
+def process_line(p: ag.GpuProcess, width: int, chosen: bool) -> Line:
     from rich.cells import set_cell_size
     style = "chosen" if chosen else "self" if p.is_self else ""
     share = None if p.gpu_percent is None else p.gpu_percent / 100
@@ -619,8 +669,10 @@ def detail(m: Model, p: ag.GpuProcess) -> str:
     if info.value is not None:
         parts.append("user %s, parent %d" % (_user_name(m, info.value.uid), info.value.parent_pid))
     size = ag.Try(ag.ProcessGetFootprint, m.device, p.pid)
-    parts.append("memory " + (c.size(size.value.now_bytes) + ", peak " + c.size(size.value.peak_bytes) if size.value is not None else
-                              "- (%s)" % ("another user's" if size.reason == ag.REASON_PERMISSION else size.reason)))
+    if size.value is not None:
+        parts.append("memory %s, peak %s" % (c.size(size.value.now_bytes), c.size(size.value.peak_bytes)))
+    else:
+        parts.append("memory - (%s)" % ("another user's" if size.reason == ag.REASON_PERMISSION else size.reason))
     cpu = ag.Try(ag.ProcessGetCpuTime, m.device, p.pid)
     if cpu.value is not None:
         parts.append("CPU time " + c.clock_time(cpu.value))
@@ -642,12 +694,12 @@ def _user_name(m: Model, uid: int) -> str:
     return "root" if uid == 0 else str(uid)
 
 
-def frame(m: Model, width: int, height: int, look: Look, sort: str = "gpu", most: int | None = None) -> list[list[tuple[str, str]]]:
+def frame(m: Model, width: int, height: int, look: Look, sort: str = "gpu") -> list[Line]:
     """Everything as one text, for --once."""
     lines = [header(m, width)] + alert_lines(m, width, 4) + board(m, width, height, look)
     rows = ordered((m.snapshot.processes if m.snapshot else None) or (), sort, False, "")
     lines.append(process_head(width, sort, False))
-    return lines + [process_line(p, width, False) for p in rows[:most]]
+    return lines + [process_line(p, width, False) for p in rows]
 
 
 # ---- colours: names above, styles here
@@ -726,12 +778,12 @@ def textual_app() -> Any:
     from textual.screen import ModalScreen
     from textual.scroll_view import ScrollView
     from textual.strip import Strip
-    from textual.widget import Widget
     from textual.widgets import Footer, Input, Static
 
-    def strip(app: Any, line: list[tuple[str, str]], width: int) -> Strip:
+    def strip(app: Any, line: Line, width: int) -> Strip:
         styles = app.styles_by_name
-        return Strip([Segment(text, styles[style]) for text, style in line], length(line)).adjust_cell_length(width, styles[""])
+        segments = [Segment(text, styles[style]) for text, style in line]
+        return Strip(segments, length(line)).adjust_cell_length(width, styles[""])
 
     class LineBox(ScrollView, can_focus=False):
         """Lines of (text, style); only those that changed are painted again."""
@@ -740,9 +792,9 @@ def textual_app() -> Any:
 
         def __init__(self, **named: Any) -> None:
             super().__init__(**named)
-            self.lines: list[list[tuple[str, str]]] = []
+            self.lines: list[Line] = []
 
-        def show(self, lines: list[list[tuple[str, str]]], everything: bool = False) -> None:
+        def show(self, lines: list[Line], everything: bool = False) -> None:
             before, self.lines = self.lines, lines
             width = max((length(line) for line in lines), default=0)
             if len(before) != len(lines) or everything or self.virtual_size.width != width:
@@ -793,7 +845,7 @@ def textual_app() -> Any:
                     return n
             return None
 
-        def _line(self, y: int) -> list[tuple[str, str]]:
+        def _line(self, y: int) -> Line:
             width = self.size.width - 1
             if y == 0:
                 return process_head(width, self.sort, self.backwards)
@@ -883,10 +935,10 @@ def textual_app() -> Any:
             Binding("x", "picture", show=False), Binding("escape", "escape", show=False)] + [
             Binding(str(n + 1), "panel(%d)" % n, show=False) for n in range(len(PANELS))]
 
-        def __init__(self, device: ag.Device, interval: float = 1.0, look: Look = Look(), theme: str = THEMES[0],
+        def __init__(self, device: ag.Device, interval: float = 1.0, look: Look | None = None, theme: str = THEMES[0],
                      export: Any = None, parts: Sequence[str] = ag.PARTS, clocked: bool = True) -> None:
             super().__init__()
-            self.model, self.look, self.interval, self.parts = Model(device), look, interval, tuple(parts)
+            self.model, self.look, self.interval, self.parts = Model(device), look or Look(), interval, tuple(parts)
             self.model.interval_hint = interval
             self.export, self.clocked = export, clocked
             self.paused = self.detailed = False
@@ -966,7 +1018,8 @@ def textual_app() -> Any:
 
         def _show_processes(self, everything: bool) -> None:
             s, note = self.model.snapshot, ""
-            rows = [] if s is None or s.processes is None else ordered(s.processes, self.table.sort, self.table.backwards, self.wanted)
+            known = () if s is None else s.processes or ()
+            rows = ordered(known, self.table.sort, self.table.backwards, self.wanted)
             if s is not None and s.processes is None:
                 note = c.DASH + " " + c.why(s, "processes")
             elif s is not None and not rows:
@@ -975,10 +1028,10 @@ def textual_app() -> Any:
 
         def _show_detail(self, everything: bool) -> None:
             at = self.table.at
-            shown = self.detailed and at is not None
-            self._place(self.detail_box, 1 if shown else 0)
-            if shown:
-                self.detail_box.show([fit([(" " + detail(self.model, self.table.rows[at]), "note")], self.size.width)], everything)
+            self._place(self.detail_box, 1 if self.detailed and at is not None else 0)
+            if self.detailed and at is not None:
+                line = [(" " + detail(self.model, self.table.rows[at]), "note")]
+                self.detail_box.show([fit(line, self.size.width)], everything)
 
         def _show_status(self) -> None:
             text = "%s  %s  self %s" % (c.duration(self.interval), dict(RANGES)[self.look.span],
@@ -1051,7 +1104,8 @@ def textual_app() -> Any:
             if self.model.beside.reason:
                 rows.append(("disk, network, load", "", self.model.beside.reason))
             width = self._page_width()
-            lines = [paragraphs([(field, text) for field, _, text in rows], width, 28 if width > 60 else 2) or "nothing is missing"]
+            found = paragraphs([(field, text) for field, _, text in rows], width, 28 if width > 60 else 2)
+            lines = [found or "nothing is missing"]
             estimated = s.estimated if s is not None else ()
             if estimated:
                 lines += ["", textwrap.fill("estimates (~): " + ", ".join(sorted(set(estimated))), width)]
@@ -1237,8 +1291,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app_class = textual_app()
     except ImportError:
-        print("top.py needs textual: pip install 'pyapplegpu[examples]', or pip install textual (--once works with rich alone)",
-              file=sys.stderr)
+        print("top.py needs textual: pip install 'pyapplegpu[examples]', or pip install textual "
+              "(--once works with rich alone)", file=sys.stderr)
         return 1
     export = c.RowWriter(args.export) if args.export else None
     app = app_class(device, max(0.1, args.interval), look, args.theme, export, clocked=args.svg is None)
