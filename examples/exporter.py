@@ -3,7 +3,7 @@
     python examples/exporter.py                                                      # this Mac
     python examples/exporter.py --recording examples/recordings/m5max-macos27.json   # a recorded one, on any OS
 
-and open http://127.0.0.1:19835/. Needs `pip install starlette uvicorn prometheus-client plotly` (pyapplegpu[examples]).
+and open http://127.0.0.1:19835/. Needs `pip install starlette uvicorn prometheus-client 'plotly>=6'` (the extra pyapplegpu[examples]).
 
     /               dashboard, live and historical      /metrics        Prometheus text or OpenMetrics, by Accept
     /api/snapshot   Snapshot.to_dict() as JSON          /api/events     the same as server-sent events
@@ -690,7 +690,10 @@ def plotly_js() -> bytes:
     if found is None or not found.origin:
         raise SystemExit("exporter: the dashboard needs plotly: pip install plotly (or start with --no-dashboard)")
     with open(os.path.join(os.path.dirname(found.origin), "package_data", "plotly.min.js"), "rb") as file:
-        return file.read()
+        script = file.read()
+    if b"no-inline-styles" not in script:       # before plotly.js 3 it cannot run under the content security policy
+        raise SystemExit("exporter: the dashboard needs plotly 6 or later (or start with --no-dashboard)")
+    return script
 
 
 class Static:
