@@ -45,8 +45,10 @@ from perfmon_lib.prometheus import MonitorCollector, prometheus_families
 from perfmon_lib.report import MetalPerformanceVisualizer, Publisher, VisualizationConfig
 
 __all__ = ["Allocations", "BufferRun", "Comparison", "KernelRun", "MemoryStatistics", "MetalPerformanceMonitor",
-           "MetalPerformanceVisualizer", "MonitorCollector", "PerformanceMonitorConfig", "PerformanceMonitorManager", "Publisher",
-           "Thresholds", "VisualizationConfig", "analyse", "compare_runs", "compare_samples", "prometheus_families", "regressions", "trace"]
+           "MetalPerformanceVisualizer", "MonitorCollector", "PerformanceMonitorConfig", "PerformanceMonitorManager",
+           "Publisher",
+           "Thresholds", "VisualizationConfig", "analyse", "compare_runs", "compare_samples", "prometheus_families",
+           "regressions", "trace"]
 
 INJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "perfmon_lib", "inject")
 
@@ -69,7 +71,8 @@ def _add_outputs(parser: argparse.ArgumentParser, refresh: bool) -> None:
                        help="the page's plotting script: inside it (4 MB), in a file beside it, or none (charts as SVG)")
     group.add_argument("--quiet", action="store_true", help="no summary on the terminal")
     if refresh:
-        group.add_argument("--listen", metavar="[HOST:]PORT", help="serve Prometheus metrics meanwhile (default host 127.0.0.1)")
+        group.add_argument("--listen", metavar="[HOST:]PORT",
+                           help="serve Prometheus metrics meanwhile (default host 127.0.0.1)")
         group.add_argument("--refresh", type=int, default=5000, metavar="MS",
                            help="write page and JSON again while it runs, so often; the page reloads itself (default 5000; 0: only at the end)")
 
@@ -78,11 +81,14 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     c.add_source_options(parser)
     parser.set_defaults(window=None)
     group = parser.add_argument_group("sampling")
-    group.add_argument("--interval", type=float, metavar="MS", help="10 to 10000, default 100; below 50 only the driver's own "
+    group.add_argument("--interval", type=float, metavar="MS",
+                       help="10 to 10000, default 100; below 50 only the driver's own "
                        "percentages and memory are read so often")
-    group.add_argument("--config", metavar="FILE", help="settings as a JSON object: %s" % ", ".join(PerformanceMonitorConfig.__annotations__))
+    group.add_argument("--config", metavar="FILE",
+                       help="settings as a JSON object: %s" % ", ".join(PerformanceMonitorConfig.__annotations__))
     group.add_argument("--disable", action="append", default=[], metavar="WHAT", choices=(
-        "gpu_utilization", "memory_bandwidth", "kernel_profiling", "power_monitoring", "thermal_monitoring", "queue_monitoring"),
+        "gpu_utilization", "memory_bandwidth", "kernel_profiling", "power_monitoring", "thermal_monitoring",
+        "queue_monitoring"),
         help="leave out a part; it then costs nothing")
     group.add_argument("--detailed", action="store_true", help="time each dispatch by itself (MTLCounterSampleBuffer)")
     group.add_argument("--history", type=int, metavar="N", help="samples kept, default 10000")
@@ -95,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
                           usage="perfmon.py run [options] [--] COMMAND [ARGUMENT ...]")
     _add_sampling(run)
     _add_outputs(run, True)
-    run.add_argument("--kernels", action="store_true", help="profile the Metal work that a Python command does through pyapplegpu")
+    run.add_argument("--kernels", action="store_true",
+                     help="profile the Metal work that a Python command does through pyapplegpu")
     run.add_argument("--log", metavar="FILE", help="copy of the command's output")
     run.add_argument("--baselines", metavar="DIR", help="compare with the earlier runs there")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
@@ -110,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     two = ways.add_parser("compare", help="two saved runs")
     two.add_argument("a")
     two.add_argument("b")
-    two.add_argument("--kernel", nargs=2, metavar=("KA", "KB"), help="compare kernel KA of the first with KB of the second")
+    two.add_argument("--kernel", nargs=2, metavar=("KA", "KB"),
+                     help="compare kernel KA of the first with KB of the second")
     past = ways.add_parser("regress", help="a saved run against a folder of earlier ones")
     past.add_argument("file")
     past.add_argument("folder")
@@ -167,7 +175,8 @@ def _monitor(args: argparse.Namespace) -> MetalPerformanceMonitor:
     return MetalPerformanceMonitor(device, config)
 
 
-def _finish(monitor: MetalPerformanceMonitor, made: Sequence[VisualizationConfig], args: argparse.Namespace, screen: Any) -> tuple[dict[str, Any], bool]:
+def _finish(monitor: MetalPerformanceMonitor, made: Sequence[VisualizationConfig], args: argparse.Namespace,
+            screen: Any) -> tuple[dict[str, Any], bool]:
     """Write every report; what cannot be written is said, the others still are."""
     doc, fine = monitor.document(), True
     for one in made:
@@ -203,13 +212,15 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         publisher.tick()
     before = dict(os.environ)
     if folder is not None:
-        os.environ.update(PERFMON_KERNELS=folder, PYTHONPATH=os.pathsep.join([INJECT] + [p for p in [os.environ.get("PYTHONPATH")] if p]),
+        os.environ.update(PERFMON_KERNELS=folder,
+                          PYTHONPATH=os.pathsep.join([INJECT] + [p for p in [os.environ.get("PYTHONPATH")] if p]),
                           PERFMON_CONFIG=json.dumps({"enable_detailed_profiling": monitor.config.enable_detailed_profiling,
                                                      "history_buffer_size": monitor.config.history_buffer_size}))
     fast = _fast_lane(monitor)
     spent = time.process_time()
     try:
-        code, cost = _run.run_command(monitor.device, command, monitor.config.slow_s, sampled, args.log, monitor.config.parts + ("processes",))
+        code, cost = _run.run_command(monitor.device, command, monitor.config.slow_s, sampled, args.log,
+                                      monitor.config.parts + ("processes",))
         fast.set()
         monitor._cost_s = time.process_time() - spent       # of this process, the reports written meanwhile included
         if cost is None and code in (126, 127):
@@ -235,7 +246,8 @@ def _fast_lane(monitor: MetalPerformanceMonitor) -> threading.Event:
     stop = monitor._stop
     stop.clear()
     if monitor.config.fast_s:
-        thread = threading.Thread(target=monitor._loop, args=(monitor.config.fast_s, monitor.sample_fast, "fast"), name="perfmon-fast", daemon=True)
+        thread = threading.Thread(target=monitor._loop, args=(monitor.config.fast_s, monitor.sample_fast, "fast"),
+                                  name="perfmon-fast", daemon=True)
         monitor._threads.append(thread)
         thread.start()
     return stop
@@ -335,7 +347,8 @@ def compare(args: argparse.Namespace) -> int:
         for doc, name in zip((a, b), args.kernel):
             found = [k["samples_s"] for k in doc["kernels"] if k["name"] == name]
             if not found:
-                raise ValueError("there is no kernel %r; there are %s" % (name, ", ".join(k["name"] for k in doc["kernels"]) or "none"))
+                raise ValueError("there is no kernel %r; there are %s"
+                                 % (name, ", ".join(k["name"] for k in doc["kernels"]) or "none"))
             pair.append(found[0])
         one = compare_samples(pair[0], pair[1], *args.kernel, tolerance=args.tolerance / 100)
         print(json.dumps(one.as_dict()) if args.json else comparison_text(one.as_dict()))
@@ -357,7 +370,9 @@ def comparison_text(one: dict[str, Any]) -> str:
     lines = []
     for key in ("a", "b"):
         s = one[key]
-        lines.append("%s  %-24s n %-5d median %-11s spread %s" % (key, c.clean(s["name"])[:24], s["n"], reports.milliseconds(s["median"]), reports.milliseconds(s["spread"])))
+        lines.append("%s  %-24s n %-5d median %-11s spread %s"
+                     % (key, c.clean(s["name"])[:24], s["n"], reports.milliseconds(s["median"]),
+                        reports.milliseconds(s["spread"])))
     if one["ratio"] is not None:
         lines.append("b / a = %.3f (99 %% interval %.3f to %.3f), Cliff's delta %+.2f, Mann-Whitney p = %.2g" % (
             one["ratio"], one["ratio_low"], one["ratio_high"], one["effect"], one["p"]))
@@ -370,7 +385,8 @@ def runs_text(result: dict[str, Any], name_a: str, name_b: str) -> str:
         "", "%-32s %14s %14s %8s" % ("", "a", "b", "b / a")]
     for row in result["figures"]:
         if row["a"] is not None or row["b"] is not None:
-            lines.append("%-32s %14s %14s %8s" % (row["label"], reports.shown(row["a"], row["unit"]), reports.shown(row["b"], row["unit"]),
+            lines.append("%-32s %14s %14s %8s"
+                         % (row["label"], reports.shown(row["a"], row["unit"]), reports.shown(row["b"], row["unit"]),
                                                   "-" if row["ratio"] is None else "%.3f" % row["ratio"]))
     lines.append("Single runs: these are shown, not judged. For a judgement: perfmon.py regress RUN FOLDER.")
     for one in result["kernels"]:
@@ -388,8 +404,11 @@ def regression_text(result: dict[str, Any], left: Sequence[str]) -> str:
     lines += ["left out: " + text for text in left]
     lines += ["", "%-36s %12s %12s %25s %4s  %s" % ("", "now", "before", "expected", "n", "")]
     for row in result["rows"]:
-        expected = "-" if row["low"] is None else "%s to %s" % (reports.shown(row["low"], row["unit"]), reports.shown(row["high"], row["unit"]))
-        lines.append("%-36s %12s %12s %25s %4d  %s" % (c.clean(row["label"])[:36], reports.shown(row["now"], row["unit"]), reports.shown(row["median"], row["unit"]),
+        expected = "-" if row["low"] is None else "%s to %s" % (reports.shown(row["low"], row["unit"]),
+                                                                reports.shown(row["high"], row["unit"]))
+        lines.append("%-36s %12s %12s %25s %4d  %s"
+                     % (c.clean(row["label"])[:36], reports.shown(row["now"], row["unit"]),
+                        reports.shown(row["median"], row["unit"]),
                                                        expected, row["n"], row["verdict"]))
     return "\n".join(lines)
 

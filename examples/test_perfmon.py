@@ -62,13 +62,16 @@ def compose(path, seconds, cap_mw=None):
         channel["rows"] = rows
     load = [bytes.fromhex(value) for _, value in data["mach"]["cpu_load"][:2]]
     ticks = [memoryview(part).cast("I").tolist() for part in load]
-    data["mach"]["cpu_load"] = [[n, array.array("I", [a + n * (b - a) for a, b in zip(*ticks)]).tobytes().hex()] for n in range(count)]
+    data["mach"]["cpu_load"] = [[n, array.array("I", [a + n * (b - a) for a, b in zip(*ticks)]).tobytes().hex()]
+                                for n in range(count)]
     gpu = next(node for node in data["registry"] if node["class"] == "AGXAcceleratorG13X")
     figures = gpu["series"]["PerformanceStatistics"][0][1]
-    gpu["series"]["PerformanceStatistics"] = [[n, ["d", dict(figures[1], **_statistics(seconds[max(0, n - 1)]))]] for n in range(count)]
+    gpu["series"]["PerformanceStatistics"] = [[n, ["d", dict(figures[1], **_statistics(seconds[max(0, n - 1)]))]]
+                                              for n in range(count)]
     if cap_mw is not None:
         gpu["properties"]["MaxGPUAbsolutePower"] = ["i64", cap_mw]
-    data["notify"]["com.apple.system.thermalpressurelevel"] = [[n, seconds[max(0, n - 1)].get("pressure", 0)] for n in range(count)]
+    data["notify"]["com.apple.system.thermalpressurelevel"] = [[n, seconds[max(0, n - 1)].get("pressure", 0)]
+                                                               for n in range(count)]
     data["expected"] = []
     Path(path).write_text(json.dumps(data), "ascii")
     return str(path)
@@ -83,7 +86,8 @@ def _go_on(channel, count):
 
 def _kind(channel):
     return {("GPU Stats", "GPUPH"): "states", ("Energy Model", "GPU Energy"): "energy", ("AMC Stats", "DCS RD"): "read",
-            ("AMC Stats", "DCS WR"): "write", ("GPU Stats", "GPU_CLTM"): "cltm"}.get((channel["group"], channel["name"]))
+            ("AMC Stats", "DCS WR"): "write",
+            ("GPU Stats", "GPU_CLTM"): "cltm"}.get((channel["group"], channel["name"]))
 
 
 def _moves(kind, one, width):
@@ -98,7 +102,8 @@ def _moves(kind, one, width):
 
 
 def _statistics(one):
-    return {"In use system memory": ["i64", int(one.get("used", 1 << 30))], "Device Utilization %": ["i64", int(100 * one.get("active", 0.0))]}
+    return {"In use system memory": ["i64", int(one.get("used", 1 << 30))],
+            "Device Utilization %": ["i64", int(100 * one.get("active", 0.0))]}
 
 
 def watch(recording, samples, config=None, **options):
@@ -125,7 +130,8 @@ def saved(path, doc):
 
 
 def tool(*arguments, **named):
-    return subprocess.run([sys.executable, str(HERE / "perfmon.py"), *map(str, arguments)], capture_output=True, text=True, timeout=120, **named)
+    return subprocess.run([sys.executable, str(HERE / "perfmon.py"), *map(str, arguments)], capture_output=True,
+                          text=True, timeout=120, **named)
 
 
 class _Text(html.parser.HTMLParser):
@@ -238,7 +244,8 @@ MACS = {
     "nothing": ([dict(active=0.3, read=10e9, write=5e9)] * 12, None),
     "idle": ([dict(active=0.01)] * 12, None),
 }
-VARIANTS = {"power_or_heat: held by thermal management": ([busy(cltm=0.4)] * 12, None), "power_or_heat: cap": ([busy(gpu_w=19.8)] * 12, 20000)}
+VARIANTS = {"power_or_heat: held by thermal management": ([busy(cltm=0.4)] * 12, None),
+            "power_or_heat: cap": ([busy(gpu_w=19.8)] * 12, 20000)}
 
 
 @pytest.mark.parametrize("name", list(MACS) + list(VARIANTS))
@@ -264,7 +271,8 @@ def with_work(doc_monitor, kernels=(), buffers=()):
 def buffer_at(start, host_s, gpu_s, queue="q"):
     """A command buffer that took host_s from commit to return, of which gpu_s on the GPU."""
     gap = (host_s - gpu_s) / 4
-    return metal.BufferRun("b", queue, 1, None, start, start + gap, start + 2 * gap, start + 3 * gap, start + 3 * gap + gpu_s, start + host_s)
+    return metal.BufferRun("b", queue, 1, None, start, start + gap, start + 2 * gap, start + 3 * gap,
+                           start + 3 * gap + gpu_s, start + host_s)
 
 
 @pytest.mark.parametrize("kind, kernels, buffers", [
@@ -290,7 +298,8 @@ def test_what_cannot_be_judged_is_said_so_and_not_counted_as_absent():
 
 
 def test_a_compute_bound_without_traffic_figures_admits_the_doubt(tmp_path):
-    doc = watched(compose(tmp_path / "r.json", MACS["compute"][0]), 12, perfmon.PerformanceMonitorConfig(enable_memory_bandwidth=False))
+    doc = watched(compose(tmp_path / "r.json", MACS["compute"][0]), 12,
+                  perfmon.PerformanceMonitorConfig(enable_memory_bandwidth=False))
     compute = [b for b in doc["analysis"]["bottlenecks"] if b["class"] == "compute"][0]
     assert any("bandwidth bound looks the same" in e for e in compute["evidence"])
 
@@ -327,7 +336,8 @@ def test_a_window_looks_at_the_newest_part_only(tmp_path):
 
 def test_a_trend_is_found_and_noise_is_none(tmp_path):
     random.seed(5)
-    rising = [dict(active=0.3 + 0.01 * n + random.uniform(-.01, .01), used=(4 << 30) + n * (64 << 20)) for n in range(40)]
+    rising = [dict(active=0.3 + 0.01 * n + random.uniform(-.01, .01), used=(4 << 30) + n * (64 << 20))
+              for n in range(40)]
     doc = watched(compose(tmp_path / "a.json", rising), 40)
     found = {t["column"]: t for t in doc["analysis"]["trends"]}
     assert found["memory_used_bytes"]["direction"] == "rising"
@@ -346,7 +356,8 @@ def test_one_odd_sample_is_an_anomaly_and_a_bursty_load_has_none(tmp_path):
     steady = [dict(active=0.3, gpu_w=10.0) for _ in range(40)]
     steady[20] = dict(active=0.95, gpu_w=30.0)
     doc = watched(compose(tmp_path / "a.json", steady), 40)
-    assert {(a["what"], round(a["t"])) for a in doc["analysis"]["anomalies"]} >= {("gpu_power_mw", 20), ("gpu_utilization_ratio", 20)}
+    assert {(a["what"], round(a["t"]))
+            for a in doc["analysis"]["anomalies"]} >= {("gpu_power_mw", 20), ("gpu_utilization_ratio", 20)}
     assert not [a for a in doc["analysis"]["anomalies"] if round(a["t"]) != 20]
     bursty = ([dict(active=0.95, gpu_w=30.0)] * 2 + [dict(active=0.05, gpu_w=2.0)] * 6) * 5
     assert not watched(compose(tmp_path / "b.json", bursty), 40)["analysis"]["anomalies"]
@@ -359,7 +370,8 @@ def test_sleep_in_the_middle_is_an_event_and_no_figure(tmp_path):
     seconds[6] = dict(active=0.5, gpu_w=10.0, slept_s=3600)
     doc = watched(compose(tmp_path / "r.json", seconds), 14)
     assert [e["kind"] for e in doc["events"]] == ["slept"] and "3600" in doc["events"][0]["text"]
-    assert [n for n, v in enumerate(doc["samples"]["gpu_power_mw"]) if v is None] == [6]        # the second that it slept in
+    assert [n for n, v in enumerate(doc["samples"]["gpu_power_mw"])
+            if v is None] == [6]        # the second that it slept in
     assert doc["analysis"]["figures"]["gpu_power_mw"]["max"] == pytest.approx(10000, rel=1e-3)
     assert doc["analysis"]["figures"]["gpu_power_mw"]["min"] == pytest.approx(10000, rel=1e-3)
     assert doc["seconds"] == pytest.approx(13)                      # the hour is in no span
@@ -382,7 +394,8 @@ def test_the_history_is_bounded_and_says_so(tmp_path):
 
 def test_the_fast_lane_reads_only_what_is_cheap(tmp_path):
     config = perfmon.PerformanceMonitorConfig(sampling_interval_ms=10)
-    with perfmon.MetalPerformanceMonitor(config=config, recording=str(RECORDINGS / "m5max-macos27.json"), speed=20) as monitor:
+    with perfmon.MetalPerformanceMonitor(config=config, recording=str(RECORDINGS / "m5max-macos27.json"),
+                                         speed=20) as monitor:
         time.sleep(0.6)
     doc = monitor.document()
     sampling = doc["sampling"]
@@ -406,9 +419,12 @@ def test_a_part_switched_off_is_not_read():
 
 
 @pytest.mark.parametrize("given, said", [
-    ({"sampling_interval_ms": 5}, "10 to 10000"), ({"sampling_interval_ms": 60000}, "10 to 10000"), ({"sampling_interval_ms": "fast"}, "10 to 10000"),
-    ({"sampling_interval_ms": float("nan")}, "10 to 10000"), ({"history_buffer_size": 0}, "10 to 1000000"), ({"enable_gpu_utilization": 1}, "True or False"),
-    ({"enable_gpu_utilisation": True}, "did you mean enable_gpu_utilization"), ({"colour": "red"}, "no setting 'colour'")])
+    ({"sampling_interval_ms": 5}, "10 to 10000"), ({"sampling_interval_ms": 60000}, "10 to 10000"),
+    ({"sampling_interval_ms": "fast"}, "10 to 10000"),
+    ({"sampling_interval_ms": float("nan")}, "10 to 10000"), ({"history_buffer_size": 0}, "10 to 1000000"),
+    ({"enable_gpu_utilization": 1}, "True or False"),
+    ({"enable_gpu_utilisation": True}, "did you mean enable_gpu_utilization"),
+    ({"colour": "red"}, "no setting 'colour'")])
 def test_a_bad_configuration_is_one_sentence(given, said, tmp_path):
     with pytest.raises(ValueError, match=re.escape(said)):
         perfmon.PerformanceMonitorConfig.from_mapping(given)
@@ -441,8 +457,10 @@ def test_a_manager_keeps_several_monitors_and_their_sums():
         for _ in range(6):
             monitor.sample()
     total = manager.aggregate()["total"]
-    powers = [m.analyze_performance()["figures"]["gpu_power_mw"]["mean"] for m in (manager["m4pro"], manager["m5max-macos27"])]
-    assert total["gpu_power_mw"] == {"value": pytest.approx(sum(powers)), "of": 2} and total["monitors"] == len(manager) == 2
+    powers = [m.analyze_performance()["figures"]["gpu_power_mw"]["mean"]
+              for m in (manager["m4pro"], manager["m5max-macos27"])]
+    assert total["gpu_power_mw"] == {"value": pytest.approx(sum(powers)),
+                                     "of": 2} and total["monitors"] == len(manager) == 2
     with pytest.raises(ValueError):
         manager.register("m4pro")
     manager.unregister("m4pro")
@@ -456,7 +474,8 @@ def test_what_a_kernel_table_says_is_what_was_recorded():
     monitor = watch(RECORDINGS / "m4-macos27.json", 6)
     times = [0.001 * n for n in range(1, 21)]
     for seconds in times:
-        monitor.record_kernel("gemm", seconds, threads=(1000, 1, 1), group=(48, 1, 1), simd_width=32, max_threads=1024, flops=2e9, bytes=1e6)
+        monitor.record_kernel("gemm", seconds, threads=(1000, 1, 1), group=(48, 1, 1), simd_width=32, max_threads=1024,
+                              flops=2e9, bytes=1e6)
     monitor.record_kernel("unknown", None, method="why not")
     doc = monitor.document()
     row = doc["kernels"][0]
@@ -488,10 +507,12 @@ def test_begin_and_end_come_in_pairs():
 
 
 def test_latency_parts_add_up_and_queues_count_time_once():
-    runs = [buffer_at(100.0, 1.0, 0.5, "a"), buffer_at(100.5, 1.0, 0.5, "a"), buffer_at(104.0, 1.0, 0.8, "a"), buffer_at(100.0, 2.0, 1.0, "b")]
+    runs = [buffer_at(100.0, 1.0, 0.5, "a"), buffer_at(100.5, 1.0, 0.5, "a"), buffer_at(104.0, 1.0, 0.8, "a"),
+            buffer_at(100.0, 2.0, 1.0, "b")]
     for run in runs:
         parts = run.parts()
-        assert sum(parts[k] for k in ("scheduling", "driver", "queued", "gpu", "notice")) == pytest.approx(parts["total"])
+        assert sum(parts[k]
+                   for k in ("scheduling", "driver", "queued", "gpu", "notice")) == pytest.approx(parts["total"])
     rows = {q["name"]: q for q in metal.queues(runs, 10.0)}
     assert rows["a"]["in_flight_ratio"] == pytest.approx(2.5 / 10) and rows["b"]["in_flight_ratio"] == pytest.approx(0.2)
     assert rows["a"]["gpu_ratio"] == pytest.approx(metal.union_s([(r.gpu_start_s, r.gpu_end_s) for r in runs[:3]]) / 10)
@@ -553,14 +574,17 @@ def test_a_program_is_profiled_without_being_changed(tmp_path):
     program.write_text(PROGRAM % str(HERE.parent))
     for detailed in (False, True):
         out = tmp_path / ("%s.json" % detailed)
-        done = tool("run", "--recording", RECORDINGS / "m4pro.json", "--speed", "20", "--kernels", *(["--detailed"] if detailed else []), "--json", out,
-                    "--trace", tmp_path / "t.json", "--html", tmp_path / "p.html", "--script", "none", "--", sys.executable, HERE / "fakeobjc.py", program)
+        done = tool("run", "--recording", RECORDINGS / "m4pro.json", "--speed", "20", "--kernels",
+                    *(["--detailed"] if detailed else []), "--json", out,
+                    "--trace", tmp_path / "t.json", "--html", tmp_path / "p.html", "--script", "none", "--",
+                    sys.executable, HERE / "fakeobjc.py", program)
         assert done.returncode == 0, done.stderr
         doc = json.loads(out.read_text())
         rows = {k["name"]: k for k in doc["kernels"]}
         assert (rows["twice"]["count"], rows["thrice"]["count"]) == (14, 7)
         assert rows["twice"]["timed"] == (14 if detailed else 7) and rows["thrice"]["timed"] == (7 if detailed else 0)
-        assert rows["twice"]["threads"] == [4096, 1, 1] and rows["twice"]["group"] == [128, 1, 1] and rows["twice"]["simd_width"] == 32
+        assert rows["twice"]["threads"] == [4096, 1,
+                                            1] and rows["twice"]["group"] == [128, 1, 1] and rows["twice"]["simd_width"] == 32
         assert doc["buffer_count"] == 14 and [q["name"] for q in doc["queues"]] == ["main queue"]
         assert doc["queues"][0]["dispatches"] == 21 and 0 < doc["queues"][0]["in_flight_ratio"] <= 1
         for one in doc["buffers"]:
@@ -609,6 +633,13 @@ with perfmon.MetalPerformanceMonitor(config=config, recording=%r) as monitor:
     unwaited = ag.MetalBegin()
     ag.MetalEncodeDispatch(unwaited, kernel, 1024, data)
     ag.MetalCommit(unwaited)
+    def work(repeat):
+        made = ag.MetalBegin()
+        for n in range(repeat):
+            ag.MetalEncodeDispatch(made, kernel, 1024, data)
+        return made
+    result = monitor.compare_variants(lambda: work(1), lambda: work(40), n=12, names=("once", "forty times"))
+    assert (result.a.n, result.b.n, result.verdict) == (12, 12, "a is quicker"), result
     ag.MetalRelease(data)
 assert ag.MetalCommit is before, "the library is as it was"
 assert [r.name for r in monitor.get_kernel_profiling_data("mine")] == ["mine"] * 3
@@ -622,9 +653,11 @@ view.print_performance_summary()
 view.print_kernel_profiling_table()
 view.print_memory_statistics()
 """ % (str(HERE), str(HERE.parent), str(RECORDINGS / "m4pro.json"), str(tmp_path / "r.md")))
-    done = subprocess.run([sys.executable, str(HERE / "fakeobjc.py"), str(program)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, str(HERE / "fakeobjc.py"), str(program)], capture_output=True, text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stderr
-    for title in ("=== Metal Performance Summary ===", "=== Top Kernels by Execution Time ===", "=== Memory Statistics ==="):
+    for title in ("=== Metal Performance Summary ===", "=== Top Kernels by Execution Time ===",
+                  "=== Memory Statistics ==="):
         assert title in done.stdout
     assert re.search(r"^mine +\S+ \S+ +3 ", done.stdout, re.M) and "| mine | 3 |" in (tmp_path / "r.md").read_text()
 
@@ -726,12 +759,15 @@ def test_names_from_outside_do_no_harm(tmp_path):
     for seconds in times(1, 10):
         monitor.record_kernel(NASTY, seconds)
     monitor.record_kernel("=1+1", 0.1)
-    monitor.metal.record_buffer(metal.BufferRun(NASTY, NASTY, 1, None, *[metal.BufferRun("", "", 1, None, 10, 11, 12, 13, 14, 15)[n] for n in range(4, 10)]))
+    monitor.metal.record_buffer(metal.BufferRun(NASTY, NASTY, 1, None,
+                                                *[metal.BufferRun("", "", 1, None, 10, 11, 12, 13, 14, 15)[n]
+                                                  for n in range(4, 10)]))
     monitor.track_memory_allocation(1, 100, True, NASTY)
     monitor.command = {"argv": ["echo", NASTY], "exit_code": 0, "seconds": 1.0}
     doc = monitor.document()
     monitor.close()
-    for text in (page.html_text(doc, "none"), report.markdown(doc), report.terminal(doc), report.csv_text(doc, "kernels")):
+    for text in (page.html_text(doc, "none"), report.markdown(doc), report.terminal(doc),
+                 report.csv_text(doc, "kernels")):
         assert "\x1b" not in text
     text, parser = words(page.html_text(doc, "none"))
     assert "script" not in parser.tags and "alert(1)" in text and parser.links == []
@@ -795,16 +831,19 @@ def test_prometheus_families():
     monitor.track_memory_allocation(7, 4096, True, "x")
     registry = client.CollectorRegistry()
     monitor.register_prometheus_metrics(registry)
-    found = {s.name: (s.labels, s.value) for f in text_string_to_metric_families(client.generate_latest(registry).decode()) for s in f.samples}
+    found = {s.name: (s.labels, s.value)
+             for f in text_string_to_metric_families(client.generate_latest(registry).decode()) for s in f.samples}
     assert found["metal_gpu_utilization_ratio"][1] == 1.0 and found["metal_power_consumption_watts"][1] == pytest.approx(39.99)
     assert found["metal_memory_bandwidth_gbps"][1] == pytest.approx(192) and found["metal_thermal_state"][1] == 0
     assert found["metal_kernel_execution_total"] == ({"device": monitor.machine["gpu"], "kernel": "gemm"}, 2)
     assert found["metal_kernel_execution_duration_milliseconds_sum"][1] == pytest.approx(40)
     assert found["metal_command_buffer_latency_milliseconds_count"][1] == 4
     families = {f.name: f for f in perfmon.prometheus_families(monitor)}
-    assert set(families) == {"applegpu_kernel_executions", "applegpu_kernel_duration_seconds", "applegpu_command_buffer_latency_seconds",
+    assert set(families) == {"applegpu_kernel_executions", "applegpu_kernel_duration_seconds",
+                             "applegpu_command_buffer_latency_seconds",
                              "applegpu_metal_buffer_bytes"}
-    buckets = {s.labels["le"]: s.value for s in families["applegpu_command_buffer_latency_seconds"].samples if s.name.endswith("_bucket")}
+    buckets = {s.labels["le"]: s.value for s in families["applegpu_command_buffer_latency_seconds"].samples
+               if s.name.endswith("_bucket")}
     assert buckets["0.001"] == 0 and buckets["0.0025"] == 4 and buckets["+Inf"] == 4
     monitor.config.enable_prometheus_export = False
     assert list(perfmon.prometheus_families(monitor)) == []
@@ -826,14 +865,16 @@ def test_a_running_command_serves_prometheus(tmp_path):
     assert running.wait(20) == 143
     running.stderr.close()
     assert re.search(r'^metal_gpu_utilization_ratio\{device="[^"]+"\} 1\.0$', text, re.M)
-    assert tool("watch", "--listen", "nonsense", "--recording", RECORDINGS / "m4pro.json", "--seconds", "1").returncode == 2
+    assert tool("watch", "--listen", "nonsense", "--recording", RECORDINGS / "m4pro.json", "--seconds",
+                "1").returncode == 2
 
 
 # ---- run: the command's own ways, a full disk, an end by force
 
 def test_run_is_the_command_and_a_report(tmp_path):
     out = tmp_path / "r.html"
-    done = tool("run", "--recording", RECORDINGS / "m5max-macos27.json", "--speed", "20", "--html", out, "--script", "none", "--json", tmp_path / "r.json", "--",
+    done = tool("run", "--recording", RECORDINGS / "m5max-macos27.json", "--speed", "20", "--html", out, "--script",
+                "none", "--json", tmp_path / "r.json", "--",
                 sys.executable, "-c", "import time; print('hello'); time.sleep(1); raise SystemExit(3)")
     assert done.returncode == 3 and done.stdout == "hello\n"
     text, _ = words(out.read_text())
@@ -846,22 +887,26 @@ def test_run_is_the_command_and_a_report(tmp_path):
 
 
 def test_a_full_disk_is_said_and_keeps_the_old_report(tmp_path):
-    done = tool("run", "--recording", RECORDINGS / "m4pro.json", "--refresh", "200", "--json", "/dev/full", "--quiet", "--",
+    done = tool("run", "--recording", RECORDINGS / "m4pro.json", "--refresh", "200", "--json", "/dev/full", "--quiet",
+                "--",
                 sys.executable, "-c", "import time; time.sleep(1)")
     assert done.returncode == 1 and done.stderr.count("No space left") == 2, done.stderr     # while running: once; and at the end
     old = tmp_path / "r.html"
     old.write_text("the old one")
     limited = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); " \
               "sys.argv = sys.argv[1:]; sys.path.insert(0, %r); import perfmon; sys.exit(perfmon.main(sys.argv[1:]))" % str(HERE)
-    done = subprocess.run([sys.executable, "-c", limited, "x", "watch", "--recording", str(RECORDINGS / "m4pro.json"), "--seconds", "0.5", "--quiet",
+    done = subprocess.run([sys.executable, "-c", limited, "x", "watch", "--recording", str(RECORDINGS / "m4pro.json"),
+                           "--seconds", "0.5", "--quiet",
                            "--html", str(old), "--script", "none"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "was not written" in done.stderr
     assert old.read_text() == "the old one" and os.listdir(tmp_path) == ["r.html"]
 
 
 def start_run(tmp_path, *more):
-    return subprocess.Popen([sys.executable, str(HERE / "perfmon.py"), "run", "--recording", str(RECORDINGS / "m5max-macos27.json"), "--speed", "20",
-                             "--refresh", "200", "--html", str(tmp_path / "r.html"), "--json", str(tmp_path / "r.json"), "--quiet", *more, "--",
+    return subprocess.Popen([sys.executable, str(HERE / "perfmon.py"), "run", "--recording",
+                             str(RECORDINGS / "m5max-macos27.json"), "--speed", "20",
+                             "--refresh", "200", "--html", str(tmp_path / "r.html"), "--json", str(tmp_path / "r.json"),
+                             "--quiet", *more, "--",
                              sys.executable, "-c", "import time; time.sleep(60)"], stderr=subprocess.PIPE)
 
 
@@ -891,7 +936,8 @@ def test_a_killed_run_leaves_the_last_whole_report(tmp_path):
     while len(json.loads((tmp_path / "r.json").read_text())["samples"]["t"]) < 2:
         assert time.monotonic() < end
         time.sleep(0.1)
-    child = subprocess.run(["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True, text=True).stdout.split() if shutil.which("ps") else []
+    child = subprocess.run(["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True,
+                           text=True).stdout.split() if shutil.which("ps") else []
     running.kill()
     running.wait(20)
     running.stderr.close()
@@ -905,9 +951,11 @@ def test_a_killed_run_leaves_the_last_whole_report(tmp_path):
 
 
 def test_watch_ends_by_itself_and_by_ctrl_c(tmp_path):
-    done = tool("watch", "--recording", RECORDINGS / "m4pro.json", "--speed", "20", "--seconds", "0.6", "--interval", "50")
+    done = tool("watch", "--recording", RECORDINGS / "m4pro.json", "--speed", "20", "--seconds", "0.6", "--interval",
+                "50")
     assert done.returncode == 0 and "=== Memory Statistics ===" in done.stdout
-    running = subprocess.Popen([sys.executable, str(HERE / "perfmon.py"), "watch", "--recording", str(RECORDINGS / "m4pro.json"), "--speed", "20",
+    running = subprocess.Popen([sys.executable, str(HERE / "perfmon.py"), "watch", "--recording",
+                                str(RECORDINGS / "m4pro.json"), "--speed", "20",
                                 "--json", str(tmp_path / "r.json"), "--refresh", "200", "--quiet"])
     wait_for(tmp_path / "r.json")
     running.send_signal(signal.SIGINT)
@@ -915,7 +963,8 @@ def test_watch_ends_by_itself_and_by_ctrl_c(tmp_path):
 
 
 def test_a_recording_that_ends_is_told_and_what_there_is_reported():
-    done = tool("watch", "--recording", RECORDINGS / "m4pro.json", "--speed", "50", "--no-loop", "--seconds", "3", "--interval", "50")
+    done = tool("watch", "--recording", RECORDINGS / "m4pro.json", "--speed", "50", "--no-loop", "--seconds", "3",
+                "--interval", "50")
     assert done.returncode == 0 and "sampling ended early" in done.stderr and "=== Metal Performance Summary ===" in done.stdout
 
 

@@ -35,19 +35,25 @@ class Thresholds(NamedTuple):
 
 # The document's own recommendations, then ours.
 RECOMMENDATIONS = {
-    "compute": ("Consider kernel fusion to reduce launch overhead", "Optimize arithmetic intensity: lower precision (half, int8), fewer operations per result",
+    "compute": ("Consider kernel fusion to reduce launch overhead",
+                "Optimize arithmetic intensity: lower precision (half, int8), fewer operations per result",
                 "Review threadgroup configuration: whole SIMD groups, enough threadgroups for all cores"),
     "bandwidth": ("Optimize memory access patterns: neighbouring threads read neighbouring addresses",
-                  "Use threadgroup (shared) memory for frequently accessed data", "Consider data compression: half or quantised weights, packed formats"),
-    "memory": ("Implement memory pooling: reuse buffers and heaps", "Use streaming for large operations", "Review memory allocation patterns: what is still allocated at the end, largest first"),
-    "long_kernels": ("Split into smaller kernels", "Optimize algorithm complexity", "Review parallelization strategy: more threadgroups, less work per thread"),
+                  "Use threadgroup (shared) memory for frequently accessed data",
+                  "Consider data compression: half or quantised weights, packed formats"),
+    "memory": ("Implement memory pooling: reuse buffers and heaps", "Use streaming for large operations",
+               "Review memory allocation patterns: what is still allocated at the end, largest first"),
+    "long_kernels": ("Split into smaller kernels", "Optimize algorithm complexity",
+                     "Review parallelization strategy: more threadgroups, less work per thread"),
     "launch_overhead": ("Put more dispatches into one command buffer, and commit less often", "Fuse small kernels",
                         "Do not wait after every command buffer: keep two or three in flight"),
-    "power_or_heat": ("Expect a lower clock, not a higher load: compare runs only at equal clocks", "Lift the cap where it is deliberate (Low Power Mode, adapter, power limit)",
+    "power_or_heat": ("Expect a lower clock, not a higher load: compare runs only at equal clocks",
+                      "Lift the cap where it is deliberate (Low Power Mode, adapter, power limit)",
                       "Cool the Mac, or spread the load: the clock comes back with the temperature"),
 }
 TITLES = {"compute": "GPU compute bound", "bandwidth": "Memory bandwidth bound", "memory": "High memory usage",
-          "long_kernels": "Long kernel execution", "launch_overhead": "Launch overhead", "power_or_heat": "Limited by power or heat"}
+          "long_kernels": "Long kernel execution", "launch_overhead": "Launch overhead",
+          "power_or_heat": "Limited by power or heat"}
 
 
 class Series:
@@ -64,7 +70,8 @@ class Series:
         self.t: list[float] = self._columns["t"]
         self.weights = [w if w and w > 0 else 0.0 for w in self._columns["covers_s"]]
         self._columns["memory_bytes_per_s"] = self._sum("memory_read_bytes_per_s", "memory_write_bytes_per_s")
-        self._columns["memory_gpu_bytes_per_s"] = self._sum("memory_gpu_read_bytes_per_s", "memory_gpu_write_bytes_per_s")
+        self._columns["memory_gpu_bytes_per_s"] = self._sum("memory_gpu_read_bytes_per_s",
+                                                            "memory_gpu_write_bytes_per_s")
 
     def __len__(self) -> int:
         return len(self.t)
@@ -79,7 +86,8 @@ class Series:
         return [None if None in row else sum(v for v in row if v is not None) for row in rows]
 
     def names(self) -> list[str]:
-        return [n for n, v in self._columns.items() if n not in ("t", "time_unix_s", "covers_s") and any(x is not None for x in v)]
+        return [n for n, v in self._columns.items() if n not in ("t", "time_unix_s", "covers_s")
+                and any(x is not None for x in v)]
 
     def has(self, name: str) -> bool:
         return any(v is not None for v in self[name])
@@ -92,7 +100,8 @@ class Series:
         values = sorted(v for v, _ in pairs)
         weight = sum(w for _, w in pairs)
         mean = sum(v * w for v, w in pairs) / weight if weight > 0 else sum(values) / len(values)
-        return {"n": len(values), "mean": mean, "min": values[0], "p50": percentile(values, 0.5), "p95": percentile(values, 0.95),
+        return {"n": len(values), "mean": mean, "min": values[0], "p50": percentile(values, 0.5),
+                "p95": percentile(values, 0.95),
                 "p99": percentile(values, 0.99), "max": values[-1], "first": pairs[0][0], "last": pairs[-1][0]}
 
     def share(self, test: Callable[[int], bool | None], among: Sequence[int] | None = None) -> float | None:
@@ -109,7 +118,8 @@ class Series:
         return sum(self.weights[i] for i in rows)
 
 
-def analyse(doc: dict[str, Any], window_ms: float | None = None, thresholds: Thresholds | None = None) -> dict[str, Any]:
+def analyse(doc: dict[str, Any], window_ms: float | None = None,
+            thresholds: Thresholds | None = None) -> dict[str, Any]:
     """The whole analysis. window_ms: only the newest part of the run."""
     if window_ms is not None and not window_ms > 0:
         raise ValueError("a window is a number of milliseconds above 0, not %r" % (window_ms,))
@@ -117,12 +127,14 @@ def analyse(doc: dict[str, Any], window_ms: float | None = None, thresholds: Thr
     series = Series(doc, None if window_ms is None else window_ms / 1000)
     judge = _Judge(doc, series, limit)
     figures = {name: f for name in series.names() for f in [series.figure(name)] if f is not None}
-    found = [b for b in (judge.compute(), judge.bandwidth(), judge.memory(), judge.long_kernels(), judge.launch_overhead(),
+    found = [b for b in (judge.compute(), judge.bandwidth(), judge.memory(), judge.long_kernels(),
+                         judge.launch_overhead(),
                          judge.power_or_heat()) if b is not None]
     found.sort(key=lambda b: -b["share"])
     work = judge.workload()
     result = {
-        "window_s": (series.t[-1] - series.t[0]) if series.t else 0.0, "covered_s": sum(series.weights), "samples": len(series),
+        "window_s": (series.t[-1] - series.t[0]) if series.t else 0.0, "covered_s": sum(series.weights),
+        "samples": len(series),
         "figures": figures, "saturation": judge.saturation(), "throttling": judge.throttling(), "bottlenecks": found,
         "not_assessed": judge.unknown, "workload": work, "phases": judge.phases(), "trends": trends(series),
         "anomalies": anomalies(series) + kernel_anomalies(doc), "kernel_notes": kernel_notes(doc),
@@ -233,11 +245,13 @@ class _Judge:
             evidence.append("Memory traffic meanwhile %s of the chip's %s: not what holds it back" % (
                 _pc(ratio), speed(self.limits["bandwidth_bytes_per_s"])))
         else:
-            evidence.append("Memory traffic is not known here (%s), so a bandwidth bound looks the same" % self._why("memory_read_bytes_per_s"))
+            evidence.append("Memory traffic is not known here (%s), so a bandwidth bound looks the same"
+                            % self._why("memory_read_bytes_per_s"))
         clock, top = self._mean("gpu_clock_mhz", rows), self.limits.get("clock_mhz")
         if clock is not None and top:
             evidence.append("Clock %s of %s" % (mhz(clock), mhz(top)))
-        return self._row("compute", share, "active %s, traffic %s" % (_pc(self._mean("gpu_utilization_ratio", rows)), _pc(ratio)), evidence)
+        return self._row("compute", share, "active %s, traffic %s"
+                         % (_pc(self._mean("gpu_utilization_ratio", rows)), _pc(ratio)), evidence)
 
     def bandwidth(self) -> dict[str, Any] | None:
         top = self.limits.get("bandwidth_bytes_per_s")
@@ -278,7 +292,8 @@ class _Judge:
         if used is not None and total:
             ratio = used["max"] / total
             if ratio >= self.limit.memory:
-                evidence.append("GPU memory in use peaked at %s: %s of the %s it may use" % (size(used["max"]), _pc(ratio), size(total)))
+                evidence.append("GPU memory in use peaked at %s: %s of the %s it may use"
+                                % (size(used["max"]), _pc(ratio), size(total)))
         pressed = self.s.share(_holds(self.s["memory_pressure_level"], 1))
         if pressed is not None and pressed >= 0.1:
             evidence.append("macOS reported memory pressure in %s of the time" % _pc(pressed))
@@ -306,7 +321,8 @@ class _Judge:
             k["max_threads"] or "?") for k in long[:5]]
         share = sum(k["total_s"] for k in long) / whole if whole else 0.0
         evidence.append("%s of all kernel time" % _pc(share))
-        return self._row("long_kernels", share, "%s %.0f ms" % (long[0]["name"], 1e3 * long[0]["seconds"]["p95"]), evidence)
+        return self._row("long_kernels", share, "%s %.0f ms" % (long[0]["name"], 1e3 * long[0]["seconds"]["p95"]),
+                         evidence)
 
     def launch_overhead(self) -> dict[str, Any] | None:
         pairs = []
@@ -363,8 +379,10 @@ class _Judge:
             evidence.append("Thermal management held the clock in %s of that time" % _pc(held))
         level = max((v for v in (self.s["thermal_pressure_level"][i] for i in rows) if v is not None), default=0)
         if level >= 1:
-            evidence.append("macOS reported thermal pressure: %s" % ag.THERMAL_PRESSURE[min(int(level), len(ag.THERMAL_PRESSURE) - 1)])
-        hottest = max((v for v in (self.s["gpu_temperature_max_celsius"][i] for i in rows) if v is not None), default=None)
+            evidence.append("macOS reported thermal pressure: %s"
+                            % ag.THERMAL_PRESSURE[min(int(level), len(ag.THERMAL_PRESSURE) - 1)])
+        hottest = max((v for v in (self.s["gpu_temperature_max_celsius"][i] for i in rows) if v is not None),
+                      default=None)
         if hottest is not None:
             evidence.append("Hottest GPU sensor %.0f °C" % hottest)
         return evidence
@@ -382,7 +400,8 @@ class _Judge:
         """Mean and peak against the chip's own limits, as read from the machine."""
         rows = []
         for name, column, limit in (("Memory bandwidth", "memory_bytes_per_s", "bandwidth_bytes_per_s"),
-                                    ("GPU memory", "memory_used_bytes", "memory_bytes"), ("GPU clock", "gpu_clock_mhz", "clock_mhz"),
+                                    ("GPU memory", "memory_used_bytes", "memory_bytes"),
+                                    ("GPU clock", "gpu_clock_mhz", "clock_mhz"),
                                     ("GPU power", "gpu_power_mw", "power_mw")):
             top, figure = self.limits.get(limit), self.s.figure(column)
             row = {"name": name, "column": column, "limit": top, "mean": None, "peak": None, "why": None}
@@ -394,8 +413,10 @@ class _Judge:
                 row.update(mean=figure["mean"] / top, peak=figure["max"] / top)
             rows.append(row)
         flops, scaled = self.limits.get("flops"), self.s.figure("gpu_scaled_ratio")
-        rows.append({"name": "Arithmetic, at most", "column": "gpu_scaled_ratio", "limit": flops, "why": None if scaled else
-                     self._why("gpu_scaled_ratio"), "mean": scaled["mean"] if scaled else None, "peak": scaled["max"] if scaled else None})
+        rows.append({"name": "Arithmetic, at most", "column": "gpu_scaled_ratio", "limit": flops,
+                     "why": None if scaled else
+                     self._why("gpu_scaled_ratio"), "mean": scaled["mean"] if scaled else None,
+                     "peak": scaled["max"] if scaled else None})
         return rows
 
     def throttling(self) -> dict[str, Any]:
@@ -408,8 +429,10 @@ class _Judge:
         share = self.s.time(rows) / max(1e-12, self.s.time(i for i in whole if answers[i] is not None))
         if not rows:
             seen = [t for c, t in (("thermal_pressure_level", "thermal pressure nominal"), ("throttle_cltm_ratio",
-                    "the clock was not held by thermal management"), ("throttle_ppm_percent", "power budget granted in full"))
-                    if self.s.has(c) and not (c == "throttle_ppm_percent" and (self.s.figure(c) or {"min": 0})["min"] < 99.5)]
+                    "the clock was not held by thermal management"),
+                                   ("throttle_ppm_percent", "power budget granted in full"))
+                    if self.s.has(c)
+                    and not (c == "throttle_ppm_percent" and (self.s.figure(c) or {"min": 0})["min"] < 99.5)]
             return {"state": "no", "share": 0.0, "evidence": seen}
         return {"state": "yes", "share": share, "evidence": self._heat_evidence(rows)}
 
@@ -438,7 +461,8 @@ class _Judge:
                 merged[-1][2] = run[2]
             else:
                 merged.append(run)
-        return [{"kind": kind, "from_s": self.s.t[max(0, a - 1)] if a else self.s.t[a], "to_s": self.s.t[b]} for kind, a, b in merged][:200]
+        return [{"kind": kind, "from_s": self.s.t[max(0, a - 1)] if a else self.s.t[a], "to_s": self.s.t[b]}
+                for kind, a, b in merged][:200]
 
     def workload(self) -> dict[str, Any]:
         """idle, bursty, bandwidth-bound (decode-like), prefill-like, steady: with evidence."""
@@ -475,12 +499,15 @@ class _Judge:
             if ratio < 0.5 * self.limit.bandwidth + 0.15:
                 return "prefill-like", said + ["Full in %s of the time with memory traffic at only %s of the limit: arithmetic, like prompt "
                                                "processing" % (_pc(shares["busy"]), _pc(ratio))]
-            return "busy", said + ["Memory traffic at %s of the limit: neither clearly arithmetic nor bandwidth" % _pc(ratio)]
+            return "busy", said + ["Memory traffic at %s of the limit: neither clearly arithmetic nor bandwidth"
+                                   % _pc(ratio)]
         return "steady", said + ["Partly busy in %s of the time" % _pc(shares.get("partly busy", 0.0))]
 
 
-LATENCY_WORDS = {"encode": "encoding on the CPU", "scheduling": "commit until the driver took it up", "driver": "the driver's scheduling",
-                 "queued": "waiting for the GPU", "gpu": "on the GPU", "notice": "until the program noticed", "total": "commit to return"}
+LATENCY_WORDS = {"encode": "encoding on the CPU", "scheduling": "commit until the driver took it up",
+                 "driver": "the driver's scheduling",
+                 "queued": "waiting for the GPU", "gpu": "on the GPU", "notice": "until the program noticed",
+                 "total": "commit to return"}
 
 
 def _holds(values: Sequence[float | None], least: float) -> Callable[[int], bool | None]:
@@ -508,23 +535,29 @@ def kernel_notes(doc: dict[str, Any]) -> list[str]:
         if k["group"] and k["simd_width"]:
             threads = math.prod(k["group"])
             if threads % k["simd_width"]:
-                notes.append("%s: %d threads per threadgroup is no multiple of the SIMD width %d" % (k["name"], threads, k["simd_width"]))
+                notes.append("%s: %d threads per threadgroup is no multiple of the SIMD width %d"
+                             % (k["name"], threads, k["simd_width"]))
             groups = math.prod(-(-t // g) for t, g in zip(k["threads"], k["group"])) if k["threads"] else None
             if groups is not None and cores and groups < cores:
-                notes.append("%s: %d threadgroups for %d GPU cores: some have nothing to do" % (k["name"], groups, cores))
+                notes.append("%s: %d threadgroups for %d GPU cores: some have nothing to do"
+                             % (k["name"], groups, cores))
         flops, moved = doc["limits"].get("flops"), doc["limits"].get("bandwidth_bytes_per_s")
         if k["flops_per_s"] and flops:
-            notes.append("%s: %.1f GFLOP/s, %.1f %% of the chip's peak" % (k["name"], k["flops_per_s"] / 1e9, 100 * k["flops_per_s"] / flops))
+            notes.append("%s: %.1f GFLOP/s, %.1f %% of the chip's peak"
+                         % (k["name"], k["flops_per_s"] / 1e9, 100 * k["flops_per_s"] / flops))
         if k["bytes_per_s"] and moved:
-            notes.append("%s: %.1f GB/s of its own data, %.1f %% of the chip's bandwidth" % (k["name"], k["bytes_per_s"] / 1e9, 100 * k["bytes_per_s"] / moved))
+            notes.append("%s: %.1f GB/s of its own data, %.1f %% of the chip's bandwidth"
+                         % (k["name"], k["bytes_per_s"] / 1e9, 100 * k["bytes_per_s"] / moved))
     return notes
 
 
 # ---- trends
 
 # column -> least change worth a word, in its unit
-TRENDS = {"gpu_utilization_ratio": 0.05, "gpu_clock_mhz": 50, "gpu_power_mw": 500, "memory_bytes_per_s": 2e9, "memory_used_bytes": 1 << 26,
-          "gpu_temperature_celsius": 2, "gpu_temperature_max_celsius": 2, "swap_used_bytes": 1 << 26, "system_power_mw": 1000}
+TRENDS = {"gpu_utilization_ratio": 0.05, "gpu_clock_mhz": 50, "gpu_power_mw": 500, "memory_bytes_per_s": 2e9,
+          "memory_used_bytes": 1 << 26,
+          "gpu_temperature_celsius": 2, "gpu_temperature_max_celsius": 2, "swap_used_bytes": 1 << 26,
+          "system_power_mw": 1000}
 
 
 def trends(series: Series, blocks: int = 24) -> list[dict[str, Any]]:
@@ -546,7 +579,8 @@ def trends(series: Series, blocks: int = 24) -> list[dict[str, Any]]:
         change = slope * (means[-1][0] - means[0][0])
         base = median(v for _, v in means)
         if p < 0.01 and abs(change) >= max(least, 0.03 * abs(base)):
-            found.append({"column": name, "per_minute": 60 * slope, "change": change, "from": means[0][1], "to": means[-1][1], "p": p,
+            found.append({"column": name, "per_minute": 60 * slope, "change": change, "from": means[0][1],
+                          "to": means[-1][1], "p": p,
                           "n": len(means), "direction": "rising" if slope > 0 else "falling"})
     return found
 
@@ -573,7 +607,8 @@ def mann_kendall(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 # ---- anomalies
 
 # column -> least distance from the neighbourhood's median worth a word
-ANOMALIES = {"gpu_utilization_ratio": 0.2, "gpu_power_mw": 1000, "memory_bytes_per_s": 5e9, "memory_used_bytes": 1 << 27, "gpu_clock_mhz": 100,
+ANOMALIES = {"gpu_utilization_ratio": 0.2, "gpu_power_mw": 1000, "memory_bytes_per_s": 5e9,
+             "memory_used_bytes": 1 << 27, "gpu_clock_mhz": 100,
              "gpu_temperature_celsius": 5, "gpu_temperature_max_celsius": 5, "system_power_mw": 3000}
 
 
@@ -613,5 +648,6 @@ def kernel_anomalies(doc: dict[str, Any], score: float = 8.0) -> list[dict[str, 
         spread = max(1.4826 * median(abs(v - middle) for v in times), 0.05 * middle)
         for n, v in enumerate(times):
             if spread > 0 and (v - middle) / spread >= score:
-                found.append({"what": "kernel " + clean(k["name"]), "t": None, "run": n, "value": v, "typical": middle, "score": (v - middle) / spread})
+                found.append({"what": "kernel " + clean(k["name"]), "t": None, "run": n, "value": v, "typical": middle,
+                              "score": (v - middle) / spread})
     return sorted(found, key=lambda a: -a["score"])[:20]

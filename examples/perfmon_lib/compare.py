@@ -60,7 +60,8 @@ def side(name: str, values: Sequence[float]) -> Side:
     ordered = sorted(values)
     if not ordered:
         return Side(name, 0, None, None, None)
-    return Side(name, len(ordered), percentile(ordered, 0.5), sum(ordered) / len(ordered), percentile(ordered, 0.75) - percentile(ordered, 0.25))
+    return Side(name, len(ordered), percentile(ordered, 0.5), sum(ordered) / len(ordered),
+                percentile(ordered, 0.75) - percentile(ordered, 0.25))
 
 
 def mann_whitney(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
@@ -120,7 +121,8 @@ def _normal_quantile(p: float) -> float:
     return NormalDist().inv_cdf(p)
 
 
-def compare_samples(a: Sequence[float], b: Sequence[float], name_a: str = "a", name_b: str = "b", *, alpha: float = ALPHA,
+def compare_samples(a: Sequence[float], b: Sequence[float], name_a: str = "a", name_b: str = "b", *,
+                    alpha: float = ALPHA,
                     tolerance: float = TOLERANCE, least: int = LEAST) -> Comparison:
     """Compare two sets of times (seconds, above 0)."""
     a, b = [float(v) for v in a if v is not None], [float(v) for v in b if v is not None]
@@ -137,7 +139,8 @@ def compare_samples(a: Sequence[float], b: Sequence[float], name_a: str = "a", n
         verdict = QUICKER_A if ratio > 1 else QUICKER_B
     else:
         verdict = SAME if low >= 1 / (1 + tolerance) and high <= 1 + tolerance else UNSURE
-    return Comparison(one, two, ratio, low, high, effect, p, verdict, _advice(verdict, one, two, ratio, low, high, tolerance))
+    return Comparison(one, two, ratio, low, high, effect, p, verdict,
+                      _advice(verdict, one, two, ratio, low, high, tolerance))
 
 
 def _advice(verdict: str, a: Side, b: Side, ratio: float, low: float, high: float, tolerance: float) -> str:
@@ -170,8 +173,10 @@ HEADLINES: tuple[tuple[str, str, Callable[[dict[str, Any]], float | None], bool 
     ("memory_bytes_per_s", "Memory traffic", _figure("memory_bytes_per_s"), None, "B/s"),
     ("memory_used_bytes", "GPU memory in use, peak", _figure("memory_used_bytes", "max"), True, "B"),
     ("gpu_temperature_max_celsius", "Hottest GPU sensor", _figure("gpu_temperature_max_celsius", "max"), None, "C"),
-    ("metal_peak_bytes", "Metal memory, peak", lambda d: ((d.get("allocations") or {}).get("statistics") or {}).get("peak_allocated_bytes"), True, "B"),
-    ("latency_total_s", "Command buffer latency, median", lambda d: ((d.get("latency") or {}).get("total") or {}).get("median"), True, "s"),
+    ("metal_peak_bytes", "Metal memory, peak",
+     lambda d: ((d.get("allocations") or {}).get("statistics") or {}).get("peak_allocated_bytes"), True, "B"),
+    ("latency_total_s", "Command buffer latency, median",
+     lambda d: ((d.get("latency") or {}).get("total") or {}).get("median"), True, "s"),
 )
 
 
@@ -182,13 +187,15 @@ def compare_runs(a: dict[str, Any], b: dict[str, Any], **options: Any) -> dict[s
     judged. For a judgement give several runs (a folder of baselines)."""
     times_a = {k["name"]: k["samples_s"] for k in a["kernels"]}
     times_b = {k["name"]: k["samples_s"] for k in b["kernels"]}
-    kernels = [compare_samples(times_a[name], times_b[name], name, name, **options).as_dict() for name in times_a if name in times_b]
+    kernels = [compare_samples(times_a[name], times_b[name], name, name, **options).as_dict() for name in times_a
+               if name in times_b]
     figures = []
     for key, label, read, lower, unit in HEADLINES:
         one, two = read(a), read(b)
         figures.append({"key": key, "label": label, "a": one, "b": two, "unit": unit,
                         "ratio": two / one if one and two is not None else None, "lower_is_better": lower})
-    return {"kernels": kernels, "figures": figures, "only_a": sorted(set(times_a) - set(times_b)), "only_b": sorted(set(times_b) - set(times_a)),
+    return {"kernels": kernels, "figures": figures, "only_a": sorted(set(times_a) - set(times_b)),
+            "only_b": sorted(set(times_b) - set(times_a)),
             "warnings": _apart(a, b)}
 
 
@@ -244,18 +251,23 @@ def regressions(doc: dict[str, Any], before: Sequence[tuple[str, dict[str, Any]]
     for key, label, read, lower, unit in HEADLINES:
         rows.append(_against(key, label, unit, lower, read(doc), [read(d) for _, d in alike], alpha, tolerance, least))
     for k in doc["kernels"]:
-        earlier = [one["seconds"]["median"] for _, d in alike for one in d["kernels"] if one["name"] == k["name"] and one["seconds"]]
+        earlier = [one["seconds"]["median"] for _, d in alike for one in d["kernels"] if one["name"] == k["name"]
+                   and one["seconds"]]
         now = k["seconds"]["median"] if k["seconds"] else None
-        rows.append(_against("kernel:" + k["name"], "Kernel %s, median" % k["name"], "s", True, now, earlier, alpha, tolerance, least))
+        rows.append(_against("kernel:" + k["name"], "Kernel %s, median" % k["name"], "s", True, now, earlier, alpha,
+                             tolerance, least))
     rows = [r for r in rows if r["now"] is not None or r["n"]]
-    return {"rows": rows, "baselines": [n for n, _ in alike], "other_gpus": [n for n, d in before if (n, d) not in alike],
+    return {"rows": rows, "baselines": [n for n, _ in alike],
+            "other_gpus": [n for n, d in before if (n, d) not in alike],
             "worse": [r["label"] for r in rows if r["verdict"] == "worse"]}
 
 
-def _against(key: str, label: str, unit: str, lower: bool | None, now: float | None, given: Sequence[float | None], alpha: float,
+def _against(key: str, label: str, unit: str, lower: bool | None, now: float | None, given: Sequence[float | None],
+             alpha: float,
              tolerance: float, least: int) -> dict[str, Any]:
     past = [v for v in given if v is not None and v > 0]
-    row: dict[str, Any] = {"key": key, "label": label, "unit": unit, "now": now, "n": len(past), "median": median(past) if past else None,
+    row: dict[str, Any] = {"key": key, "label": label, "unit": unit, "now": now, "n": len(past),
+                           "median": median(past) if past else None,
                            "low": None, "high": None, "ratio": None, "verdict": UNSURE}
     if now is None:
         return dict(row, verdict="not measured now")
@@ -267,11 +279,13 @@ def _against(key: str, label: str, unit: str, lower: bool | None, now: float | N
     mean = sum(logs) / len(logs)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in logs) / (len(logs) - 1))
     reach = student_quantile(1 - alpha / 2, len(logs) - 1) * deviation * math.sqrt(1 + 1 / len(logs))
-    row.update(low=math.exp(mean - max(reach, math.log(1 + tolerance))), high=math.exp(mean + max(reach, math.log(1 + tolerance))))
+    row.update(low=math.exp(mean - max(reach, math.log(1 + tolerance))),
+               high=math.exp(mean + max(reach, math.log(1 + tolerance))))
     if row["low"] <= now <= row["high"]:
         return dict(row, verdict="as before")
     more = now > row["high"]
-    return dict(row, verdict=("higher" if more else "lower") if lower is None else "worse" if more == lower else "better")
+    return dict(row, verdict=("higher" if more else "lower") if lower is None else "worse" if more == lower
+                else "better")
 
 
 def student_quantile(p: float, degrees: int) -> float:

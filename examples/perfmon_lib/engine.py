@@ -68,8 +68,10 @@ class PerformanceMonitorConfig:
     def parts(self) -> tuple[str, ...]:
         """Snapshot parts to ask for. What is switched off costs nothing."""
         chosen = ["memory", "system"]
-        for on, more in ((self.enable_gpu_utilization, ("gpu", "clocks", "cpu")), (self.enable_memory_bandwidth, ("bandwidth",)),
-                         (self.enable_power_monitoring, ("power", "ane")), (self.enable_thermal_monitoring, ("temperature",))):
+        for on, more in ((self.enable_gpu_utilization, ("gpu", "clocks", "cpu")),
+                         (self.enable_memory_bandwidth, ("bandwidth",)),
+                         (self.enable_power_monitoring, ("power", "ane")),
+                         (self.enable_thermal_monitoring, ("temperature",))):
             chosen += more if on else ()
         return tuple(chosen)
 
@@ -110,7 +112,8 @@ def _busy(s: Any) -> float | None:
 def _columns() -> tuple[Column, ...]:
     rows: list[Column] = []
 
-    def add(name: str, unit: str, label: str, field: str | None = None, read: Callable[[Any], float | None] | None = None) -> None:
+    def add(name: str, unit: str, label: str, field: str | None = None,
+            read: Callable[[Any], float | None] | None = None) -> None:
         rows.append(Column(name, unit, field or name, read or _plain(field or name), label))
     add("gpu_utilization_ratio", "1", "GPU active", "gpu_utilization_percent", _busy)
     add("gpu_scaled_ratio", "1", "GPU active, weighted by clock")
@@ -119,7 +122,8 @@ def _columns() -> tuple[Column, ...]:
     add("gpu_tiler_percent", "%", "Driver: tiler")
     add("gpu_clock_mhz", "MHz", "GPU clock (requested)")
     for way in ("read", "write"):
-        add("memory_%s_bytes_per_s" % way, "B/s", "Memory %s" % way, "memory_%s" % way, _part("memory_%s" % way, "bytes_per_s"))
+        add("memory_%s_bytes_per_s" % way, "B/s", "Memory %s" % way, "memory_%s" % way,
+            _part("memory_%s" % way, "bytes_per_s"))
         add("memory_%s_saturated" % way, "flag", "Memory %s beyond the counter" % way, "memory_%s" % way,
             _part("memory_%s" % way, "saturated"))
     for way in ("read", "write"):
@@ -132,16 +136,19 @@ def _columns() -> tuple[Column, ...]:
     add("memory_pressure_level", "index", "Memory pressure", "system_memory_pressure",
         lambda s: None if s.system_memory_pressure is None else
         {"normal": 0, "warning": 1, "critical": 2}.get(s.system_memory_pressure.level))
-    for rail, label in (("gpu", "GPU"), ("cpu", "CPU"), ("ane", "Neural Engine"), ("memory", "Memory"), ("package", "Package"),
+    for rail, label in (("gpu", "GPU"), ("cpu", "CPU"), ("ane", "Neural Engine"), ("memory", "Memory"),
+                        ("package", "Package"),
                         ("system", "Whole Mac")):
         add(rail + "_power_mw", "mW", label + " power")
     add("gpu_temperature_celsius", "°C", "GPU temperature, mean")
     add("gpu_temperature_max_celsius", "°C", "GPU temperature, hottest")
     add("cpu_temperature_celsius", "°C", "CPU temperature")
     add("thermal_pressure_level", "index", "Thermal pressure")
-    add("throttle_cltm_ratio", "1", "Time limited by thermal management", "gpu_throttle", _part("gpu_throttle", "cltm_ratio"))
+    add("throttle_cltm_ratio", "1", "Time limited by thermal management", "gpu_throttle",
+        _part("gpu_throttle", "cltm_ratio"))
     add("throttle_ppm_percent", "%", "Power budget granted", "gpu_throttle", _part("gpu_throttle", "ppm_percent"))
-    add("fan_max_rpm", "rpm", "Fan, fastest", "fans", lambda s: max((f.rpm for f in s.fans), default=None) if s.fans else None)
+    add("fan_max_rpm", "rpm", "Fan, fastest", "fans",
+        lambda s: max((f.rpm for f in s.fans), default=None) if s.fans else None)
     add("cpu_utilization_percent", "%", "CPU use")
     add("ane_utilization_percent", "%", "Neural Engine use (estimate)")
     add("gpu_recovery_count", "count", "GPU restarts since boot")
@@ -212,9 +219,11 @@ class MetalPerformanceMonitor:
         from .metal import MetalActivity
         self.config, self.name = config or PerformanceMonitorConfig(), name
         self._own = device is None
-        self._options: dict[str, Any] = dict(recording=recording, window=min(max(self.config.slow_s, 0.05), 10.0), speed=speed, loop=loop)
+        self._options: dict[str, Any] = dict(recording=recording, window=min(max(self.config.slow_s, 0.05), 10.0),
+                                             speed=speed, loop=loop)
         self.device = device
-        self.history = History(("t", "time_unix_s", "covers_s") + tuple(c.name for c in COLUMNS), self.config.history_buffer_size)
+        self.history = History(("t", "time_unix_s", "covers_s") + tuple(c.name for c in COLUMNS),
+                               self.config.history_buffer_size)
         self.fast = History(("t",) + FAST, self.config.history_buffer_size)
         self.metal = MetalActivity(self.config)
         self.missing: dict[str, _Missing] = {}
@@ -253,7 +262,8 @@ class MetalPerformanceMonitor:
         if self.config.fast_s:
             lanes.append((self.config.fast_s, self.sample_fast, "fast"))
         for interval, work, lane in lanes:
-            thread = threading.Thread(target=self._loop, args=(interval, work, lane), name="perfmon-" + lane, daemon=True)
+            thread = threading.Thread(target=self._loop, args=(interval, work, lane), name="perfmon-" + lane,
+                                      daemon=True)
             self._threads.append(thread)
             thread.start()
         return self
@@ -337,15 +347,18 @@ class MetalPerformanceMonitor:
     def _covers(self, before: Any, snapshot: Any) -> float:
         """The time a row stands for: since the row before, but never more than it was measured over."""
         span = snapshot.interval_s or self.config.slow_s
-        return min(snapshot.time_mono_s - before.time_mono_s, max(span, 2 * self.config.slow_s)) if before is not None else span
+        return min(snapshot.time_mono_s - before.time_mono_s,
+                   max(span, 2 * self.config.slow_s)) if before is not None else span
 
     def _note_gap(self, before: Any, snapshot: Any) -> None:
         asleep = (snapshot.time_unix_s - before.time_unix_s) - (snapshot.time_mono_s - before.time_mono_s)
         if ag.REASON_SLEPT in snapshot.reasons.values() and ag.REASON_SLEPT not in before.reasons.values() or asleep > 2:
-            self._event("slept", "the Mac slept%s; rates begin anew" % (" about %.0f s" % asleep if asleep > 2 else ""), snapshot)
+            self._event("slept", "the Mac slept%s; rates begin anew" % (" about %.0f s" % asleep if asleep > 2 else ""),
+                        snapshot)
         if ag.REASON_RESET in snapshot.reasons.values() and ag.REASON_RESET not in before.reasons.values():
             self._event("reset", "a counter fell or jumped; its rate begins anew", snapshot)
-        if None not in (before.gpu_recovery_count, snapshot.gpu_recovery_count) and snapshot.gpu_recovery_count > before.gpu_recovery_count:
+        if None not in (before.gpu_recovery_count,
+                        snapshot.gpu_recovery_count) and snapshot.gpu_recovery_count > before.gpu_recovery_count:
             self._event("gpu_restart", "the driver restarted the GPU", snapshot)
 
     def _event(self, kind: str, text: str, snapshot: Any = None) -> None:
@@ -413,6 +426,20 @@ class MetalPerformanceMonitor:
         return compare_samples([r.seconds for r in self.metal.runs(a) if r.seconds is not None],
                                [r.seconds for r in self.metal.runs(b) if r.seconds is not None], a, b)
 
+    def compare_variants(self, a: Callable[[], Any], b: Callable[[], Any], n: int = 30, warmup: int = 3,
+                         names: tuple[str, str] = ("a", "b")) -> Any:
+        """Run two pieces of work in turn (each a function that returns a MetalWork) and compare their GPU times: what the
+        clock and the heat do meanwhile then happens to both. The times are kept as kernels of these names."""
+        for turn in range(warmup + n):
+            pairs = list(zip(names, (a, b)))
+            for name, function in pairs if turn % 2 else pairs[::-1]:
+                work = function()
+                times = ag.MetalTimes(ag.MetalWait(work if work.committed_ns else ag.MetalCommit(work)))
+                if turn >= warmup:
+                    self.record_kernel(name, times.gpu_s if times.gpu_s is not None else times.total_s,
+                                       method="command buffer" if times.gpu_s is not None else "host clock")
+        return self.compare_kernel_performance(*names)
+
     def register_prometheus_metrics(self, registry: Any) -> Any:
         """Register with a prometheus_client registry; returns the collector (for `unregister`)."""
         from .prometheus import MonitorCollector
@@ -432,11 +459,13 @@ class MetalPerformanceMonitor:
                 "seconds": (t[-1] or 0.0) if t else 0.0,
                 "wall_s": (self._ended or time.monotonic()) - self._began if self._began else 0.0,
                 "sampling": self._sampling(),
-                "samples": {"t": t, "time_unix_s": self.history.column("time_unix_s"), "covers_s": self.history.column("covers_s"),
+                "samples": {"t": t, "time_unix_s": self.history.column("time_unix_s"),
+                            "covers_s": self.history.column("covers_s"),
                             **{name: values for name, values in shown.items() if any(v is not None for v in values)}},
                 "fast": {name: self.fast.column(name) for name in self.fast.names} if len(self.fast) else None,
                 "events": list(self.events),
-                "missing": {name: {"reason": m.reason, "message": m.message, "rows": m.rows} for name, m in self.missing.items()},
+                "missing": {name: {"reason": m.reason, "message": m.message, "rows": m.rows}
+                            for name, m in self.missing.items()},
                 "energy": self._energy(), "command": self.command}
             doc.update(self.metal.document())
         if analysed:
@@ -450,7 +479,8 @@ class MetalPerformanceMonitor:
         for column in COLUMNS:
             source = self.last.sources.get(column.field) if self.last is not None else None
             if self._spans[column.name] or self._ages[column.name] or source:
-                per[column.name] = {"interval_s": _middle(self._spans[column.name]), "age_s": _middle(self._ages[column.name]),
+                per[column.name] = {"interval_s": _middle(self._spans[column.name]),
+                                    "age_s": _middle(self._ages[column.name]),
                                     "source": source,
                                     "estimated": self.last is not None and column.field in self.last.estimated}
         return {"asked_ms": self.config.sampling_interval_ms, "snapshots_ms": 1000 * self.config.slow_s,
@@ -487,7 +517,8 @@ class MetalPerformanceMonitor:
         if a is None or b is None or b.time_mono_s <= a.time_mono_s or not self.config.enable_power_monitoring:
             return None
         spent = ag.SnapshotDelta(a, b)
-        return {"seconds": spent.seconds, "joules": dict(spent.joules), "uncertainty_joules": dict(spent.uncertainty_joules),
+        return {"seconds": spent.seconds, "joules": dict(spent.joules),
+                "uncertainty_joules": dict(spent.uncertainty_joules),
                 "gpu_active_s": spent.gpu_active_s, "read_bytes": spent.read_bytes, "write_bytes": spent.write_bytes,
                 "reasons": dict(spent.reasons)}
 
@@ -501,7 +532,8 @@ def describe(device: Any) -> tuple[dict[str, Any], dict[str, float | None]]:
     still = ag.DeviceGetSnapshot(device, ("gpu", "system"), timeout=0)
     cores = ag.Try(ag.DeviceCountGpuCores, device).value
     machine = {"gpu": clean(still.gpu_name or "GPU"), "chip": clean(still.system_chip_name or ""),
-               "model": clean(still.system_model or ""), "macos": clean(still.system_os_version or ""), "gpu_cores": cores,
+               "model": clean(still.system_model or ""), "macos": clean(still.system_os_version or ""),
+               "gpu_cores": cores,
                "dies": ag.Try(ag.DeviceCountDie, device).value, "recording": still.source != "live",
                "source": "live" if still.source == "live" else os.path.basename(still.source)}
     limits: dict[str, float | None] = {}
@@ -523,7 +555,8 @@ class PerformanceMonitorManager:
     def __init__(self) -> None:
         self._monitors: dict[str, MetalPerformanceMonitor] = {}
 
-    def register(self, name: str, monitor: MetalPerformanceMonitor | None = None, **options: Any) -> MetalPerformanceMonitor:
+    def register(self, name: str, monitor: MetalPerformanceMonitor | None = None,
+                 **options: Any) -> MetalPerformanceMonitor:
         """Add a monitor under a name; made from `options` when none is given."""
         if name in self._monitors:
             raise ValueError("there is a monitor %r already" % name)
@@ -571,7 +604,8 @@ class PerformanceMonitorManager:
         for key, column, statistic, way in (
                 ("average_gpu_utilization", "gpu_utilization_ratio", "mean", "mean"),
                 ("peak_gpu_utilization", "gpu_utilization_ratio", "max", "max"),
-                ("gpu_power_mw", "gpu_power_mw", "mean", "sum"), ("memory_used_bytes", "memory_used_bytes", "last", "sum"),
+                ("gpu_power_mw", "gpu_power_mw", "mean", "sum"),
+                ("memory_used_bytes", "memory_used_bytes", "last", "sum"),
                 ("memory_read_bytes_per_s", "memory_read_bytes_per_s", "mean", "sum"),
                 ("memory_write_bytes_per_s", "memory_write_bytes_per_s", "mean", "sum")):
             values = [a["figures"][column][statistic] for a in each.values() if column in a["figures"]]

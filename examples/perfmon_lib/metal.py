@@ -59,7 +59,8 @@ class BufferRun(NamedTuple):
     def parts(self) -> dict[str, float | None]:
         """Submission to completion, in its parts."""
         return {"encode": self.encode_s, "scheduling": span(self.commit_s, self.kernel_start_s),
-                "driver": span(self.kernel_start_s, self.kernel_end_s), "queued": span(self.kernel_end_s, self.gpu_start_s),
+                "driver": span(self.kernel_start_s, self.kernel_end_s),
+                "queued": span(self.kernel_end_s, self.gpu_start_s),
                 "gpu": span(self.gpu_start_s, self.gpu_end_s), "notice": span(self.gpu_end_s, self.done_s),
                 "total": span(self.commit_s, self.done_s)}
 
@@ -97,7 +98,7 @@ class Allocations:
         self._clock = clock or uptime_s
         self._live: dict[int, _Block] = {}
         self._ended: collections.deque[tuple[_Block, float]] = collections.deque(maxlen=history)
-        self.timeline: collections.deque[tuple[float, int, int]] = collections.deque(maxlen=history)   # t, current, live
+        self.timeline: collections.deque[tuple[float, int, int]] = collections.deque(maxlen=history)
         self.total = self.current = self.peak = self.count = self.freed = self.unknown = 0
         self._by_mode: dict[str, int] = collections.defaultdict(int)
         self._sizes: dict[int, int] = collections.defaultdict(int)        # power of two -> allocations
@@ -150,7 +151,8 @@ class Allocations:
 
     def statistics(self) -> MemoryStatistics:
         with self._lock:
-            return MemoryStatistics(self.total, self.current, self.peak, self._by_mode["shared"] + self._by_mode["managed"],
+            return MemoryStatistics(self.total, self.current, self.peak,
+                                    self._by_mode["shared"] + self._by_mode["managed"],
                                     self._by_mode["private"], len(self._live), self.count, self.freed, self.unknown)
 
     def leaks(self) -> list[dict[str, Any]]:
@@ -177,12 +179,15 @@ class Allocations:
             return {"statistics": self.statistics()._asdict(),
                     "rate_per_s": self.count / watched_s if watched_s > 0 else None,
                     "rate_bytes_per_s": self.total / watched_s if watched_s > 0 else None,
-                    "names": [dict(zip(("name", "count", "total_bytes", "live", "live_bytes", "peak_bytes"), (name, *row)))
+                    "names": [dict(zip(("name", "count", "total_bytes", "live", "live_bytes", "peak_bytes"),
+                                       (name, *row)))
                               for name, row in sorted(self._names.items(), key=lambda p: -p[1][4])[:200]],
                     "sizes": [{"up_to_bytes": 1 << power, "count": n} for power, n in sorted(self._sizes.items())],
-                    "lifetime_s": {"n": len(lives), "median": median(lives), "min": lives[0], "max": lives[-1]} if lives else None,
+                    "lifetime_s": {"n": len(lives), "median": median(lives), "min": lives[0], "max": lives[-1]}
+                    if lives else None,
                     "still_allocated": self.leaks()[:200],
-                    "timeline": [[t - zero_s, current, live] for t, current, live in _thinned(list(self.timeline), SAMPLES)]}
+                    "timeline": [[t - zero_s, current, live]
+                                 for t, current, live in _thinned(list(self.timeline), SAMPLES)]}
 
 
 def _thinned(rows: Sequence[Any], most: int) -> list[Any]:
@@ -249,8 +254,10 @@ class MetalActivity:
         """Go round pyapplegpu's functions. A second monitor goes round the first."""
         if self._saved:
             return
-        for name, wrapper in (("MetalPipeline", self._pipeline), ("MetalBegin", self._begin), ("MetalEncodeDispatch", self._dispatch), ("MetalCommit", self._commit),
-                              ("MetalWait", self._wait), ("MetalBuffer", self._buffer), ("MetalRelease", self._release)):
+        for name, wrapper in (("MetalPipeline", self._pipeline), ("MetalBegin", self._begin),
+                              ("MetalEncodeDispatch", self._dispatch), ("MetalCommit", self._commit),
+                              ("MetalWait", self._wait), ("MetalBuffer", self._buffer),
+                              ("MetalRelease", self._release)):
             self._saved[name] = getattr(ag, name)
             setattr(ag, name, _around(self._saved[name], wrapper))
 
@@ -272,7 +279,8 @@ class MetalActivity:
             named["profile"] = True
         return inner(*given, **named)
 
-    def _dispatch(self, inner: Callable[..., Any], work: Any, pipeline: Any, threads: Any, *given: Any, **named: Any) -> Any:
+    def _dispatch(self, inner: Callable[..., Any], work: Any, pipeline: Any, threads: Any, *given: Any,
+                  **named: Any) -> Any:
         open_name = self._open.get(id(work))
         if open_name is not None:
             named["label"] = open_name[0]
@@ -288,7 +296,8 @@ class MetalActivity:
         with self._lock:
             self._works[id(work)] = work
             facts = self._facts.setdefault(id(work), [])
-            facts.append({"name": named.get("label") or pipeline.label() or self._names.get(pipeline._pointer) or "dispatch %d" % len(facts), "threads": count,
+            facts.append({"name": named.get("label") or pipeline.label() or self._names.get(pipeline._pointer)
+                          or "dispatch %d" % len(facts), "threads": count,
                           "group": None if group is None else _three(group), "simd_width": limits.simd_width,
                           "threadgroup_memory_bytes": limits.threadgroup_memory_bytes + sum(named.get("memory", ())),
                           "max_threads": limits.max_threads})
@@ -414,7 +423,8 @@ class MetalActivity:
             for n, stamp in enumerate(stamps):
                 ended = done if n == len(stamps) - 1 else None
                 kernel_start, kernel_end, gpu_start, gpu_end = (s or None for s in stamp)
-                self.record_buffer(BufferRun(clean(label), queue, len(facts) if len(stamps) == 1 else 1, encode_s if n == 0 else None,
+                self.record_buffer(BufferRun(clean(label), queue, len(facts) if len(stamps) == 1 else 1,
+                                             encode_s if n == 0 else None,
                                              commit, kernel_start, kernel_end, gpu_start, gpu_end, ended))
         if self.config.enable_kernel_profiling:
             self._record_kernels(work, facts, stamps, queue, span(commit, done))
@@ -434,12 +444,15 @@ class MetalActivity:
                 times.append((one.seconds, one.method, at or None))
                 at = at + one.seconds if at and one.seconds is not None else 0.0
         elif len(facts) == 1:
-            times.append((whole, "command buffer" if whole is not None else "Metal gave no GPU times", stamps[0][2] or None))
+            times.append((whole, "command buffer" if whole is not None else "Metal gave no GPU times",
+                          stamps[0][2] or None))
         else:
-            times = [(None, "one of %d dispatches in a command buffer: only the sum is known" % len(facts), None)] * len(facts)
+            times = [(None, "one of %d dispatches in a command buffer: only the sum is known" % len(facts),
+                      None)] * len(facts)
         for fact, (seconds, method, start) in zip(facts, times):
             self._keep(KernelRun(clean(fact["name"]), seconds, method, start, fact["threads"], fact["group"],
-                                 fact["threadgroup_memory_bytes"], fact["simd_width"], fact["max_threads"], overhead, None, None, queue))
+                                 fact["threadgroup_memory_bytes"], fact["simd_width"], fact["max_threads"], overhead,
+                                 None, None, queue))
 
     def _queue_name(self, queue: Any) -> str:
         key = queue._pointer
@@ -461,16 +474,19 @@ class MetalActivity:
             watched = end - self.zero_s if self.zero_s else 0.0
             return {"kernels": sorted((_kernel_row(name, row) for name, row in self.kernels.items()),
                                       key=lambda r: -(r["total_s"] or 0)),
-                    "kernel_slices": [[r.name, (r.start_s or 0.0) - self.zero_s, r.seconds, r.queue] for r in self._placed()],
+                    "kernel_slices": [[r.name, (r.start_s or 0.0) - self.zero_s, r.seconds, r.queue]
+                                      for r in self._placed()],
                     "buffers": [dict(run._asdict(), **{k: v - self.zero_s for k, v in run._asdict().items()
                                                        if k in _STAMPS and v is not None})
                                 for run in list(self.buffers)[-SAMPLES:]],
                     "buffer_count": self.buffer_count, "latency": latency(self.buffers),
-                    "queues": queues(self.buffers, watched), "allocations": self.allocations.document(self.zero_s, watched) or self._elsewhere,
+                    "queues": queues(self.buffers, watched),
+                    "allocations": self.allocations.document(self.zero_s, watched) or self._elsewhere,
                     "metal_watched_s": watched, "metal_zero": {"uptime_s": self.zero_s, "unix_s": self.zero_unix_s}}
 
     def _placed(self) -> list[KernelRun]:
-        rows = [r for totals in self.kernels.values() for r in totals.runs if r.start_s is not None and r.seconds is not None]
+        rows = [r for totals in self.kernels.values() for r in totals.runs if r.start_s is not None
+                and r.seconds is not None]
         rows.sort(key=lambda r: r.start_s or 0.0)
         return rows[-SAMPLES:]
 
@@ -482,7 +498,8 @@ class MetalActivity:
             data = {"kernels": [run._asdict() for row in self.kernels.values() for run in row.runs],
                     "totals": {name: [row.count, row.timed, row.total_s] for name, row in self.kernels.items()},
                     "buffers": [run._asdict() for run in self.buffers], "zero_s": self.zero_s, "saved_s": uptime_s(),
-                    "allocations": self.allocations.document(self.zero_s, max(1e-9, (self.stopped_s or self.zero_s) - self.zero_s)),
+                    "allocations": self.allocations.document(self.zero_s,
+                                                             max(1e-9, (self.stopped_s or self.zero_s) - self.zero_s)),
                     "pid": os.getpid()}
         with open(path + ".part", "w", encoding="utf-8") as file:
             json.dump(data, file)
@@ -500,7 +517,8 @@ class MetalActivity:
         move = self.zero_s + (saved_unix_s - self.zero_unix_s) - data["saved_s"]
         since = data["zero_s"] + move - self.zero_s
         for one in data["buffers"]:
-            self.record_buffer(BufferRun(**{k: v + move if k in _STAMPS and v is not None else v for k, v in one.items()}))
+            self.record_buffer(BufferRun(**{k: v + move if k in _STAMPS and v is not None else v
+                                            for k, v in one.items()}))
         for one in data["kernels"]:
             given = dict(one, start_s=None if one["start_s"] is None else one["start_s"] + move)
             for key in ("threads", "group"):
@@ -619,7 +637,8 @@ def trace(doc: dict[str, Any]) -> dict[str, Any]:
     def lane(process: int, name: str) -> int:
         if (process, name) not in lanes:
             lanes[process, name] = len(lanes) + 1
-            events.append({"ph": "M", "name": "thread_name", "pid": process, "tid": lanes[process, name], "args": {"name": name}})
+            events.append({"ph": "M", "name": "thread_name", "pid": process, "tid": lanes[process, name],
+                           "args": {"name": name}})
         return lanes[process, name]
     for pid, name in ((1, "CPU"), (2, "GPU"), (3, doc["machine"].get("gpu") or "Mac")):
         events.append({"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}})
@@ -632,11 +651,13 @@ def trace(doc: dict[str, Any]) -> dict[str, Any]:
         label, queue = one["label"], one["queue"]
         if one["encode_s"] is not None:
             add(1, "encode", label, one["commit_s"] - one["encode_s"], one["commit_s"], queue=queue)
-        add(1, "in flight: " + queue, label, one["commit_s"], one["done_s"] or one["gpu_end_s"], dispatches=one["dispatches"])
+        add(1, "in flight: " + queue, label, one["commit_s"], one["done_s"] or one["gpu_end_s"],
+            dispatches=one["dispatches"])
         add(1, "driver", label, one["kernel_start_s"], one["kernel_end_s"], queue=queue)
         add(2, queue, label, one["gpu_start_s"], one["gpu_end_s"], dispatches=one["dispatches"])
         if one["gpu_start_s"] is not None:
-            for phase, process, track, at in (("s", 1, "in flight: " + queue, one["commit_s"]), ("f", 2, queue, one["gpu_start_s"])):
+            for phase, process, track, at in (("s", 1, "in flight: " + queue, one["commit_s"]),
+                                              ("f", 2, queue, one["gpu_start_s"])):
                 events.append({"ph": phase, "id": n, "name": "commit", "cat": "metal", "bp": "e", "pid": process,
                                "tid": lane(process, track), "ts": round(1e6 * at, 3)})
     for name, start, seconds, queue in doc["kernel_slices"][-TRACED:]:
@@ -645,10 +666,12 @@ def trace(doc: dict[str, Any]) -> dict[str, Any]:
                        ("memory_write_bytes_per_s", "B/s"), ("memory_used_bytes", "B"), ("gpu_clock_mhz", "MHz")):
         for t, value in zip(doc["samples"]["t"], doc["samples"].get(name, ())):
             if value is not None:
-                events.append({"ph": "C", "name": name, "pid": 3, "tid": 0, "ts": round(1e6 * t, 3), "args": {unit: value}})
+                events.append({"ph": "C", "name": name, "pid": 3, "tid": 0, "ts": round(1e6 * t, 3),
+                               "args": {unit: value}})
     for one in doc["events"]:
         events.append({"ph": "i", "s": "g", "name": one["kind"], "pid": 3, "tid": 0, "ts": round(1e6 * one["t"], 3),
                        "args": {"text": one["text"]}})
     return {"traceEvents": events, "displayTimeUnit": "ms",
-            "otherData": {"machine": doc["machine"].get("chip") or doc["machine"].get("gpu"), "source": doc["machine"].get("source"),
+            "otherData": {"machine": doc["machine"].get("chip") or doc["machine"].get("gpu"),
+                          "source": doc["machine"].get("source"),
                           "clock": "seconds since the monitor began; Metal's stamps are host time (CLOCK_UPTIME_RAW)"}}

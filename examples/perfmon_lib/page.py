@@ -16,7 +16,8 @@ from .analyse import LATENCY_WORDS
 from .metal import _thinned
 
 BLUE, TEAL, ORANGE, RED, VIOLET, GREY, GREEN = "#2563eb", "#0d9488", "#ea8a0c", "#dc2626", "#7c3aed", "#94a3b8", "#16a34a"
-PHASES = {"idle": "#e2e8f0", "partly busy": "#bfdbfe", "busy": "#3b82f6", "bandwidth-bound": "#f59e0b", "unknown": "#fecaca"}
+PHASES = {"idle": "#e2e8f0", "partly busy": "#bfdbfe", "busy": "#3b82f6", "bandwidth-bound": "#f59e0b",
+          "unknown": "#fecaca"}
 POINTS = 3000           # per line in a page: what a screen can show
 PLOTLY_FILE = "plotly.min.js"
 
@@ -40,16 +41,19 @@ class Panel(NamedTuple):
     steps: bool = False             # a value holds for the time before it: rates do
 
 
-def html_text(doc: dict[str, Any], script: str = "inline", refresh_s: float | None = None, path: str = "report.html") -> str:
+def html_text(doc: dict[str, Any], script: str = "inline", refresh_s: float | None = None,
+              path: str = "report.html") -> str:
     """The page. refresh_s: it loads itself again while the run goes on. Without plotly the charts are SVG, and it says so."""
     plotly, note = _plotly(script, path, refresh_s)
-    body = [_head(doc), _tiles(doc), _verdict(doc), _section("Over time", _charts(doc, plotly), _phase_legend(doc)), _saturation(doc),
+    body = [_head(doc), _tiles(doc), _verdict(doc), _section("Over time", _charts(doc, plotly), _phase_legend(doc)),
+            _saturation(doc),
             _kernels(doc, plotly), _queues(doc, plotly), _allocations(doc, plotly), _noticed(doc), _method(doc, note)]
     refresh = '<meta http-equiv="refresh" content="%d">' % max(1, round(refresh_s)) if refresh_s else ""
     scripts = "" if plotly is None else plotly.script
     return ("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">%s<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
             "<title>%s</title><style>%s</style>%s</head><body><main>%s</main></body></html>\n") % (
-        refresh, e("GPU report: " + (doc["machine"].get("chip") or doc["name"])), STYLE, scripts, "\n".join(b for b in body if b))
+        refresh, e("GPU report: " + (doc["machine"].get("chip") or doc["name"])), STYLE, scripts,
+        "\n".join(b for b in body if b))
 
 
 def e(text: Any) -> str:
@@ -64,12 +68,14 @@ class _Plotly:
     def __init__(self, go: Any, script: str) -> None:
         self.go, self.script, self._count = go, script, 0
 
-    def div(self, figure: Any, height: int) -> str:
+    def div(self, figure: Any, height: int, left: int = 56, hover: str = "x unified") -> str:
         self._count += 1
         name = "chart%d" % self._count
-        figure.update_layout(height=height, margin=dict(l=56, r=16, t=24, b=32), paper_bgcolor="#fff", plot_bgcolor="#fff",
-                             font=dict(family="-apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size=12, color="#334155"),
-                             hovermode="x unified", legend=dict(orientation="h", y=1.0, yanchor="bottom", x=0))
+        figure.update_layout(height=height, margin=dict(l=left, r=16, t=24, b=32), paper_bgcolor="#fff",
+                             plot_bgcolor="#fff",
+                             font=dict(family="-apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size=12,
+                                       color="#334155"),
+                             hovermode=hover, legend=dict(orientation="h", y=1.0, yanchor="bottom", x=0))
         figure.update_xaxes(gridcolor="#eef2f7", zeroline=False)
         figure.update_yaxes(gridcolor="#eef2f7", zeroline=False)
         data = json.dumps(json.loads(figure.to_json()), separators=(",", ":")).replace("<", "\\u003c")
@@ -105,7 +111,8 @@ def _section(title: str, *content: str) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
     def cell(tag: str, n: int, value: Any) -> str:
-        return "<%s%s>%s</%s>" % (tag, "" if n < left else ' class="n"', value if isinstance(value, _Raw) else e(value), tag)
+        return "<%s%s>%s</%s>" % (tag, "" if n < left else ' class="n"', value if isinstance(value, _Raw) else e(value),
+                                  tag)
     lines = ["<tr>%s</tr>" % "".join(cell("td", n, v) for n, v in enumerate(row)) for row in rows]
     if not lines:
         return ""
@@ -118,20 +125,24 @@ class _Raw(str):
 
 
 def _bar(share: float | None, colour: str = BLUE) -> _Raw:
-    return _Raw('<span class="bar"><i style="width:%.1f%%;background:%s"></i></span>' % (100 * min(1.0, max(0.0, share or 0.0)), colour))
+    return _Raw('<span class="bar"><i style="width:%.1f%%;background:%s"></i></span>'
+                % (100 * min(1.0, max(0.0, share or 0.0)), colour))
 
 
 def _head(doc: dict[str, Any]) -> str:
     import time
     m = doc["machine"]
-    marks = ['<b class="mark %s">%s</b>' % (("rec", "recording " + e(m.get("source"))) if m.get("recording") else ("live", "live"))]
+    marks = ['<b class="mark %s">%s</b>'
+             % (("rec", "recording " + e(m.get("source"))) if m.get("recording") else ("live", "live"))]
     if doc["state"] != "finished":
         marks.append('<b class="mark run">%s</b>' % e(doc["state"]))
-    facts = [m.get("model"), "%d GPU cores" % m["gpu_cores"] if m.get("gpu_cores") else "", "macOS " + m["macos"] if m.get("macos") else "",
+    facts = [m.get("model"), "%d GPU cores" % m["gpu_cores"] if m.get("gpu_cores") else "",
+             "macOS " + m["macos"] if m.get("macos") else "",
              time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(doc["started_unix_s"])),
              "%d samples over %s" % (doc["sampling"]["rows"], r.milliseconds(doc["seconds"]))]
     run = '<p class="cmd">%s</p>' % e(r.command_text(doc)) if doc.get("command") else ""
-    return "<header><h1>%s %s</h1><p>%s</p>%s</header>" % (e(m.get("chip") or m.get("gpu") or "GPU"), " ".join(marks), e(" · ".join(f for f in facts if f)), run)
+    return "<header><h1>%s %s</h1><p>%s</p>%s</header>" % (e(m.get("chip") or m.get("gpu") or "GPU"), " ".join(marks),
+                                                           e(" · ".join(f for f in facts if f)), run)
 
 
 def _tiles(doc: dict[str, Any]) -> str:
@@ -148,11 +159,15 @@ def _tiles(doc: dict[str, Any]) -> str:
 
     def of(column: str, limit: str, statistic: str) -> str:
         top = limits.get(limit)
-        return "" if not top or column not in f else "%s of %s" % (r.ratio(f[column][statistic] / top), r.shown(top, r.unit_of(column)))
-    tiles = [tile("GPU active", "gpu_utilization_ratio"), tile("Memory traffic", "memory_bytes_per_s", of("memory_bytes_per_s", "bandwidth_bytes_per_s", "mean")),
+        return "" if not top or column not in f else "%s of %s" % (r.ratio(f[column][statistic] / top),
+                                                                   r.shown(top, r.unit_of(column)))
+    tiles = [tile("GPU active", "gpu_utilization_ratio"),
+             tile("Memory traffic", "memory_bytes_per_s", of("memory_bytes_per_s", "bandwidth_bytes_per_s", "mean")),
              tile("GPU power", "gpu_power_mw", "%s in all" % c.joules(joules) if joules is not None else ""),
-             tile("GPU memory in use", "memory_used_bytes", of("memory_used_bytes", "memory_bytes", "max"), "max", "average"),
-             tile("Hottest GPU sensor", "gpu_temperature_max_celsius", "", "max", "average"), tile("GPU clock", "gpu_clock_mhz", of("gpu_clock_mhz", "clock_mhz", "mean"))]
+             tile("GPU memory in use", "memory_used_bytes", of("memory_used_bytes", "memory_bytes", "max"), "max",
+                  "average"),
+             tile("Hottest GPU sensor", "gpu_temperature_max_celsius", "", "max", "average"),
+             tile("GPU clock", "gpu_clock_mhz", of("gpu_clock_mhz", "clock_mhz", "mean"))]
     return '<div class="tiles">%s</div>' % "".join(tiles)
 
 
@@ -160,18 +175,24 @@ def _verdict(doc: dict[str, Any]) -> str:
     a = doc["analysis"]
     cards = []
     for b in a["bottlenecks"]:
-        cards.append('<div class="card hit"><h3>%s <small>%s</small></h3><ul>%s</ul><h4>Consider</h4><ul>%s</ul></div>' % (
-            e(b["title"]), e(b["headline"]), "".join("<li>%s</li>" % e(x) for x in b["evidence"]), "".join("<li>%s</li>" % e(x) for x in b["recommendations"])))
+        cards.append('<div class="card hit"><h3>%s <small>%s</small></h3><ul>%s</ul><h4>Consider</h4><ul>%s</ul></div>'
+                     % (
+            e(b["title"]), e(b["headline"]), "".join("<li>%s</li>" % e(x) for x in b["evidence"]),
+            "".join("<li>%s</li>" % e(x) for x in b["recommendations"])))
     work = a["workload"]
-    shares = "".join('<i style="width:%.2f%%;background:%s" title="%s %s"></i>' % (100 * s, PHASES[k], e(k), r.ratio(s)) for k, s in work["shares"].items())
-    shares_keys = " ".join('<i style="background:%s"></i>%s %s' % (PHASES[k], e(k), r.ratio(s)) for k, s in work["shares"].items())
+    shares = "".join('<i style="width:%.2f%%;background:%s" title="%s %s"></i>'
+                     % (100 * s, PHASES[k], e(k), r.ratio(s)) for k, s in work["shares"].items())
+    shares_keys = " ".join('<i style="background:%s"></i>%s %s' % (PHASES[k], e(k), r.ratio(s))
+                           for k, s in work["shares"].items())
     throttled = a["throttling"]
     cards.append('<div class="card"><h3>Kind of work <small>%s</small></h3><ul>%s</ul>%s<h4>Held back by power or heat: %s</h4><ul>%s</ul></div>' % (
-        e(work["class"]), "".join("<li>%s</li>" % e(x) for x in work["evidence"]), '<div class="strip">%s</div><p class="keys">%s</p>' % (shares, shares_keys) if shares else "",
+        e(work["class"]), "".join("<li>%s</li>" % e(x) for x in work["evidence"]),
+        '<div class="strip">%s</div><p class="keys">%s</p>' % (shares, shares_keys) if shares else "",
         e(throttled["state"]), "".join("<li>%s</li>" % e(x) for x in throttled["evidence"])))
     unknown = "".join("<li>%s: %s</li>" % (e(u["class"].replace("_", " ")), e(u["why"])) for u in a["not_assessed"])
     return '<section><h2>Verdict</h2><p class="sum">%s</p><div class="cards">%s</div>%s</section>' % (
-        e(a["summary"]), "".join(cards), '<p class="dim">Not judged here:</p><ul class="dim">%s</ul>' % unknown if unknown else "")
+        e(a["summary"]), "".join(cards),
+        '<p class="dim">Not judged here:</p><ul class="dim">%s</ul>' % unknown if unknown else "")
 
 
 # ---- charts over time
@@ -183,37 +204,47 @@ def panels(doc: dict[str, Any]) -> list[Panel]:
     t = [samples["t"][n] for n in keep]
     made: list[Panel] = []
 
-    def panel(title: str, unit: str, rows: Sequence[tuple[str, str, str, float]], top: float | None = None, limit: tuple[str, float] | None = None,
+    def panel(title: str, unit: str, rows: Sequence[tuple[str, str, str, float]], top: float | None = None,
+              limit: tuple[str, float] | None = None,
               fill: bool = True, floor: bool = False, steps: bool = True) -> None:
-        lines = [Line(label, [None if samples[name][n] is None else samples[name][n] * scale for n in keep], colour, fill and k == 0, name.startswith("gpu_device"))
+        lines = [Line(label, [None if samples[name][n] is None else samples[name][n] * scale for n in keep], colour,
+                      fill and k == 0, name.startswith("gpu_device"))
                  for k, (name, label, colour, scale) in enumerate(rows) if name in samples]
         if lines:
             low = min((v for line in lines for v in line.values if v is not None), default=0.0) if floor else 0.0
             made.append(Panel(title, unit, t, lines, top, limit, 10 * ((low - 5) // 10) if floor else 0.0, steps))
-    panel("GPU", "%", (("gpu_utilization_ratio", "active", BLUE, 100), ("gpu_scaled_ratio", "weighted by clock", TEAL, 100),
+    panel("GPU", "%",
+          (("gpu_utilization_ratio", "active", BLUE, 100), ("gpu_scaled_ratio", "weighted by clock", TEAL, 100),
                        ("gpu_device_percent", "driver's own", GREY, 1)), 100)
     peak = limits.get("bandwidth_bytes_per_s")
-    panel("Memory traffic", "GB/s", (("memory_read_bytes_per_s", "read", BLUE, 1e-9), ("memory_write_bytes_per_s", "write", ORANGE, 1e-9)), None,
+    panel("Memory traffic", "GB/s",
+          (("memory_read_bytes_per_s", "read", BLUE, 1e-9), ("memory_write_bytes_per_s", "write", ORANGE, 1e-9)), None,
           ("chip's limit", peak / 1e9) if peak else None)
     cap = limits.get("power_mw")
     panel("Power", "W", tuple((rail + "_power_mw", label, colour, 1e-3) for rail, label, colour in (
-        ("gpu", "GPU", BLUE), ("cpu", "CPU", ORANGE), ("ane", "Neural Engine", VIOLET), ("memory", "memory", TEAL), ("system", "whole Mac", GREY))),
+        ("gpu", "GPU", BLUE), ("cpu", "CPU", ORANGE), ("ane", "Neural Engine", VIOLET), ("memory", "memory", TEAL),
+        ("system", "whole Mac", GREY))),
         None, ("GPU cap", cap / 1000) if cap else None)
     total = limits.get("memory_bytes")
-    panel("GPU memory, all processes", "GB", (("memory_used_bytes", "in use", BLUE, 1 / c.GIB), ("memory_allocated_bytes", "allocated", GREY, 1 / c.GIB)),
+    panel("GPU memory, all processes", "GB",
+          (("memory_used_bytes", "in use", BLUE, 1 / c.GIB), ("memory_allocated_bytes", "allocated", GREY, 1 / c.GIB)),
           None, ("limit", total / c.GIB) if total else None, steps=False)
     top_clock = limits.get("clock_mhz")
-    panel("GPU clock", "MHz", (("gpu_clock_mhz", "requested", TEAL, 1),), None, ("highest", top_clock) if top_clock else None, False)
-    panel("Temperature", "°C", (("gpu_temperature_max_celsius", "GPU, hottest", RED, 1), ("gpu_temperature_celsius", "GPU, mean", ORANGE, 1),
+    panel("GPU clock", "MHz", (("gpu_clock_mhz", "requested", TEAL, 1),), None,
+          ("highest", top_clock) if top_clock else None, False)
+    panel("Temperature", "°C",
+          (("gpu_temperature_max_celsius", "GPU, hottest", RED, 1), ("gpu_temperature_celsius", "GPU, mean", ORANGE, 1),
                                 ("cpu_temperature_celsius", "CPU", GREY, 1)), None, None, False, True, False)
     if doc.get("fast"):
         fast = doc["fast"]
         few = _thinned(range(len(fast["t"])), POINTS)
         lines = [Line(label, [fast[name][n] for n in few], colour) for name, label, colour in (
-            ("gpu_device_percent", "device", BLUE), ("gpu_renderer_percent", "renderer", TEAL), ("gpu_tiler_percent", "tiler", ORANGE))
+            ("gpu_device_percent", "device", BLUE), ("gpu_renderer_percent", "renderer", TEAL),
+            ("gpu_tiler_percent", "tiler", ORANGE))
             if any(v is not None for v in fast[name])]
         if lines:
-            made.append(Panel("Driver's own, every %.0f ms" % doc["sampling"]["fast_ms"], "%", [fast["t"][n] for n in few], lines, 100))
+            made.append(Panel("Driver's own, every %.0f ms" % doc["sampling"]["fast_ms"], "%",
+                              [fast["t"][n] for n in few], lines, 100))
     return made
 
 
@@ -241,17 +272,23 @@ def _end(doc: dict[str, Any], drawn: Sequence[Panel]) -> float:
 def _plotly_panels(doc: dict[str, Any], drawn: Sequence[Panel], plotly: _Plotly) -> str:
     from plotly.subplots import make_subplots
     figure = make_subplots(rows=len(drawn), cols=1, shared_xaxes=True, vertical_spacing=0.035, subplot_titles=[
-        "<b>%s</b>  %s   %s%s" % (p.title, p.unit, "  ".join('<span style="color:%s">\u25a0</span> %s' % (line.colour, line.label) for line in p.lines),
-                                "" if not p.limit or _top(p) >= p.limit[1] else "   (%s %.4g)" % p.limit) for p in drawn])
+        "<b>%s</b>  %s   %s%s" % (p.title, p.unit, "  ".join('<span style="color:%s">\u25a0</span> %s'
+                                                             % (line.colour, line.label) for line in p.lines),
+                                "" if not p.limit or _top(p) >= p.limit[1] else "   (%s %.4g)" % p.limit)
+                                for p in drawn])
     for row, p in enumerate(drawn, 1):
         for line in p.lines:
             figure.add_trace(plotly.go.Scatter(
-                x=list(p.t), y=list(line.values), name=line.label, mode="lines", line=dict(color=line.colour, width=1.6, dash="dot" if line.dash else None, shape="vh" if p.steps else None),
-                fill="tozeroy" if line.fill else None, fillcolor=_pale(line.colour), showlegend=False, connectgaps=False,
+                x=list(p.t), y=list(line.values), name=line.label, mode="lines",
+                line=dict(color=line.colour, width=1.6, dash="dot" if line.dash else None,
+                          shape="vh" if p.steps else None),
+                fill="tozeroy" if line.fill else None, fillcolor=_pale(line.colour), showlegend=False,
+                connectgaps=False,
                 hovertemplate="%{y:.4g} " + p.unit), row=row, col=1)
         figure.update_yaxes(range=[p.low, _top(p)], row=row, col=1)
         if p.limit and _top(p) >= p.limit[1]:
-            figure.add_hline(y=p.limit[1], line=dict(color=RED, width=1, dash="dash"), annotation_text="%s %.4g" % p.limit, annotation_position="bottom right",
+            figure.add_hline(y=p.limit[1], line=dict(color=RED, width=1, dash="dash"),
+                             annotation_text="%s %.4g" % p.limit, annotation_position="bottom right",
                              annotation_font=dict(size=10, color=RED), row=row, col=1)
     _mark(figure, doc)
     for note in figure.layout.annotations[:len(drawn)]:
@@ -265,12 +302,15 @@ def _mark(figure: Any, doc: dict[str, Any]) -> None:
     shapes = list(figure.layout.shapes)
     for one in doc["analysis"]["phases"]:
         if one["kind"] != "unknown":
-            shapes.append(dict(type="rect", xref="x", yref="y domain", x0=one["from_s"], x1=one["to_s"], y0=0, y1=1, opacity=0.14, line_width=0,
+            shapes.append(dict(type="rect", xref="x", yref="y domain", x0=one["from_s"], x1=one["to_s"], y0=0, y1=1,
+                               opacity=0.14, line_width=0,
                                fillcolor=PHASES[one["kind"]], layer="below"))
     notes = list(figure.layout.annotations)
     for one in doc["events"][:100]:
-        shapes.append(dict(type="line", xref="x", yref="paper", x0=one["t"], x1=one["t"], y0=0, y1=1, line=dict(color=RED, width=1, dash="dot")))
-        notes.append(dict(x=one["t"], xref="x", y=1, yref="paper", text=e(one["kind"]), showarrow=False, font=dict(size=10, color=RED), xanchor="left"))
+        shapes.append(dict(type="line", xref="x", yref="paper", x0=one["t"], x1=one["t"], y0=0, y1=1,
+                           line=dict(color=RED, width=1, dash="dot")))
+        notes.append(dict(x=one["t"], xref="x", y=1, yref="paper", text=e(one["kind"]), showarrow=False,
+                          font=dict(size=10, color=RED), xanchor="left"))
     figure.update_layout(shapes=shapes, annotations=notes)
 
 
@@ -306,12 +346,14 @@ def _svg_panel(p: Panel, end: float, phases: dict[str, Any] | None, events: Sequ
         return ABOVE + high * (1 - (min(v, top) - p.low) / (top - p.low))
     out = ['<svg viewBox="0 0 %d %d" class="svg" role="img"><title>%s</title>' % (WIDTH, HEIGHT, e(p.title))]
     for one in phases["analysis"]["phases"] if phases else ():
-        out.append('<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s" opacity=".3"/>' % (x(one["from_s"]), ABOVE, max(0.5, x(one["to_s"]) - x(one["from_s"])), high, PHASES[one["kind"]]))
+        out.append('<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s" opacity=".3"/>'
+                   % (x(one["from_s"]), ABOVE, max(0.5, x(one["to_s"]) - x(one["from_s"])), high, PHASES[one["kind"]]))
     for value in _ticks(p.low, top):
         out.append('<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" class="grid"/><text x="%d" y="%.1f" class="tick e">%.4g</text>' % (
             LEFT, WIDTH - 8, y(value), y(value), LEFT - 6, y(value) + 4, value))
     for t in _ticks(0.0, end, 6):
-        out.append('<text x="%.1f" y="%d" class="tick %s">%.4g s</text>' % (x(t), HEIGHT - 4, "m" if t < 0.95 * end else "e", t))
+        out.append('<text x="%.1f" y="%d" class="tick %s">%.4g s</text>'
+                   % (x(t), HEIGHT - 4, "m" if t < 0.95 * end else "e", t))
     if p.limit and top >= p.limit[1]:
         out.append('<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" class="limit"/><text x="%d" y="%.1f" class="tick lim">%s %.4g</text>' % (
             LEFT, WIDTH - 8, y(p.limit[1]), y(p.limit[1]), LEFT + 4, y(p.limit[1]) - 3, e(p.limit[0]), p.limit[1]))
@@ -319,11 +361,14 @@ def _svg_panel(p: Panel, end: float, phases: dict[str, Any] | None, events: Sequ
         for path in _paths(p.t, line.values, p.steps):
             points = " ".join("%.1f,%.1f" % (x(t), y(v)) for t, v in path)
             if line.fill:
-                out.append('<polygon points="%.1f,%.1f %s %.1f,%.1f" fill="%s" opacity=".12"/>' % (x(path[0][0]), y(p.low), points, x(path[-1][0]), y(p.low), line.colour))
+                out.append('<polygon points="%.1f,%.1f %s %.1f,%.1f" fill="%s" opacity=".12"/>'
+                           % (x(path[0][0]), y(p.low), points, x(path[-1][0]), y(p.low), line.colour))
             out.append('<polyline points="%s" fill="none" stroke="%s" stroke-width="1.6"%s/>' % (
-                points if len(path) > 1 else points + " " + points, line.colour, ' stroke-dasharray="3 3"' if line.dash else ""))
+                points if len(path) > 1 else points + " " + points, line.colour,
+                ' stroke-dasharray="3 3"' if line.dash else ""))
     for one in events:
-        out.append('<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" class="event"/>' % (x(one["t"]), x(one["t"]), ABOVE, high + ABOVE))
+        out.append('<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" class="event"/>'
+                   % (x(one["t"]), x(one["t"]), ABOVE, high + ABOVE))
     keys = " ".join('<i style="background:%s"></i>%s' % (line.colour, e(line.label)) for line in p.lines)
     far = "" if not p.limit or top >= p.limit[1] else " · %s %.4g" % (e(p.limit[0]), p.limit[1])
     return '<p class="keys"><b>%s</b> %s%s <span class="key">%s</span></p>%s</svg>' % (e(p.title), e(p.unit), far, keys, "".join(out))
@@ -360,25 +405,32 @@ def _saturation(doc: dict[str, Any]) -> str:
 
 def _kernels(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     if not doc["kernels"]:
-        return _section("Kernels", '<p class="dim">No kernel was profiled: none ran through this library in the process, or <code>--kernels</code> was not given.</p>')
+        return _section("Kernels",
+                        '<p class="dim">No kernel was profiled: none ran through this library in the process, '
+                        'or <code>--kernels</code> was not given.</p>')
     whole = sum(k["total_s"] or 0 for k in doc["kernels"]) or 1
-    rows = [(row[0], _bar((k["total_s"] or 0) / whole), r.milliseconds(k["total_s"])) + row[1:] for k, row in zip(doc["kernels"], r.kernel_rows(doc))]
+    rows = [(row[0], _bar((k["total_s"] or 0) / whole), r.milliseconds(k["total_s"])) + row[1:]
+            for k, row in zip(doc["kernels"], r.kernel_rows(doc))]
     chart = ""
     if plotly is not None:
         figure = plotly.go.Figure()
         for k in [k for k in doc["kernels"][:12] if k["samples_s"]][::-1]:
-            figure.add_trace(plotly.go.Box(x=[1e3 * v for v in _thinned(k["samples_s"], 500)], name=e(k["name"])[:40], orientation="h", boxpoints="outliers",
-                                           marker=dict(color=BLUE, size=3), line=dict(width=1.2), showlegend=False, hoverinfo="x+name"))
+            figure.add_trace(plotly.go.Box(x=[1e3 * v for v in _thinned(k["samples_s"], 500)], name=e(k["name"])[:40],
+                                           orientation="h", boxpoints="outliers",
+                                           marker=dict(color=BLUE, size=3), line=dict(width=1.2), showlegend=False,
+                                           hoverinfo="x+name"))
         figure.update_xaxes(title_text="milliseconds", type="log")
         if figure.data:
-            chart = plotly.div(figure, 90 + 34 * len(figure.data)).replace('"hovermode":"x unified"', '"hovermode":"closest"').replace('"l":56', '"l":150')
-    return _section("Kernels", _table(("kernel", "", "total", "count", "average", "median", "95 %", "grid", "threadgroup", "tg memory", "overhead", "timed by"), rows, 2), chart)
+            chart = plotly.div(figure, 90 + 34 * len(figure.data), 150, "closest")
+    return _section("Kernels", _table(("kernel", "", "total", "count", "average", "median", "95 %", "grid",
+                                       "threadgroup", "tg memory", "overhead", "timed by"), rows, 2), chart)
 
 
 def _queues(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     if not doc["buffers"]:
         return ""
-    rows = [(q["name"], q["buffers"], q["dispatches"], _bar(q["in_flight_ratio"]), r.ratio(q["in_flight_ratio"]), _bar(q["gpu_ratio"], TEAL), r.ratio(q["gpu_ratio"])) for q in doc["queues"]]
+    rows = [(q["name"], q["buffers"], q["dispatches"], _bar(q["in_flight_ratio"]), r.ratio(q["in_flight_ratio"]),
+             _bar(q["gpu_ratio"], TEAL), r.ratio(q["gpu_ratio"])) for q in doc["queues"]]
     queues = _table(("queue", "buffers", "dispatches", "", "in flight", "", "GPU at work"), rows)
     parts = [(n, s) for n, s in doc["latency"].items() if s and n != "total"]
     whole = sum(s["mean"] for _, s in parts) or 1
@@ -386,26 +438,33 @@ def _queues(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     strip = '<div class="strip tall">%s</div>' % "".join('<i style="width:%.2f%%;background:%s" title="%s"></i>' % (
         100 * s["mean"] / whole, colours[n], e(LATENCY_WORDS[n])) for n, s in parts)
     keys = '<p class="keys">Mean of %d command buffers: %s</p>' % (doc["buffer_count"], " ".join(
-        '<i style="background:%s"></i>%s %s' % (colours[n], e(LATENCY_WORDS[n]), r.milliseconds(s["mean"])) for n, s in parts))
-    return _section("Command buffers", queues, strip, keys, _table(("from submission to completion", "median", "95 %", "n"), r.latency_rows(doc)), _gantt(doc, plotly))
+        '<i style="background:%s"></i>%s %s' % (colours[n], e(LATENCY_WORDS[n]), r.milliseconds(s["mean"]))
+        for n, s in parts))
+    return _section("Command buffers", queues, strip, keys, _table(("from submission to completion", "median", "95 %",
+                                                                    "n"), r.latency_rows(doc)), _gantt(doc, plotly))
 
 
 def _gantt(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     """CPU and GPU side by side: the newest buffers."""
     buffers = doc["buffers"][-250:]
-    lanes = (("CPU: commit to return", "commit_s", "done_s", BLUE), ("driver", "kernel_start_s", "kernel_end_s", GREY), ("GPU", "gpu_start_s", "gpu_end_s", TEAL))
+    lanes = (("CPU: commit to return", "commit_s", "done_s", BLUE), ("driver", "kernel_start_s", "kernel_end_s", GREY),
+             ("GPU", "gpu_start_s", "gpu_end_s", TEAL))
     if plotly is None:
         return ""
     figure = plotly.go.Figure()
     for name, start, end, colour in lanes:
         told = [b for b in buffers if b[start] is not None and b[end] is not None]
-        figure.add_trace(plotly.go.Bar(y=[name] * len(told), x=[b[end] - b[start] for b in told], base=[b[start] for b in told], orientation="h",
-                                       marker=dict(color=colour, line=dict(color="#fff", width=0.5)), width=0.6, showlegend=False,
-                                       hovertext=["%s<br>%s" % (e(b["label"]), r.milliseconds(b[end] - b[start])) for b in told], hoverinfo="text"))
+        figure.add_trace(plotly.go.Bar(y=[name] * len(told), x=[b[end] - b[start] for b in told],
+                                       base=[b[start] for b in told], orientation="h",
+                                       marker=dict(color=colour, line=dict(color="#fff", width=0.5)), width=0.6,
+                                       showlegend=False,
+                                       hovertext=["%s<br>%s" % (e(b["label"]), r.milliseconds(b[end] - b[start]))
+                                                  for b in told], hoverinfo="text"))
     figure.update_layout(barmode="overlay")
     figure.update_yaxes(autorange="reversed")
-    figure.update_xaxes(title_text="seconds since the monitor began (the newest %d buffers; the whole: --trace)" % len(buffers))
-    return plotly.div(figure, 210).replace('"hovermode":"x unified"', '"hovermode":"closest"').replace('"l":56', '"l":150')
+    figure.update_xaxes(title_text="seconds since the monitor began (the newest %d buffers; the whole: --trace)"
+                        % len(buffers))
+    return plotly.div(figure, 210, 150, "closest")
 
 
 def _allocations(doc: dict[str, Any], plotly: _Plotly | None) -> str:
@@ -413,23 +472,32 @@ def _allocations(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     if not held:
         return ""
     s = held["statistics"]
-    words = [("allocated in all", r.size(s["total_allocated_bytes"])), ("now", r.size(s["current_allocated_bytes"])), ("peak", r.size(s["peak_allocated_bytes"])),
-             ("shared", r.size(s["shared_bytes"])), ("private", r.size(s["private_bytes"])), ("allocations", s["allocations"]), ("freed", s["deallocations"]),
+    words = [("allocated in all", r.size(s["total_allocated_bytes"])), ("now", r.size(s["current_allocated_bytes"])),
+             ("peak", r.size(s["peak_allocated_bytes"])),
+             ("shared", r.size(s["shared_bytes"])), ("private", r.size(s["private_bytes"])),
+             ("allocations", s["allocations"]), ("freed", s["deallocations"]),
              ("per second", "%.1f" % held["rate_per_s"] if held["rate_per_s"] is not None else c.DASH),
              ("median life", r.milliseconds((held["lifetime_s"] or {}).get("median")))]
     line = '<p class="facts">%s</p>' % " ".join("<span><b>%s</b> %s</span>" % (e(v), e(k)) for k, v in words)
     t = [row[0] for row in held["timeline"]]
     end = max(t[-1] if t else 0.0, doc["metal_watched_s"], 1e-9)
-    steps = [(at, before[1]) for before, at in zip(held["timeline"], t[1:] + [end])]       # a size holds until the next change
+    steps = [(at, before[1])
+             for before, at in zip(held["timeline"], t[1:] + [end])]       # a size holds until the next change
     unit, scale = ("MB", 1 << 20) if s["peak_allocated_bytes"] >= 1 << 19 else ("KB", 1 << 10)
-    path = [point for row, after in zip(held["timeline"], steps) for point in ((row[0], row[1] / scale), (after[0], after[1] / scale))]
-    shown = Panel("Metal buffers of the process", unit, [p[0] for p in path], [Line("held", [p[1] for p in path], VIOLET, True)])
+    path = [point for row, after in zip(held["timeline"], steps)
+            for point in ((row[0], row[1] / scale), (after[0], after[1] / scale))]
+    shown = Panel("Metal buffers of the process", unit, [p[0] for p in path],
+                  [Line("held", [p[1] for p in path], VIOLET, True)])
     chart = _svg_panel(shown, end, None, ()) if len(t) > 1 else ""
     most = max((x["count"] for x in held["sizes"]), default=1)
-    sizes = _table(("size up to", "", "allocations"), [(r.size(x["up_to_bytes"]), _bar(x["count"] / most, VIOLET), x["count"]) for x in held["sizes"]])
-    names = _table(("by name", "count", "total", "peak", "live"), [(x["name"], x["count"], r.size(x["total_bytes"]), r.size(x["peak_bytes"]), x["live"]) for x in held["names"][:20]])
+    sizes = _table(("size up to", "", "allocations"),
+                   [(r.size(x["up_to_bytes"]), _bar(x["count"] / most, VIOLET), x["count"]) for x in held["sizes"]])
+    names = _table(("by name", "count", "total", "peak", "live"),
+                   [(x["name"], x["count"], r.size(x["total_bytes"]), r.size(x["peak_bytes"]), x["live"])
+                    for x in held["names"][:20]])
     left = _table(("still allocated at the end", "count", "bytes", "oldest", ""), [
-        (x["name"], x["live"], r.size(x["bytes"]), r.milliseconds(x["oldest_s"]), "growing: none of them was ever freed" if x["growing"] else "") for x in held["still_allocated"][:20]])
+        (x["name"], x["live"], r.size(x["bytes"]), r.milliseconds(x["oldest_s"]),
+         "growing: none of them was ever freed" if x["growing"] else "") for x in held["still_allocated"][:20]])
     return _section("Metal memory of the process", line, chart, '<div class="cols">%s%s</div>' % (sizes, names), left)
 
 
@@ -437,7 +505,8 @@ def _noticed(doc: dict[str, Any]) -> str:
     a = doc["analysis"]
     notes = ["At %.1f s: %s" % (x["t"], x["text"]) for x in doc["events"]]
     notes += ["%s %s by %s in all, %s per minute (p = %.2g, %d stretches)" % (
-        r.label_of(t["column"]), t["direction"], r.figure_text(t["column"], abs(t["change"])), r.figure_text(t["column"], abs(t["per_minute"])), t["p"], t["n"]) for t in a["trends"]]
+        r.label_of(t["column"]), t["direction"], r.figure_text(t["column"], abs(t["change"])),
+        r.figure_text(t["column"], abs(t["per_minute"])), t["p"], t["n"]) for t in a["trends"]]
     notes += [r.anomaly_text(x) for x in a["anomalies"][:15]] + a["kernel_notes"]
     return _section("Noticed", "<ul>%s</ul>" % "".join("<li>%s</li>" % e(n) for n in notes)) if notes else ""
 
@@ -448,18 +517,24 @@ def _method(doc: dict[str, Any], note: str) -> str:
     if s["cost_ratio"] is not None:
         notes.append("The monitor itself took %.2f %% of one CPU core." % (100 * s["cost_ratio"]))
     figures = _table(("figure", "average", "median", "95 %", "peak", "samples", "measured over", "age", "source"), (
-        (r.label_of(n), r.figure_text(n, f["mean"]), r.figure_text(n, f["p50"]), r.figure_text(n, f["p95"]), r.figure_text(n, f["max"]), f["n"],
-         r.milliseconds(_per(s, n)["interval_s"]), r.milliseconds(_per(s, n)["age_s"]), (_per(s, n)["source"] or "") + (" (estimate)" if _per(s, n)["estimated"] else ""))
+        (r.label_of(n), r.figure_text(n, f["mean"]), r.figure_text(n, f["p50"]), r.figure_text(n, f["p95"]),
+         r.figure_text(n, f["max"]), f["n"],
+         r.milliseconds(_per(s, n)["interval_s"]), r.milliseconds(_per(s, n)["age_s"]),
+         (_per(s, n)["source"] or "") + (" (estimate)" if _per(s, n)["estimated"] else ""))
         for n, f in doc["analysis"]["figures"].items() if r.unit_of(n) != "flag"))
     rails = _rails(doc)
-    missing = _table(("not measured", "samples", "why"), ((r.label_of(n), "%d of %d" % (m["rows"], s["rows_ever"]), m["message"]) for n, m in doc["missing"].items()
+    missing = _table(("not measured", "samples", "why"), ((r.label_of(n), "%d of %d" % (m["rows"], s["rows_ever"]),
+                                                           m["message"]) for n, m in doc["missing"].items()
                                                           if r.unit_of(n) != "flag"))
-    return _section("How it was measured", "<ul>%s</ul>" % "".join("<li>%s</li>" % e(n) for n in notes), "<details open><summary>All figures</summary>%s</details>" % figures,
-                    rails, "<details><summary>What was not measured, and why</summary>%s</details>" % missing if missing else "")
+    return _section("How it was measured", "<ul>%s</ul>" % "".join("<li>%s</li>" % e(n) for n in notes),
+                    "<details open><summary>All figures</summary>%s</details>" % figures,
+                    rails, "<details><summary>What was not measured, and why</summary>%s</details>" % missing
+                    if missing else "")
 
 
 def _per(sampling: dict[str, Any], name: str) -> dict[str, Any]:
-    found = sampling["per"].get({"memory_bytes_per_s": "memory_read_bytes_per_s", "memory_gpu_bytes_per_s": "memory_gpu_read_bytes_per_s"}.get(name, name))
+    found = sampling["per"].get({"memory_bytes_per_s": "memory_read_bytes_per_s",
+                                 "memory_gpu_bytes_per_s": "memory_gpu_read_bytes_per_s"}.get(name, name))
     return found or {"interval_s": None, "age_s": None, "source": None, "estimated": False}
 
 
@@ -467,7 +542,8 @@ def _rails(doc: dict[str, Any]) -> str:
     spent = doc.get("energy")
     if not spent:
         return ""
-    rows = [(rail, c.joules(j), c.joules(spent["uncertainty_joules"].get(rail)), c.watts(1000 * j / spent["seconds"])) for rail, j in spent["joules"].items() if j is not None]
+    rows = [(rail, c.joules(j), c.joules(spent["uncertainty_joules"].get(rail)), c.watts(1000 * j / spent["seconds"]))
+            for rail, j in spent["joules"].items() if j is not None]
     return "<details open><summary>Energy from the first to the last sample</summary>%s</details>" % _table(("rail", "energy", "at most off by", "mean power"), rows) if rows else ""
 
 

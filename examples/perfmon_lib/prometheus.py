@@ -33,7 +33,8 @@ def _families(monitor: Any, triton: bool) -> Iterator[Any]:
         kernels = [(name, row.count, row.timed, row.total_s) for name, row in metal.kernels.items()]
         counts, total, sum_s = list(metal.latency_counts), metal.buffer_count, metal.latency_sum_s
     first = "metal_" if triton else "applegpu_"
-    runs = CounterMetricFamily(first + ("kernel_execution" if triton else "kernel_executions"), "Runs of a kernel (perfmon)", labels=["device", "kernel"])
+    runs = CounterMetricFamily(first + ("kernel_execution" if triton else "kernel_executions"),
+                               "Runs of a kernel (perfmon)", labels=["device", "kernel"])
     times = SummaryMetricFamily(first + ("kernel_execution_duration_" if triton else "kernel_duration_") + unit,
                                 "GPU time of the runs that could be timed (MTLCommandBuffer GPUStartTime/GPUEndTime, counters)", labels=["device", "kernel"])
     for name, count, timed, seconds in kernels:
@@ -43,7 +44,8 @@ def _families(monitor: Any, triton: bool) -> Iterator[Any]:
     yield runs
     yield times
     if total:
-        waits = HistogramMetricFamily(first + "command_buffer_latency_" + unit, "Commit to completion of command buffers (perfmon)", labels=["device"])
+        waits = HistogramMetricFamily(first + "command_buffer_latency_" + unit,
+                                      "Commit to completion of command buffers (perfmon)", labels=["device"])
         buckets, running = [], 0
         for bound, count in zip([b * scale / 1000 for b in LATENCY_BOUNDS_MS] + [float("inf")], counts):
             running += count
@@ -53,7 +55,8 @@ def _families(monitor: Any, triton: bool) -> Iterator[Any]:
     held = metal.allocations.statistics()
     if held.allocations:
         name = "metal_memory_allocated_bytes" if triton else "applegpu_metal_buffer_bytes"
-        memory = GaugeMetricFamily(name, "Metal buffers of this process now (perfmon)", labels=["device", "type" if triton else "mode"])
+        memory = GaugeMetricFamily(name, "Metal buffers of this process now (perfmon)",
+                                   labels=["device", "type" if triton else "mode"])
         memory.add_metric([device, "shared"], held.shared_bytes)
         memory.add_metric([device, "device" if triton else "private"], held.private_bytes)
         yield memory
@@ -69,8 +72,10 @@ def _gauges(monitor: Any, device: str, gauge: Any) -> Iterator[Any]:
     for name, help_text, value in (
             ("metal_gpu_utilization_ratio", "GPU active residency, 0-1", busy),
             ("metal_memory_bandwidth_gbps", "DRAM read and write, GB/s (1e9)", None if moved is None else moved / 1e9),
-            ("metal_power_consumption_watts", "GPU power", None if last.gpu_power_mw is None else last.gpu_power_mw / 1000),
-            ("metal_thermal_state", "Thermal pressure: 0 nominal, 1 moderate, 2 heavy, 3 and above trapping", last.thermal_pressure_level)):
+            ("metal_power_consumption_watts", "GPU power",
+             None if last.gpu_power_mw is None else last.gpu_power_mw / 1000),
+            ("metal_thermal_state", "Thermal pressure: 0 nominal, 1 moderate, 2 heavy, 3 and above trapping",
+             last.thermal_pressure_level)):
         if value is not None:
             family = gauge(name, help_text, labels=["device"])
             family.add_metric([device], value)

@@ -37,10 +37,13 @@ def ratio(value: float | None) -> str:
 
 
 _UNITS: dict[str, Callable[[float], str]] = {
-    "1": ratio, "%": lambda v: "%.0f %%" % v, "MHz": c.mhz, "B/s": c.speed, "B": lambda v: size(v), "mW": c.watts, "°C": lambda v: "%.1f °C" % v,
-    "index": lambda v: "%.0f" % v, "count": lambda v: "%.0f" % v, "rpm": lambda v: "%.0f rpm" % v, "flag": lambda v: "yes" if v else "no",
+    "1": ratio, "%": lambda v: "%.0f %%" % v, "MHz": c.mhz, "B/s": c.speed, "B": lambda v: size(v), "mW": c.watts,
+    "°C": lambda v: "%.1f °C" % v,
+    "index": lambda v: "%.0f" % v, "count": lambda v: "%.0f" % v, "rpm": lambda v: "%.0f rpm" % v,
+    "flag": lambda v: "yes" if v else "no",
     "s": milliseconds, "J": c.joules, "ratio": ratio, "C": lambda v: "%.1f °C" % v}
-EXTRA = {"memory_bytes_per_s": ("Memory traffic", "B/s"), "memory_gpu_bytes_per_s": ("Memory traffic by the GPU", "B/s")}
+EXTRA = {"memory_bytes_per_s": ("Memory traffic", "B/s"),
+         "memory_gpu_bytes_per_s": ("Memory traffic by the GPU", "B/s")}
 
 
 def unit_of(column: str) -> str:
@@ -61,7 +64,8 @@ def figure_text(column: str, value: float | None) -> str:
 
 def headline(doc: dict[str, Any]) -> str:
     m = doc["machine"]
-    parts = [m.get("chip") or m.get("gpu") or "GPU", "%d GPU cores" % m["gpu_cores"] if m.get("gpu_cores") else "", "macOS " + m["macos"] if m.get("macos") else "",
+    parts = [m.get("chip") or m.get("gpu") or "GPU", "%d GPU cores" % m["gpu_cores"] if m.get("gpu_cores") else "",
+             "macOS " + m["macos"] if m.get("macos") else "",
              "recording " + str(m.get("source")) if m.get("recording") else "live"]
     return ", ".join(p for p in parts if p)
 
@@ -72,7 +76,8 @@ def command_text(doc: dict[str, Any]) -> str:
         return ""
     import shlex
     end = "running" if run.get("exit_code") is None else "exit code %d" % run["exit_code"]
-    return "%s: %s after %s" % (clean(" ".join(shlex.quote(a) for a in run["argv"])), end, milliseconds(run.get("seconds")))
+    return "%s: %s after %s" % (clean(" ".join(shlex.quote(a) for a in run["argv"])), end,
+                                milliseconds(run.get("seconds")))
 
 
 def size(count: float | None) -> str:
@@ -86,7 +91,8 @@ def summary_lines(doc: dict[str, Any]) -> list[str]:
     out = ["=== Metal Performance Summary ===", "", headline(doc)]
     if doc.get("command"):
         out.append(command_text(doc))
-    out.append("%d samples over %s%s" % (doc["sampling"]["rows"], milliseconds(doc["seconds"]), "" if doc["state"] == "finished" else ", " + doc["state"]))
+    out.append("%d samples over %s%s" % (doc["sampling"]["rows"], milliseconds(doc["seconds"]),
+                                         "" if doc["state"] == "finished" else ", " + doc["state"]))
 
     def block(title: str, column: str, scale: Callable[[float], str]) -> None:
         figure = a["figures"].get(column)
@@ -99,7 +105,8 @@ def summary_lines(doc: dict[str, Any]) -> list[str]:
     block("Memory Bandwidth:", "memory_bytes_per_s", lambda v: "%.1f GB/s" % (v / 1e9))
     block("GPU Power:", "gpu_power_mw", c.watts)
     times = [(k["total_s"], k["timed"]) for k in doc["kernels"] if k["timed"]]
-    out += ["", "Kernel Execution:", "  Average Time: %s" % milliseconds(sum(t for t, _ in times) / sum(n for _, n in times)) if times else
+    out += ["", "Kernel Execution:",
+            "  Average Time: %s" % milliseconds(sum(t for t, _ in times) / sum(n for _, n in times)) if times else
             "  no kernel was profiled"]
     spent = (doc.get("energy") or {}).get("joules") or {}
     told = ["%s %s" % (rail, c.joules(j)) for rail, j in spent.items() if j is not None]
@@ -119,7 +126,8 @@ def kernel_lines(doc: dict[str, Any], most: int = 20) -> list[str]:
     out = ["=== Top Kernels by Execution Time ===", ""]
     if not rows:
         return out + ["no kernel was profiled"]
-    out += ["%-30s %12s %8s %12s %12s" % ("Kernel Name", "Avg Time", "Count", "p95", "Overhead"), "-" * 30 + " " + "-" * 12 + " " + "-" * 8 + " " + "-" * 12 + " " + "-" * 12]
+    out += ["%-30s %12s %8s %12s %12s" % ("Kernel Name", "Avg Time", "Count", "p95", "Overhead"),
+            "-" * 30 + " " + "-" * 12 + " " + "-" * 8 + " " + "-" * 12 + " " + "-" * 12]
     for k in rows:
         out.append("%-30s %12s %8d %12s %12s" % (clean(k["name"])[:30], milliseconds(k["mean_s"]), k["count"],
                                                  milliseconds(k["seconds"]["p95"] if k["seconds"] else None),
@@ -133,13 +141,15 @@ def memory_lines(doc: dict[str, Any]) -> list[str]:
     if held:
         s = held["statistics"]
         out += ["Total Allocated:   %s in %d allocations" % (size(s["total_allocated_bytes"]), s["allocations"]),
-                "Current Allocated: %s (shared %s, private %s)" % (size(s["current_allocated_bytes"]), size(s["shared_bytes"]), size(s["private_bytes"])),
+                "Current Allocated: %s (shared %s, private %s)"
+                % (size(s["current_allocated_bytes"]), size(s["shared_bytes"]), size(s["private_bytes"])),
                 "Peak Allocated:    %s" % size(s["peak_allocated_bytes"])]
     else:
         out.append("This process made no Metal buffer.")
     used = (doc.get("analysis") or {"figures": {}})["figures"].get("memory_used_bytes")
     if used:
-        out.append("All processes:     peak %s of %s the GPU may use" % (size(used["max"]), size(doc["limits"].get("memory_bytes"))))
+        out.append("All processes:     peak %s of %s the GPU may use"
+                   % (size(used["max"]), size(doc["limits"].get("memory_bytes"))))
     return out
 
 
@@ -150,7 +160,8 @@ def analysis_lines(doc: dict[str, Any]) -> list[str]:
         out += ["", "%s (%s of the time it was judged on)" % (b["title"], ratio(b["share"]))]
         out += ["  because    %s" % e for e in b["evidence"]] + ["  consider   %s" % r for r in b["recommendations"]]
     out += ["  not judged %s: %s" % (u["class"].replace("_", " "), u["why"]) for u in a["not_assessed"]]
-    out += ["  trend      %s %s by %s in %s (p = %.2g)" % (label_of(t["column"]), t["direction"], figure_text(t["column"], abs(t["change"])),
+    out += ["  trend      %s %s by %s in %s (p = %.2g)"
+            % (label_of(t["column"]), t["direction"], figure_text(t["column"], abs(t["change"])),
                                                        milliseconds(doc["seconds"]), t["p"]) for t in a["trends"]]
     out += ["  anomaly    " + anomaly_text(x) for x in a["anomalies"][:5]]
     out += ["  kernel     " + n for n in a["kernel_notes"]]
@@ -161,8 +172,10 @@ def analysis_lines(doc: dict[str, Any]) -> list[str]:
 
 def anomaly_text(x: dict[str, Any]) -> str:
     if x["t"] is None:
-        return "%s, run %d: %s, usually %s" % (x["what"], x["run"] + 1, milliseconds(x["value"]), milliseconds(x["typical"]))
-    return "%s at %.1f s: %s, around it %s" % (label_of(x["what"]), x["t"], figure_text(x["what"], x["value"]), figure_text(x["what"], x["typical"]))
+        return "%s, run %d: %s, usually %s" % (x["what"], x["run"] + 1, milliseconds(x["value"]),
+                                               milliseconds(x["typical"]))
+    return "%s at %.1f s: %s, around it %s" % (label_of(x["what"]), x["t"], figure_text(x["what"], x["value"]),
+                                               figure_text(x["what"], x["typical"]))
 
 
 def terminal(doc: dict[str, Any]) -> str:
@@ -176,40 +189,53 @@ def _cell(value: Any) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)] + ["| " + " | ".join(_cell(v) for v in row) + " |" for row in rows] + [""]
+    return ["| " + " | ".join(head) + " |",
+            "|" + "---|" * len(head)] + ["| " + " | ".join(_cell(v) for v in row) + " |" for row in rows] + [""]
 
 
 def markdown(doc: dict[str, Any]) -> str:
     a = doc["analysis"]
-    out = ["# GPU performance report", "", _cell(headline(doc)) + ". " + ("Command " + _cell(command_text(doc)) + ". " if doc.get("command") else "") +
-           "%d samples over %s." % (doc["sampling"]["rows"], milliseconds(doc["seconds"])), "", "**%s**" % _cell(a["summary"]), ""]
+    out = ["# GPU performance report", "",
+           _cell(headline(doc)) + ". " + ("Command " + _cell(command_text(doc)) + ". " if doc.get("command") else "") +
+           "%d samples over %s." % (doc["sampling"]["rows"], milliseconds(doc["seconds"])), "",
+           "**%s**" % _cell(a["summary"]), ""]
     for b in a["bottlenecks"]:
         out += ["## %s" % b["title"], ""] + ["* %s" % _cell(e) for e in b["evidence"]] + ["", "Recommendations:", ""]
         out += ["* %s" % _cell(r) for r in b["recommendations"]] + [""]
     out += ["## Figures", ""] + table(("figure", "average", "median", "95 %", "peak", "samples"), (
-        (label_of(n), figure_text(n, f["mean"]), figure_text(n, f["p50"]), figure_text(n, f["p95"]), figure_text(n, f["max"]), f["n"])
+        (label_of(n), figure_text(n, f["mean"]), figure_text(n, f["p50"]), figure_text(n, f["p95"]),
+         figure_text(n, f["max"]), f["n"])
         for n, f in a["figures"].items() if unit_of(n) != "flag"))
     out += ["## Against the chip's own limits", ""] + table(("", "average", "peak", "limit"), saturation_rows(doc))
     if doc["kernels"]:
-        out += ["## Kernels", ""] + table(("kernel", "count", "average", "median", "95 %", "threads", "threadgroup", "threadgroup memory", "overhead", "method"),
+        out += ["## Kernels", ""] + table(("kernel", "count", "average", "median", "95 %", "threads", "threadgroup",
+                                           "threadgroup memory", "overhead", "method"),
                                            kernel_rows(doc))
     if doc["queues"]:
         out += ["## Queues", ""] + table(("queue", "buffers", "dispatches", "buffer in flight", "GPU at work"), (
-            (q["name"], q["buffers"], q["dispatches"], ratio(q["in_flight_ratio"]), ratio(q["gpu_ratio"])) for q in doc["queues"]))
+            (q["name"], q["buffers"], q["dispatches"], ratio(q["in_flight_ratio"]), ratio(q["gpu_ratio"]))
+            for q in doc["queues"]))
         out += table(("from submission to completion", "median", "95 %", "n"), latency_rows(doc))
     held = doc.get("allocations")
     if held:
         out += ["## Memory of this process on Metal", ""] + [line for line in memory_lines(doc)[2:]] + [""]
-        out += table(("still allocated", "count", "bytes", "oldest", ""), ((r["name"], r["live"], size(r["bytes"]), milliseconds(r["oldest_s"]),
-                                                                           "growing" if r["growing"] else "") for r in held["still_allocated"][:20]))
-    notes = [anomaly_text(x) for x in a["anomalies"][:10]] + a["kernel_notes"] + ["At %.1f s: %s" % (e["t"], e["text"]) for e in doc["events"]]
-    notes += ["%s %s: %s in all (p = %.2g)" % (label_of(t["column"]), t["direction"], figure_text(t["column"], abs(t["change"])), t["p"]) for t in a["trends"]]
+        out += table(("still allocated", "count", "bytes", "oldest", ""),
+                     ((r["name"], r["live"], size(r["bytes"]), milliseconds(r["oldest_s"]),
+                                                                           "growing" if r["growing"] else "")
+                      for r in held["still_allocated"][:20]))
+    notes = [anomaly_text(x)
+             for x in a["anomalies"][:10]] + a["kernel_notes"] + ["At %.1f s: %s" % (e["t"], e["text"])
+                                                                  for e in doc["events"]]
+    notes += ["%s %s: %s in all (p = %.2g)" % (label_of(t["column"]), t["direction"],
+                                               figure_text(t["column"], abs(t["change"])), t["p"]) for t in a["trends"]]
     if notes:
         out += ["## Noticed", ""] + ["* " + _cell(n) for n in notes] + [""]
     out += ["## How it was measured", ""] + ["* " + _cell(n) for n in doc["sampling"]["notes"]] + [""]
     if doc["missing"]:
-        out += table(("not measured", "in samples", "why"), ((label_of(n), "%d of %d" % (m["rows"], doc["sampling"]["rows_ever"]), m["message"])
-                                                             for n, m in doc["missing"].items() if unit_of(n) != "flag"))
+        out += table(("not measured", "in samples", "why"),
+                     ((label_of(n), "%d of %d" % (m["rows"], doc["sampling"]["rows_ever"]), m["message"])
+                                                             for n, m in doc["missing"].items()
+                      if unit_of(n) != "flag"))
     return "\n".join(out)
 
 
@@ -225,15 +251,18 @@ def saturation_rows(doc: dict[str, Any]) -> list[tuple[Any, ...]]:
 def kernel_rows(doc: dict[str, Any], most: int = 50) -> list[tuple[Any, ...]]:
     def shape(parts: Any) -> str:
         return c.DASH if not parts else " x ".join(str(p) for p in (parts[:1] if list(parts[1:]) == [1, 1] else parts))
-    return [(k["name"], k["count"], milliseconds(k["mean_s"]), milliseconds(k["seconds"]["median"] if k["seconds"] else None),
+    return [(k["name"], k["count"], milliseconds(k["mean_s"]),
+             milliseconds(k["seconds"]["median"] if k["seconds"] else None),
              milliseconds(k["seconds"]["p95"] if k["seconds"] else None), shape(k["threads"]), shape(k["group"]),
              c.DASH if k["threadgroup_memory_bytes"] is None else "%d B" % k["threadgroup_memory_bytes"],
-             milliseconds(k["overhead_s"]["median"] if k["overhead_s"] else None), "; ".join(k["methods"])) for k in doc["kernels"][:most]]
+             milliseconds(k["overhead_s"]["median"] if k["overhead_s"] else None), "; ".join(k["methods"]))
+            for k in doc["kernels"][:most]]
 
 
 def latency_rows(doc: dict[str, Any]) -> list[tuple[Any, ...]]:
     from .analyse import LATENCY_WORDS
-    return [(LATENCY_WORDS[n], milliseconds(s["median"] if s else None), milliseconds(s["p95"] if s else None), s["n"] if s else 0)
+    return [(LATENCY_WORDS[n], milliseconds(s["median"] if s else None), milliseconds(s["p95"] if s else None),
+             s["n"] if s else 0)
             for n, s in doc["latency"].items()]
 
 
@@ -261,18 +290,22 @@ def _csv_rows(doc: dict[str, Any], what: str) -> Iterable[Sequence[Any]]:
         yield list(doc["samples"])
         yield from zip(*doc["samples"].values())
     elif what == "kernels":
-        keys = ("name", "count", "timed", "total_s", "mean_s", "threadgroup_memory_bytes", "simd_width", "max_threads", "flops_per_s", "bytes_per_s")
+        keys = ("name", "count", "timed", "total_s", "mean_s", "threadgroup_memory_bytes", "simd_width", "max_threads",
+                "flops_per_s", "bytes_per_s")
         yield keys + ("median_s", "p95_s", "threads", "group", "overhead_median_s")
         for k in doc["kernels"]:
             yield [k[key] for key in keys] + [(k["seconds"] or {}).get("median"), (k["seconds"] or {}).get("p95"),
-                                              "x".join(map(str, k["threads"] or ())), "x".join(map(str, k["group"] or ())), (k["overhead_s"] or {}).get("median")]
+                                              "x".join(map(str, k["threads"] or ())),
+                                              "x".join(map(str, k["group"] or ())),
+                                              (k["overhead_s"] or {}).get("median")]
     elif what == "kernel_runs":
         yield ("kernel", "seconds")
         for k in doc["kernels"]:
             for seconds in k["samples_s"]:
                 yield k["name"], seconds
     elif what == "buffers":
-        keys = ("label", "queue", "dispatches", "encode_s", "commit_s", "kernel_start_s", "kernel_end_s", "gpu_start_s", "gpu_end_s", "done_s")
+        keys = ("label", "queue", "dispatches", "encode_s", "commit_s", "kernel_start_s", "kernel_end_s", "gpu_start_s",
+                "gpu_end_s", "done_s")
         yield keys
         for one in doc["buffers"]:
             yield [one[k] for k in keys]
@@ -302,7 +335,8 @@ def write(path: str, text: str) -> None:
             file.write(text)
         return
     path = os.path.realpath(path)       # a link stays a link
-    handle, part = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", suffix=".part", dir=os.path.dirname(path))
+    handle, part = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", suffix=".part",
+                                    dir=os.path.dirname(path))
     try:
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -338,7 +372,8 @@ class VisualizationConfig:
         if self.script not in ("inline", "file", "none"):
             raise ValueError("script is inline, file or none, not %r" % (self.script,))
         if not isinstance(self.refresh_interval_ms, int) or not 100 <= self.refresh_interval_ms <= 3_600_000:
-            raise ValueError("refresh_interval_ms is a number from 100 to 3600000, not %r" % (self.refresh_interval_ms,))
+            raise ValueError("refresh_interval_ms is a number from 100 to 3600000, not %r"
+                             % (self.refresh_interval_ms,))
 
 
 def render(doc: dict[str, Any], config: VisualizationConfig) -> str:
