@@ -10335,7 +10335,7 @@ def _attribute(name: str) -> Any:
     return found
 
 
-globals()["__getattr__"] = _attribute
+globals().update(__getattr__=_attribute)
 
 
 # ======================================================================================================================
