@@ -3070,7 +3070,9 @@ class _Power:
         """"AC Power", "Battery Power", or None where macOS names no source."""
         with self.lock:
             info = _c.IOPSCopyPowerSourcesInfo()
-            return _cf_text(_c.IOPSGetProvidingPowerSourceType(info)) if info else None
+            if not info:
+                raise _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, "power", "IOPSCopyPowerSourcesInfo gave nothing")
+            return _cf_text(_c.IOPSGetProvidingPowerSourceType(info))
 
 
 class _MetalDevice:
@@ -5229,11 +5231,17 @@ class _ReportFeed(_Feed):
             self.error = error
             raise
         if subscription is None:
-            self.error = self.engine.lacking(self.source, "no such channels")
+            self.error = self._nothing_listed()
             raise self.error
         self.channels, self.plans = tuple(subscription.channels), {}
         self._lay_out()
         self.subscription, self.error = subscription, None
+
+    def _nothing_listed(self) -> AppleGPUError:
+        """Sandboxed apps have this variable, and see no IOReport group (NULL) without an exception for IOReportHub."""
+        if self.engine.machine.name == "live" and os.environ.get("APP_SANDBOX_CONTAINER_ID"):
+            return _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, self.source, "the App Sandbox hides IOReport")
+        return self.engine.lacking(self.source, "no such channels")
 
     def _lay_out(self) -> None:
         starts, at = [], 0
