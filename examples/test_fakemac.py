@@ -14,7 +14,7 @@ import time
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-EXAMPLES = HERE if os.path.exists(os.path.join(HERE, "fakemac.py")) else os.path.join(HERE, "examples")
+EXAMPLES = HERE
 sys.path.insert(0, EXAMPLES)
 
 import fakemac  # noqa: E402
