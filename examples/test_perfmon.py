@@ -85,19 +85,21 @@ def _go_on(channel, count):
 
 
 def _kind(channel):
-    return {("GPU Stats", "GPUPH"): "states", ("Energy Model", "GPU Energy"): "energy", ("AMC Stats", "DCS RD"): "read",
+    return {("GPU Stats", "GPUPH"): "states", ("AMC Stats", "GFX DCS RD"): "gpu_read", ("Energy Model", "GPU Energy"): "energy", ("AMC Stats", "DCS RD"): "read",
             ("AMC Stats", "DCS WR"): "write",
             ("GPU Stats", "GPU_CLTM"): "cltm"}.get((channel["group"], channel["name"]))
 
 
 def _moves(kind, one, width):
-    active, state = one.get("active", 0.0), one.get("state", 10)
+    active, state = one.get("active", 0.0), one.get("state", 6)
     if kind == "states":
         return ((0, int(TICKS * (1 - active))), (state, int(TICKS * active)))
     if kind == "energy":
         return ((0, int(1e9 * one.get("gpu_w", 1.0))),)
     if kind == "cltm":
         return ((0, int(TICKS * (1 - one.get("cltm", 0.0)))), (3, int(TICKS * one.get("cltm", 0.0))))
+    if kind == "gpu_read":
+        return ((0, int(one.get("read", 1e9) * one.get("by_gpu", 0.9))),)
     return ((0, int(one.get(kind, 1e9))),)
 
 
@@ -311,6 +313,14 @@ def test_kind_of_work(seconds, kind, tmp_path):
     work = watched(compose(tmp_path / "r.json", seconds), len(seconds))["analysis"]["workload"]
     assert work["class"] == kind and work["evidence"]
     assert sum(work["shares"].values()) == pytest.approx(1)
+
+
+def test_evidence_names_clock_and_who_moves_the_bytes(tmp_path):
+    def evidence(seconds):
+        return " | ".join(watched(compose(tmp_path / "r.json", seconds), 12)["analysis"]["bottlenecks"][0]["evidence"])
+    assert "Clock 1296 MHz of 1296 MHz" in evidence(MACS["compute"][0])
+    assert re.search(r"6\d % of it by the GPU$", evidence(MACS["bandwidth"][0]))
+    assert "of other parts of the chip" in evidence([busy(read=230e9, write=100e9, by_gpu=0.2)] * 12)
 
 
 def test_throttling_says_yes_no_or_that_it_cannot_tell(tmp_path):
