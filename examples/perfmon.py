@@ -286,9 +286,12 @@ def _listen(where: str | None, monitor: MetalPerformanceMonitor) -> Callable[[],
     registry = CollectorRegistry()
     registry.register(MonitorCollector(monitor))
     registry.register(MonitorCollector(monitor, "applegpu"))
-    server, thread = start_http_server(int(port), host or "127.0.0.1", registry)
+    started = start_http_server(int(port), host or "127.0.0.1", registry)
 
     def end() -> None:
+        if started is None:         # before prometheus-client 0.20: its thread ends with this process
+            return
+        server, thread = started
         server.shutdown()
         server.server_close()
         thread.join(2.0)

@@ -272,7 +272,9 @@ class _Judge:
             speed(mean), _pc(share), _pc(None if mean is None else mean / top), speed(top))]
         by_gpu = self._mean("memory_gpu_bytes_per_s", rows)
         if by_gpu is not None:
-            evidence.append("%s of it by the GPU" % _pc(by_gpu / mean if mean else None))
+            share_of_gpu = by_gpu / mean if mean else None
+            evidence.append("%s of it by the GPU%s" % (_pc(share_of_gpu), "" if share_of_gpu is None or share_of_gpu >= 0.5 else
+                            ": most of the traffic is of other parts of the chip, with which the GPU competes"))
         if any(self.s["memory_read_saturated"][i] or self.s["memory_write_saturated"][i] for i in rows):
             evidence.append("The counter's top bucket was full: the true traffic is higher")
         if "estimated" in str(self.doc["sampling"]["per"].get("memory_read_bytes_per_s")) and \

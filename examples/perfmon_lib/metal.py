@@ -17,7 +17,8 @@ from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 from _common import ag, clean
 
-FLIGHT = 1000           # committed works followed until somebody waits for them
+FLIGHT, FEW = 1000, 16  # committed works followed until somebody waits for them; above a few, done ones are let go
+BEGUN = 256             # works begun and not committed: to follow them is to keep their buffers
 SAMPLES = 2000          # times per kernel, and buffers, that a document holds
 TRACED = 20_000         # slices in a trace
 
@@ -301,7 +302,7 @@ class MetalActivity:
                           "group": None if group is None else _three(group), "simd_width": limits.simd_width,
                           "threadgroup_memory_bytes": limits.threadgroup_memory_bytes + sum(named.get("memory", ())),
                           "max_threads": limits.max_threads})
-            while len(self._works) > self._history:                 # works begun and dropped
+            while len(self._works) > BEGUN:                 # works begun and dropped
                 old = next(iter(self._works))
                 self._works.pop(old)
                 self._facts.pop(old, None)
@@ -314,9 +315,11 @@ class MetalActivity:
         with self._lock:
             self._works.pop(id(work), None)
             self._flight[id(work)] = (work, span(began, work.committed_ns * 1e-9), self._facts.pop(id(work), []))
-            oldest = next(iter(self._flight)) if len(self._flight) > FLIGHT else None
-        if oldest is not None:
-            self._settle(oldest, 0.0)
+            oldest = next(iter(self._flight.values()))[0] if len(self._flight) > FEW else None
+            many = len(self._flight) > FLIGHT
+        # A work that nobody waits for keeps its buffers as long as it is followed.
+        if oldest is not None and (many or oldest.command_buffers[-1].status() >= 4):
+            self._settle(id(oldest), 0.0)
         return result
 
     def _wait(self, inner: Callable[..., Any], work: Any, *given: Any, **named: Any) -> Any:

@@ -215,7 +215,7 @@ def panels(doc: dict[str, Any]) -> list[Panel]:
             made.append(Panel(title, unit, t, lines, top, limit, 10 * ((low - 5) // 10) if floor else 0.0, steps))
     panel("GPU", "%",
           (("gpu_utilization_ratio", "active", BLUE, 100), ("gpu_scaled_ratio", "weighted by clock", TEAL, 100),
-                       ("gpu_device_percent", "driver's own", GREY, 1)), 100)
+                       ("gpu_device_percent", "driver's own", GREY, 1)), 100, fill=False)
     peak = limits.get("bandwidth_bytes_per_s")
     panel("Memory traffic", "GB/s",
           (("memory_read_bytes_per_s", "read", BLUE, 1e-9), ("memory_write_bytes_per_s", "write", ORANGE, 1e-9)), None,
@@ -303,7 +303,7 @@ def _mark(figure: Any, doc: dict[str, Any]) -> None:
     for one in doc["analysis"]["phases"]:
         if one["kind"] != "unknown":
             shapes.append(dict(type="rect", xref="x", yref="y domain", x0=one["from_s"], x1=one["to_s"], y0=0, y1=1,
-                               opacity=0.14, line_width=0,
+                               opacity=0.3, line_width=0,
                                fillcolor=PHASES[one["kind"]], layer="below"))
     notes = list(figure.layout.annotations)
     for one in doc["events"][:100]:
@@ -555,7 +555,7 @@ h4{font-size:12px;margin:8px 0 2px;color:#475569}p{margin:0 0 6px}header p{color
 section{background:#fff;border-radius:10px;padding:16px 18px;margin-top:14px;box-shadow:0 1px 2px rgba(15,23,42,.08)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px;margin-top:14px}.tile{background:#fff;border-radius:10px;padding:12px 14px;box-shadow:0 1px 2px rgba(15,23,42,.08)}
 .tile p{color:#64748b;font-size:12px;margin:0}.tile .big{font-size:22px;font-weight:650;color:#0f172a;line-height:1.3;font-variant-numeric:tabular-nums}.tile .none{color:#94a3b8;font-size:15px}
-.sum{font-size:15px;font-weight:600}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:12px;margin-top:8px}.card{border:1px solid #e2e8f0;border-left:4px solid #94a3b8;border-radius:8px;padding:10px 14px}
+.sum{font-size:15px;font-weight:600}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:12px;margin-top:8px}.card{border:1px solid #e2e8f0;border-left:4px solid #94a3b8;border-radius:8px;padding:10px 14px}
 .card.hit{border-left-color:#dc2626}.card h3{font-size:14px;color:#0f172a}.card small{color:#64748b;font-weight:400}ul{margin:0;padding-left:18px}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13px;margin:6px 0}th{text-align:left;color:#64748b;font-weight:600;border-bottom:1px solid #e2e8f0;padding:4px 8px;white-space:nowrap}
 td{border-bottom:1px solid #f1f5f9;padding:4px 8px;vertical-align:top}.n{text-align:right;font-variant-numeric:tabular-nums}.bar{display:inline-block;width:110px;height:9px;background:#e2e8f0;border-radius:5px;overflow:hidden}.bar i{display:block;height:100%}
