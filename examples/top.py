@@ -69,9 +69,11 @@ class Beside:
 
 # ---- the state that frames are drawn from
 
+AGENT_SERIES = {agent: "traffic_" + agent for agent in ag.AGENTS}
 HISTORY = ("gpu", "scaled", "device", "clock", "gpu_w", "gpu_c", "gpu_mem", "ane", "ane_w", "cpu", "cpu_w", "cpu_c", "sys_w",
-           "pkg_w", "dram_w", "read", "write", "gpu_bw", "ram", "swap", "fan", "encode", "decode", "disk", "net", "cltm",
-           "battery") + tuple("cluster%d" % n for n in range(8))
+           "pkg_w", "dram_w", "read", "write", "ram", "swap", "encode", "decode", "disk", "net", "cltm",
+           "battery") + tuple("cluster%d" % n for n in range(8)) + tuple("fan%d" % n for n in range(4)) + tuple(
+    AGENT_SERIES.values())
 
 
 class Alert(NamedTuple):
@@ -169,8 +171,8 @@ def _series(s: ag.Snapshot, beside: dict[str, float | None]) -> dict[str, float 
         "ane": s.ane_utilization_percent, "ane_w": s.ane_power_mw, "cpu": s.cpu_utilization_percent, "cpu_w": s.cpu_power_mw,
         "cpu_c": s.cpu_temperature_celsius, "sys_w": s.system_power_mw, "pkg_w": s.package_power_mw,
         "dram_w": s.memory_power_mw, "read": _rate(s.memory_read), "write": _rate(s.memory_write),
-        "gpu_bw": _rate(s.memory_gpu_read, s.memory_gpu_write), "ram": ram.used_bytes if ram else None,
-        "swap": swap.used_bytes if swap else None, "fan": max(f.rpm for f in fans) if fans else None,
+        "ram": ram.used_bytes if ram else None,
+        "swap": swap.used_bytes if swap else None,
         "encode": _rate(s.encode_bandwidth), "decode": _rate(s.decode_bandwidth),
         "disk": None if None in disk else sum(v for v in disk if v is not None),
         "net": None if None in net else sum(v for v in net if v is not None),
@@ -178,6 +180,8 @@ def _series(s: ag.Snapshot, beside: dict[str, float | None]) -> dict[str, float 
         "battery": s.system_power_source.battery_power_mw if s.system_power_source else None}
     for n, cluster in enumerate(clusters[:8]):
         row["cluster%d" % n] = cluster.utilization_percent
+    row.update(("fan%d" % n, fan.rpm) for n, fan in enumerate(fans[:4]))
+    row.update((AGENT_SERIES[agent], _rate(getattr(s, read), getattr(s, write))) for agent, read, write in c.AGENT_FIELDS)
     return row
 
 
@@ -338,7 +342,7 @@ def panel_bandwidth(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     for agent, read, write in known:
         both = _rate(read, write)
         yield Row(agent.upper() if len(agent) < 4 else agent.title(), c.bandwidth(read), _part(both, most),
-                  "gpu_bw" if agent == "gpu" else None, most, "read, write %s" % c.bandwidth(write))
+                  AGENT_SERIES[agent], None, "read, write %s" % c.bandwidth(write))
     if not known:
         yield Row("Agents", c.DASH, bar=False)
 
@@ -351,7 +355,7 @@ def panel_heat(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     yield Row("Throttled", c.ratio(cltm), cltm, "cltm", 1.0, "budget %s, restarts %s" % (
         c.percent(t.ppm_percent if t else None), c.show(s.gpu_recovery_count, "%d")), "warn" if cltm else "")
     for n, fan in enumerate(s.fans or ()):
-        yield Row("Fan %d" % n, "%d rpm" % fan.rpm, _part(fan.rpm, fan.max_rpm), "fan" if n == 0 else None, fan.max_rpm,
+        yield Row("Fan %d" % n, "%d rpm" % fan.rpm, _part(fan.rpm, fan.max_rpm), "fan%d" % n if n < 4 else None, fan.max_rpm,
                   "%s-%s rpm" % (c.show(fan.min_rpm, "%d"), c.show(fan.max_rpm, "%d")))
     if not s.fans:
         yield Row("Fans", c.DASH if s.fans is None else "none", bar=False)
