@@ -688,10 +688,10 @@ def test_page_shows_the_recording(browser: Any) -> None:
         row = browser.run("document.querySelector('#processes tbody tr').innerText.split('\\t')")
         assert row[:2] == ["python3.13", "4100"] and row[4] == "34.0 GB"
         # live
-        count, points = browser.run(UPDATES), browser.run("document.getElementById('memory').data[0].x.length")
+        count, points = browser.run(UPDATES), browser.run("document.getElementById('clock').data[0].x.length")
         browser.wait(4)
         assert browser.run(UPDATES) >= count + 3
-        assert browser.run("document.getElementById('memory').data[0].x.length") > points
+        assert browser.run("document.getElementById('clock').data[0].x.length") > points
         assert browser.troubles() == []
         assert browser.requests() and all(url.startswith(server.url) for url in browser.requests()), browser.requests()
         assert "Share" not in browser.run("document.body.innerHTML")        # plotly's button that would send a chart away
@@ -711,6 +711,30 @@ def test_page_says_why(browser: Any) -> None:
         look(browser, server)
         assert tile(browser, "gpu_power_mw") == "\u2013"
         assert "virtual machine" in browser.run("document.querySelector('[data-field=gpu_power_mw] .more').textContent")
+        assert browser.troubles() == []
+
+
+def test_page_gaps(browser: Any, tmp_path: Any) -> None:
+    """Figures that are missing for a while: nothing is drawn there, the span is shaded, the hover label says why."""
+    with open(path_of("m4pro")) as file:
+        data = json.load(file)
+    for channel in data["ioreport"]["channels"]:
+        if len(channel["rows"]) == len(data["time"]["ticks"]):
+            channel["rows"][3:6] = [None] * 3
+    target = tmp_path / "gaps.json"
+    target.write_text(json.dumps(data))
+    with serving("--interval", "1", recording=str(target)) as server:
+        look(browser, server, 16)       # two rounds of 7 s
+        page = "document.getElementById('%s')"
+        clock = browser.run(page % "clock" + ".data[0].y")
+        assert None in clock and max(v for v in clock if v) > 400 and 0 not in clock
+        filled = browser.run(page % "utilisation" + ".data.filter((d) => d.name === 'GPU active').map((d) => d.fill)")
+        assert len(filled) > 1 and set(filled) == {"tozeroy"}       # drawn run by run: the fill stops at the gap
+        stacks = browser.run(page % "power" + ".data.map((d) => d.stackgroup)")
+        assert len(set(stacks) - {None}) > 1
+        assert browser.run(page % "power" + ".layout.shapes.length") >= 1
+        said = browser.run(page % "power" + ".data.find((d) => d.name === 'gap').text.join()")
+        assert "GPU: not in this sample" in said and "Whole Mac" not in said
         assert browser.troubles() == []
 
 
