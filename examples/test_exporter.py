@@ -753,9 +753,10 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         browser.run("document.getElementById('memory').focus()")
         browser.key("ArrowLeft", number=37)
         assert browser.run(live) == "false"
-        held = browser.run("document.getElementById('memory').layout.xaxis.range.map(String).join()")
+        held, shown = browser.run("state.zoom.join()"), "document.getElementById('memory').layout.xaxis.range.join()"
+        assert browser.until("%s === '%s'" % (shown, held))
         browser.wait(2.5)
-        assert browser.run("document.getElementById('memory').layout.xaxis.range.map(String).join()") == held
+        assert browser.run(shown) == held
         browser.key("Escape", number=27)
         assert browser.until(live + " === 'true'")
         browser.run("[...document.querySelectorAll('#ranges button')].find((b) => b.textContent === '1 h').click()")
@@ -771,10 +772,9 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
             browser.mouse("mouseMoved", x + box[2] * 0.1 * i, y, "left", 1)
         browser.mouse("mouseReleased", x + box[2] * 0.5, y, "left", 0)
         assert browser.until(live + " === 'false'")
-        browser.wait(1.5)
         same = ("['utilisation', 'clock', 'power'].map((i) => document.getElementById(i).layout.xaxis.range"
                 ".map((v) => Math.round(new Date(v).getTime() / 1000)).join())")
-        assert len(set(browser.run(same))) == 1
+        assert browser.until("new Set(%s).size === 1" % same)
         # a legend button hides its line
         button = "document.querySelector('#utilisation-card .legend [data-column=cpu_utilization_percent]')"
         browser.run(button + ".click()")
