@@ -598,7 +598,8 @@ def test_a_mac_that_does_not_answer() -> None:
 
         async def receive() -> Any:
             return {"type": "http.request", "body": b"", "more_body": False}
-        scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"localhost")], "query_string": b""}
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"",
+                 "headers": [(b"host", b"localhost")]}
         await app(scope, receive, send)
         return got[0]["status"], b"".join(m.get("body", b"") for m in got[1:])
 
@@ -694,7 +695,7 @@ def test_page_shows_the_recording(browser: Any) -> None:
         assert browser.run("document.getElementById('clock').data[0].x.length") > points
         assert browser.troubles() == []
         assert browser.requests() and all(url.startswith(server.url) for url in browser.requests()), browser.requests()
-        assert "Share" not in browser.run("document.body.innerHTML")        # plotly's button that would send a chart away
+        assert "Share" not in browser.run("document.body.innerHTML")        # plotly's button that sends a chart away
         assert browser.run("performance.getEntriesByName(location.href + 'plotly.min.js').length") == 1
 
 
