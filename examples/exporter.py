@@ -3,7 +3,7 @@
     python examples/exporter.py                                                      # this Mac
     python examples/exporter.py --recording examples/recordings/m5max-macos27.json   # a recorded one, on any OS
 
-and open http://127.0.0.1:19835/. Needs `pip install starlette uvicorn prometheus-client 'plotly>=6'` (the extra pyapplegpu[examples]).
+and open http://127.0.0.1:19835/. Needs `pip install starlette uvicorn prometheus-client 'plotly>=6'`.
 
     /               dashboard, live and historical      /metrics        Prometheus text or OpenMetrics, by Accept
     /api/snapshot   Snapshot.to_dict() as JSON          /api/events     the same as server-sent events
@@ -903,8 +903,8 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
 
     return Server(uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
-        proxy_headers=False, limit_concurrency=args.max_connections, timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=3,
-        h11_max_incomplete_event_size=16384, ssl_certfile=args.tls_cert, ssl_keyfile=args.tls_key))
+        proxy_headers=False, limit_concurrency=args.max_connections, timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=3, h11_max_incomplete_event_size=16384, ssl_certfile=args.tls_cert, ssl_keyfile=args.tls_key))
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -230,12 +230,18 @@ function limits(chart, data) {
   if (high < low) return [0, 1];
   return chart.free ? [Math.floor(low - 3), Math.ceil(high + 3)] : [0, high > 0 ? high * 1.1 : 1];
 }
+// Half the distance of two samples, in pixels: inside a gap the label must not show the values at its edge.
+function reach() {
+  const t = state.t.slice(-60), steps = t.slice(1).map((v, i) => v - t[i]).sort((a, b) => a - b), [a, b] = view();
+  const width = Math.max(200, $("utilisation").clientWidth - 50);
+  return Math.max(2, Math.ceil(0.55 * width * (steps[steps.length >> 1] || 1) * 1000 / (b - a)));
+}
 function baseLayout(chart) {
   const c = state.colours, axis = { gridcolor: c.grid, zerolinecolor: c.grid, linecolor: c.line, tickfont: { size: 11 }, automargin: true };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 40, r: 8, t: 10, b: 24 },
     font: { family: "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif", size: 12, color: c.soft },
-    hovermode: "x unified", hoverlabel: { bgcolor: c.card, bordercolor: c.line, font: { color: c.ink, size: 12 } },
+    hovermode: "x unified", hoverdistance: reach(), hoverlabel: { bgcolor: c.card, bordercolor: c.line, font: { color: c.ink, size: 12 } },
     uirevision: "keep", modebar: { bgcolor: "rgba(0,0,0,0)", color: c.soft, activecolor: c.ink },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     xaxis: { ...axis, type: "date", range: view(), hoverformat: "%H:%M:%S", tickformat: view()[1] - view()[0] < 240000 ? "%H:%M:%S" : "%H:%M", showspikes: true, spikemode: "across", spikethickness: 1,
@@ -256,8 +262,33 @@ function trace(chart, line, t, y) {
   const [column, name, colour, , options = {}] = line;
   return { type: "scatter", mode: "lines", name, x: t, y, connectgaps: false, legendgroup: column,
     line: { color: state.colours["c" + colour], width: options.dash ? 1.5 : 1.8, dash: options.dash ? "dot" : "solid" },
-    ...(options.fill ? { fill: "tozeroy", fillcolor: alpha(state.colours["c" + colour], 0.13) } : {}),
-    hovertemplate: "%{y:.4~g} " + escape(chart.unit) };
+    ...lonely(y, state.colours["c" + colour]), hovertemplate: "%{y:.4~g} " + escape(chart.unit) };
+}
+// A point between two gaps has no line: it gets a dot.
+function lonely(y, color) {
+  if (y.every((v) => v !== null)) return {};
+  const none = (v) => v === null || v === undefined;
+  return { mode: "lines+markers", marker: { color, size: y.map((v, i) => (!none(v) && none(y[i - 1]) && none(y[i + 1]) ? 4 : 0)) } };
+}
+function runs(length, here) {
+  const found = [];
+  let start = null;
+  for (let i = 0; i <= length; i++) {
+    const yes = i < length && here(i);
+    if (yes && start === null) start = i;
+    if (!yes && start !== null) {
+      found.push([start, i]);
+      start = null;
+    }
+  }
+  return found;
+}
+// plotly fills across a gap, so a filled line is drawn run by run.
+function lineTraces(chart, line, t, y) {
+  const found = (line[4] || {}).fill ? runs(y.length, (i) => y[i] !== null) : [];
+  if (!found.length || found.length > 30) return [trace(chart, line, t, y)];
+  const fill = { fill: "tozeroy", fillcolor: alpha(state.colours["c" + line[2]], 0.13) };
+  return found.map(([a, b]) => ({ ...trace(chart, line, t.slice(a, b), y.slice(a, b)), ...fill, mode: b - a === 1 ? "markers" : "lines" }));
 }
 function alpha(hex, a) {
   const n = parseInt(hex.slice(1), 16);
@@ -272,30 +303,39 @@ const shown = (chart, lines) => lines.filter((line) => !state.hidden.has(chart.i
 // A stack is drawn run by run: where a rail is missing the whole stack has a gap, for a sum without it would be wrong.
 function stackTraces(chart, t) {
   const rails = shown(chart, chart.stack);
-  const out = [];
-  let run = 0, start = null;
-  for (let i = 0; i <= t.length; i++) {
-    const whole = i < t.length && rails.length && rails.every(([, y]) => y[i] !== null);
-    if (whole && start === null) start = i;
-    if (!whole && start !== null) {
-      for (const [line, y] of rails) {
-        out.push({ ...trace(chart, line, t.slice(start, i), y.slice(start, i)), stackgroup: "run" + run, mode: i - start === 1 ? "markers" : "lines",
-          line: { width: 0.8, color: state.colours["c" + line[2]] }, fillcolor: alpha(state.colours["c" + line[2]], 0.6), });
-      }
-      run++;
-      start = null;
-    }
-  }
-  return out;
+  const whole = runs(t.length, (i) => rails.length && rails.every(([, y]) => y[i] !== null));
+  return whole.flatMap(([a, b], run) => rails.map(([line, y]) => ({
+    ...trace(chart, line, t.slice(a, b), y.slice(a, b)), stackgroup: "run" + run, mode: b - a === 1 ? "markers" : "lines",
+    marker: { size: 3, color: state.colours["c" + line[2]] }, line: { width: 0.8, color: state.colours["c" + line[2]] },
+    fillcolor: alpha(state.colours["c" + line[2]], 0.6) })));
 }
+// What the hover label says inside a gap: which line is missing there, and why.
+const spansOf = (column) => state.gaps[column.startsWith("agent.") ? "memory_" + column.slice(6) + "_read.bytes_per_s" : column] || [];
+function gapTrace(chart, t, low) {
+  const x = [], text = [], lines = [...(chart.stack || []), ...chart.lines].filter(([column]) =>
+    !state.hidden.has(chart.id + " " + column) && present(state.columns[column] || []));
+  for (let i = 0; i < t.length; i++) {
+    const missing = lines.filter(([column]) => state.columns[column][i] === null);
+    if (!missing.length) continue;
+    x.push(t[i]);
+    text.push(missing.map(([column, name]) => {
+      const span = spansOf(column).find(([a, b]) => a - 0.01 <= state.t[i] && state.t[i] <= b + 0.01);
+      return escape(name) + ": " + escape(span ? why(span[2]) : "no sample was taken");
+    }).join("<br>"));
+  }
+  return x.length ? [{ type: "scatter", mode: "markers", x, y: x.map(() => low), text, name: "gap", marker: { size: 6, opacity: 0 },
+    hovertemplate: "%{text}<extra></extra>" }] : [];
+}
+const near = (x, y) => (x !== undefined && Math.abs(x - y) < Math.max(30, 4 * state.step) ? x : y);
 function gapShapes(chart, columns) {
   const [from, to] = [since(), newest()], spans = new Map();
   for (const column of columns) {
     if (!present(state.columns[column] || [])) continue;        // missing for the whole range: the note says so
-    for (const [a, b, reason] of state.gaps[column] || []) {
-      if (b < from) continue;
+    for (const [a, b, reason] of spansOf(column)) {
       const key = a.toFixed(1) + reason;
-      if (!spans.has(key)) spans.set(key, [a, b, reason]);
+      if (b < from || spans.has(key)) continue;
+      const before = state.t.filter((x) => x < a - 0.01).pop(), after = state.t.find((x) => x > b + 0.01);
+      spans.set(key, [near(before, a), near(after, b), reason]);      // from the last value to the next
     }
   }
   for (let i = 1; i < state.t.length; i++) {                     // nobody measured
@@ -320,9 +360,10 @@ function drawChart(chart, t, force) {
   note(chart, lacking);
   if ($(chart.id + "-card").hidden || !visible(place) || (!force && busy(place))) return;
   const data = (chart.stack ? stackTraces(chart, t) : []).concat(
-    shown(chart, chart.lines).map(([line, y]) => trace(chart, line, t, y)));
+    shown(chart, chart.lines).flatMap(([line, y]) => lineTraces(chart, line, t, y)));
   const layout = { ...baseLayout(chart), shapes: gapShapes(chart, columns) };
   layout.yaxis.range = limits(chart, data);
+  data.push(...gapTrace(chart, t, layout.yaxis.range[0]));
   if (!data.length) {
     layout.annotations = [{ text: "nothing to draw", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }];
   }
