@@ -19,7 +19,9 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-NAMES = ("libobjc.A.dylib", "Foundation", "Metal", "CoreGraphics", "QuartzCore", "libSystem.B.dylib")
+sys.path.insert(1, HERE)
+import fakegraphics     # noqa: E402
+NAMES = ("libobjc.A.dylib", "Foundation", "Metal", "CoreGraphics", "QuartzCore", "MetalPerformanceShaders", "libSystem.B.dylib")
 PATHS = {"/usr/lib/" + n if n.endswith("dylib") else "/System/Library/Frameworks/%s.framework/%s" % (n, n) for n in NAMES}
 PLATFORM = sys.platform
 INTEL = os.uname().machine == "x86_64" if hasattr(os, "uname") else True
@@ -256,7 +258,7 @@ class Fake:
 
     def _build(self):
         digest = hashlib.sha256()
-        for name in ("fakeobjc.c", "fakemetal.h"):
+        for name in ("fakeobjc.c", "fakemetal.h", "fakegraphics.h"):
             with open(os.path.join(HERE, name), "rb") as f:
                 digest.update(f.read())
         path = os.path.join(self.folder, "objc-%s.so" % digest.hexdigest()[:16])
@@ -336,6 +338,7 @@ class Fake:
                            "AGXBlitCommandEncoder": "encoder", "AGXRenderCommandEncoder": "encoder", "AGXCounterSampleBuffer": "counters",
                            "AGXArgumentEncoder": "arguments"}.items():
             lib.fake_dealloc(text(name), text(what))
+        fakegraphics.setup(self, shape)
         lib.fake_ready()
 
     def _raw(self, name, selector, encoding):
