@@ -8,8 +8,9 @@
 static char *record_text;
 static size_t record_n, record_cap;
 static int recording;
+static pthread_mutex_t record_m = PTHREAD_MUTEX_INITIALIZER;      /* not the big lock: selectors are made under it */
 static u64 drawn;
-void fake_record(int on) { lock(); recording = on; record_n = 0; if (record_text) record_text[0] = 0; drawn = 0; unlock(); }
+void fake_record(int on) { pthread_mutex_lock(&record_m); recording = on; record_n = 0; if (record_text) record_text[0] = 0; drawn = 0; pthread_mutex_unlock(&record_m); }
 const char *fake_recorded(void) { return record_text ? record_text : ""; }
 u64 fake_drawn(void) { return drawn; }
 void fake_record_class(const char *name, int how) { Cls *c = objc_getClass(name); if (c) c->records = how; }
@@ -82,7 +83,7 @@ static void record(id self, Method *m, id *slot, int stret)
 #else
     a.floats = (double *)(a.ints - 16), a.stack = a.ints + 12, a.most = 8;
 #endif
-    lock();
+    pthread_mutex_lock(&record_m);
     say("%s %s", !strncmp(self->isa->name, "AGX", 3) ? self->isa->name + 3 : self->isa->name, sel);
     int i = type_end(t, 0), k = 0;
     for (;; k++) {
@@ -112,7 +113,7 @@ static void record(id self, Method *m, id *slot, int stret)
         }
     }
     say("\n");
-    unlock();
+    pthread_mutex_unlock(&record_m);
 }
 
 /* ---- textures: a = bytes, p = memory, b = options for b_contents, y = owner of the memory ---- */

@@ -1,4 +1,8 @@
 """The tables of fakegraphics.h: pixel formats, who is recorded, classes of other frameworks. fakeobjc.py calls setup()."""
+import atexit
+import ctypes
+import os
+import sys
 
 # MTLPixelFormat: bytes of a block, and its size where it is more than a pixel (Apple's Metal feature set tables)
 FORMATS = """1:1 10-14:1 20:2 22-25:2 30-34:2 40-43:2 53-55:4 60:4 62-65:4 70-74:4 80-81:4 90-94:4 554-555:4 103-105:8 110:8
@@ -40,7 +44,7 @@ RECORDED = ("BlitCommandEncoder ComputeCommandEncoder ParallelRenderCommandEncod
 def setup(fake, shape):
     lib = fake.lib
     for value, (size, width, height) in formats().items():
-        lib.fake_format(*map(_u64, (value, size, width, height)))
+        lib.fake_format(*map(ctypes.c_uint64, (value, size, width, height)))
     for row in OTHERS.split("\n"):
         name, parent, methods = row.split(" ", 2)
         lib.fake_class(name.encode(), parent.encode())
@@ -52,14 +56,20 @@ def setup(fake, shape):
     for name in RECORDED:
         lib.fake_record_class(("AGX" + name).encode(), 1)
     lib.fake_record_class(b"AGXRenderCommandEncoder", 2)
-    lib.fake_recorded.restype = _ctypes().c_char_p
-    lib.fake_drawn.restype = _ctypes().c_uint64
+    lib.fake_recorded.restype = ctypes.c_char_p
+    lib.fake_drawn.restype = ctypes.c_uint64
 
 
-def _ctypes():
-    import ctypes
-    return ctypes
+def watch(fake):
+    """For a program: say at its end what was not really drawn; FAKEOBJC_RECORD names a file for what was encoded."""
+    path = os.environ.get("FAKEOBJC_RECORD")
+    fake.lib.fake_record(int(bool(path)))
 
-
-def _u64(value):
-    return _ctypes().c_uint64(value)
+    def end():
+        drawn = fake.lib.fake_drawn()
+        if drawn:
+            print("fakegraphics: %d draws were recorded, not rasterised" % drawn, file=sys.stderr)
+        if path:
+            with open(path, "wb") as f:
+                f.write(fake.lib.fake_recorded())
+    atexit.register(end)

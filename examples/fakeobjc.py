@@ -194,6 +194,7 @@ def to_cpp(source, macros=""):
         runners.append('extern "C" { uint64_t fakemsl_info_%s[2] = {%s, %d}; }\n' % (head.group(1), most.group(1) if most else "0", size))
     for kind in ("vertex", "fragment"):
         found += [(kind, m.group(1)) for m in re.finditer(r"\b%s\s+\w+\s+(\w+)\s*\(" % kind, source)]
+    found += re.findall(r"\[\[\s*(visible|intersection)[^\]]*\]\]\s*\w+\s+(\w+)\s*\(", source)
     constants = re.findall(r"constant\s+(\w+)\s+(\w+)\s*\[\[function_constant\((\d+)\)\]\]", source)
     setter = "static void fake_set_constants(FakeLaunch *l) { (void)l; %s }\n" % " ".join(
         "if (l->constants[%s]) memcpy(&%s, l->constants[%s], sizeof %s);" % (n, name, n, name) for _, name, n in constants)
@@ -485,13 +486,14 @@ def attach(mac):
         fake.modes(device=4)
     fake.lib.fake_clock.argtypes = [ctypes.c_int64]
     fake.lib.fake_clock(time.clock_gettime_ns(time.CLOCK_UPTIME_RAW) - REAL_MONOTONIC())
+    fakegraphics.watch(fake)
     return fake
 
 
 if __name__ == "__main__":
     import runpy
     sys.modules["fakeobjc"] = sys.modules["__main__"]
-    install()
+    fakegraphics.watch(install())
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
     runpy.run_path(sys.argv[0], run_name="__main__")
