@@ -8854,6 +8854,8 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
                       op[3]._pointer, op[4], op[5])
             elif op[0] == "fill":
                 _call(encoder, "fillBuffer:range:value:", op[1]._pointer, _struct("NSRange")(op[2], op[3]), op[4])
+            elif callable(op[0]):
+                op[0](buffer, *op[1:])
             else:
                 _call(buffer, op[0], op[1]._pointer, op[2])
     finally:
@@ -9220,6 +9222,919 @@ def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
         tracked = sum(_maybe(one, "allocatedSize") or 0 for one in objects if _conforms(one, "MTLResource"))
         return MetalMemoryInfo(device.currentAllocatedSize(), device.recommendedMaxWorkingSetSize(), tracked,
                                len(objects))
+
+
+# ---- graphics: an option that is one of Apple's constants is its name without the prefix ("lessEqual", "RGBA8Unorm") or
+# ---- the constant; what has no function here is a send away, inside MetalEncode where it needs an encoder
+
+class MetalFormat(NamedTuple):
+    """How a pixel format lies in memory. A block is one pixel, unless the format is compressed."""
+    name: str
+    value: int                              # MTLPixelFormat...
+    block_bytes: int
+    block_width: int
+    block_height: int
+    depth: bool
+    stencil: bool
+
+
+class MetalImage(NamedTuple):
+    """A decoded picture: 8 bits each of red, green, blue, alpha; rows from the top without gaps."""
+    width: int
+    height: int
+    pixels: bytes
+
+
+def _constant_of(prefix: str, value: Any) -> int:
+    """A constant of an enumeration by its name or number."""
+    constants = _open_constants()
+    if isinstance(value, str) and value:
+        for name in (prefix + value, prefix + value[0].upper() + value[1:]):
+            if name in constants:
+                return constants[name]
+        known = [name[len(prefix):] for name in constants if name.startswith(prefix)]
+        raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(known[:40])))
+    if not hasattr(value, "__index__") or isinstance(value, bool) or value < 0:
+        raise _bad("%r is no %s" % (value, prefix))
+    return int(value)
+
+
+def _expect_class(one: Any, name: str) -> MetalObject:
+    if not isinstance(one, MetalObject) or not _is_kind(one._pointer, name, []):
+        raise _bad("an %s is wanted, not %r" % (name, one))
+    return one
+
+
+def _made_by_metal(one: Any, what: str) -> MetalObject:
+    if one is None:
+        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no %s of this kind" % what)
+    made: MetalObject = one
+    return made
+
+
+# Start of the name: bytes, width and height of a block. What is not here has its channels and their bits in its name.
+_BLOCKS_OF = (
+    "B5G6R5 2 1 1;A1BGR5 2 1 1;ABGR4 2 1 1;BGR5A1 2 1 1;RGB10A2 4 1 1;RG11B10 4 1 1;RGB9E5 4 1 1;BGR10 4 1 1;"
+    "BGRA10_XR 8 1 1;BC1_ 8 4 4;BC4_ 8 4 4;BC 16 4 4;PVRTC_RGB_2 8 8 4;PVRTC_RGBA_2 8 8 4;PVRTC 8 4 4;EAC_R11 8 4 4;"
+    "EAC 16 4 4;ETC2 8 4 4;GBGR422 4 2 1;BGRG422 4 2 1;Depth16 2 1 1;Depth32Float_S 8 1 1;Depth 4 1 1;Stencil8 1 1 1;"
+    "X32 8 1 1;X24 4 1 1")
+
+
+def MetalFormatInfo(format: str | int) -> MetalFormat:
+    """Name, size and kind of a pixel format: MetalFormatInfo("RGBA8Unorm").block_bytes is 4."""
+    value, prefix = _constant_of("MTLPixelFormat", format), "MTLPixelFormat"
+    name = next((n[len(prefix):] for n, v in _open_constants().items() if v == value and n.startswith(prefix)), "")
+    if name in ("", "Invalid", "Unspecialized"):
+        raise _bad("%r is no pixel format" % (format,))
+    size, width, height = _block_of(name)
+    return MetalFormat(name, value, size, width, height, name.startswith("Depth"), "tencil8" in name)
+
+
+def _block_of(name: str) -> tuple[int, int, int]:
+    if name.startswith("ASTC_"):
+        width, height = name.split("_")[1].split("x")
+        return 16, int(width), int(height)
+    for row in _BLOCKS_OF.split(";"):
+        start, size, width, height = row.split(" ")
+        if name.startswith(start):
+            return int(size), int(width), int(height)
+    channels = len(name) - len(name.lstrip("RGBA"))
+    bits = name[channels:channels + 2]
+    return channels * int(bits if bits.isdigit() else bits[0]) // 8, 1, 1
+
+
+# ---- textures
+
+_USAGES = {"read": 1, "write": 2, "target": 4, "view": 16, "atomic": 32}
+_TEXTURE_MODES = {"shared": 0, "managed": 1, "private": 2, "memoryless": 3}
+
+
+def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObject | None = None, *,
+                 format: str | int = "RGBA8Unorm", kind: str | int | None = None, depth: int = 1, layers: int = 1,
+                 mipmaps: int | bool = 1, samples: int = 1, mode: str | None = None, usage: str = "read target",
+                 heap: MetalObject | None = None, offset: int | None = None, label: str | None = None) -> MetalObject:
+    """A texture, with the pixels of `data` (level 0 of every slice, rows without gaps) if given.
+
+    kind: "2D", "1D", "3D", "cube", "2DArray", ...; by default what depth, layers and samples say. mipmaps: how many
+    levels, True for all. mode: "shared", "private", "managed", "memoryless"; by default shared, and private for depth,
+    stencil and multisampling. usage: words of "read write target view atomic". heap: make it there, at `offset` in a
+    placement heap. InvalidArgument for sizes Metal would abort on, Memory when there is no room.
+    """
+    info = MetalFormatInfo(format)
+    if heap is not None:
+        device = heap.device()
+    device = _device(device)
+    with MetalPool():
+        descriptor = _texture_descriptor(device, info, kind, (width, height, depth), layers, mipmaps, samples, mode, usage)
+        if heap is None:
+            texture = _made_by_metal(device.newTextureWithDescriptor_(descriptor), "texture")
+        else:
+            texture = _in_heap(heap, "newTextureWithDescriptor", (descriptor,), offset, descriptor)
+        if label is not None:
+            texture.setLabel_(label)
+        if data is not None:
+            view, each = _bytes_of(data), _level_bytes(texture, 0)
+            slices = layers * (6 if texture.textureType() in (5, 6) else 1)
+            if len(view) != each * slices:
+                raise _bad("this texture holds %d bytes, not %d" % (each * slices, len(view)))
+            for n in range(slices):
+                MetalTextureWrite(texture, view[n * each:(n + 1) * each], slice=n)
+    return texture
+
+
+def _texture_descriptor(device: MetalObject, info: MetalFormat, kind: Any, size: tuple[int, int, int], layers: int,
+                        mipmaps: int, samples: int, mode: str | None, usage: str) -> MetalObject:
+    if kind is None:
+        kind = "2DMultisample" if samples > 1 else "3D" if size[2] > 1 else "2DArray" if layers > 1 else "2D"
+    code = _constant_of("MTLTextureType", kind)
+    if not all(hasattr(n, "__index__") and 0 < n <= 16384 for n in (*size, layers)):
+        raise _bad("a texture's sizes are 1 to 16384, not %r x %d" % (size, layers))
+    if samples > 1 and not device.supportsTextureSampleCount_(samples):
+        raise _bad("this device has no textures of %r samples per pixel" % (samples,))
+    most = max(size).bit_length()
+    levels = most if mipmaps is True else mipmaps
+    if not hasattr(levels, "__index__") or not 1 <= levels <= most or samples > 1 < levels:
+        raise _bad("a texture of %d x %d x %d has 1 to %d levels, not %r" % (*size, most, mipmaps))
+    if mode is None:
+        shared = "shared" if device.hasUnifiedMemory() else "managed"
+        mode = "private" if samples > 1 or info.depth or info.stencil else shared
+    words = usage.split()
+    if mode not in _TEXTURE_MODES or not all(word in _USAGES for word in words):
+        raise _bad("mode is one of %s, usage of %s" % (", ".join(_TEXTURE_MODES), ", ".join(_USAGES)))
+    bits = sum(_USAGES[word] for word in set(words)) & (~6 if info.block_width > 1 else ~0)     # compressed: read only
+    descriptor: MetalObject = MetalClass("MTLTextureDescriptor").new()
+    for name, value in (("TextureType", code), ("PixelFormat", info.value), ("Width", size[0]), ("Height", size[1]),
+                        ("Depth", size[2]), ("ArrayLength", layers), ("MipmapLevelCount", levels),
+                        ("SampleCount", samples), ("StorageMode", _TEXTURE_MODES[mode]), ("Usage", bits)):
+        MetalSend(descriptor, "set%s:" % name, value)
+    return descriptor
+
+
+def _level_size(texture: MetalObject, level: int) -> tuple[int, int, int]:
+    if not hasattr(level, "__index__") or not 0 <= level < texture.mipmapLevelCount():
+        raise _bad("this texture has levels 0 to %d, not %r" % (texture.mipmapLevelCount() - 1, level))
+    return (max(texture.width() >> level, 1), max(texture.height() >> level, 1), max(texture.depth() >> level, 1))
+
+
+def _pitch(info: MetalFormat, size: Sequence[int]) -> tuple[int, int]:
+    """Bytes of a row of blocks, and of a whole plane."""
+    row = -(-size[0] // info.block_width) * info.block_bytes
+    return row, row * -(-size[1] // info.block_height)
+
+
+def _level_bytes(texture: MetalObject, level: int) -> int:
+    size = _level_size(texture, level)
+    return _pitch(MetalFormatInfo(texture.pixelFormat()), size)[1] * size[2]
+
+
+def _place(texture: MetalObject, region: Any, level: int, slice: int) -> tuple[Any, Any, MetalFormat, int, int]:
+    """(origin, size, format, bytes per row, bytes per plane) of a region that lies in the texture."""
+    _expect(texture, "MTLTexture")
+    whole, info = _level_size(texture, level), MetalFormatInfo(texture.pixelFormat())
+    if texture.sampleCount() > 1:
+        raise _bad("a multisampled texture is resolved to another one before it is read")
+    slices = texture.arrayLength() * (6 if texture.textureType() in (5, 6) else 1)
+    if not hasattr(slice, "__index__") or not 0 <= slice < slices:
+        raise _bad("this texture has slices 0 to %d, not %r" % (slices - 1, slice))
+    parts = (0, 0, 0, *whole) if region is None else tuple(region)
+    if len(parts) == 4:
+        parts = (parts[0], parts[1], 0, parts[2], parts[3], 1)
+    if len(parts) != 6 or not all(hasattr(n, "__index__") and n >= 0 for n in parts):
+        raise _bad("a region is (x, y, width, height) or (x, y, z, width, height, depth), not %r" % (region,))
+    origin, size, block = parts[:3], parts[3:], (info.block_width, info.block_height, 1)
+    for at, n, most, step in zip(origin, size, whole, block):
+        if not n or at + n > most or at % step or n % step and at + n != most:
+            raise _bad("the region %r is not in a level of %d x %d x %d, or cuts a block" % (region, *whole))
+    return origin, size, info, *_pitch(info, size)
+
+
+def MetalTextureWrite(texture: MetalObject, data: Any, region: Sequence[int] | None = None, level: int = 0,
+                      slice: int = 0) -> None:
+    """Put pixels (rows without gaps) into a texture; waits for nothing when it is shared, for a copy on the GPU when it
+    is private. region: (x, y, width, height) or (x, y, z, width, height, depth), default the whole level."""
+    with MetalPool():
+        origin, size, _, row, plane = _place(texture, region, level, slice)
+        view = _bytes_of(data)
+        if len(view) != plane * size[2]:
+            raise _bad("%d x %d x %d pixels of this format are %d bytes, not %d" % (*size, plane * size[2], len(view)))
+        mode = texture.storageMode()
+        if mode < 2:
+            texture.replaceRegion_mipmapLevel_slice_withBytes_bytesPerRow_bytesPerImage_(
+                (origin, size), level, slice, view, row, plane if texture.textureType() == 7 else 0)
+            return
+        if mode == 3:
+            raise _bad("a memoryless texture has no pixels outside of a pass")
+        staging = MetalBuffer(view, texture.device())
+        _blit(texture, lambda encoder: encoder.
+              copyFromBuffer_sourceOffset_sourceBytesPerRow_sourceBytesPerImage_sourceSize_toTexture_destinationSlice_destinationLevel_destinationOrigin_(  # noqa: E501
+                  staging, 0, row, plane, size, texture, slice, level, origin))
+
+
+def MetalTextureRead(texture: MetalObject, region: Sequence[int] | None = None, level: int = 0, slice: int = 0, *,
+                     part: str = "") -> bytes:
+    """Pixels of a texture, rows without gaps, once the work that draws them is done (MetalWait). A private or managed
+    texture is copied by the GPU first. part: "depth" or "stencil" of a format that has both."""
+    with MetalPool():
+        origin, size, info, row, plane = _place(texture, region, level, slice)
+        option = 0
+        if info.depth and info.stencil:
+            if part not in ("depth", "stencil"):
+                raise _bad("%s holds two things: say part=\"depth\" or part=\"stencil\"" % info.name)
+            option, row = (1, 4 * size[0]) if part == "depth" else (2, size[0])
+            plane = row * size[1]
+        total, mode = plane * size[2], texture.storageMode()
+        if mode == 3:
+            raise _bad("a memoryless texture has no pixels outside of a pass")
+        if mode == 0 and not option:
+            out = bytearray(total)
+            texture.getBytes_bytesPerRow_bytesPerImage_fromRegion_mipmapLevel_slice_(
+                out, row, plane if texture.textureType() == 7 else 0, (origin, size), level, slice)
+            return bytes(out)
+        staging = MetalBuffer(total, texture.device())
+        _blit(texture, lambda encoder: encoder.
+              copyFromTexture_sourceSlice_sourceLevel_sourceOrigin_sourceSize_toBuffer_destinationOffset_destinationBytesPerRow_destinationBytesPerImage_options_(  # noqa: E501
+                  texture, slice, level, origin, size, staging, 0, row, plane, option))
+        return MetalRead(staging)
+
+
+def _blit(texture: MetalObject, function: Callable[[MetalObject], object]) -> None:
+    work = MetalBegin(_queue(texture.device()))
+    MetalEncode(work, "blit", function)
+    MetalWait(MetalCommit(work))
+
+
+# ---- pictures
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_KINDS = {"R8": (0, 1, 8), "RG8": (4, 2, 8), "RGBA8": (6, 4, 8), "BGRA8": (6, 4, 8), "R16": (0, 1, 16),
+              "RG16": (4, 2, 16), "RGBA16": (6, 4, 16)}
+
+
+def MetalPng(width: int, height: int, pixels: Any, format: str | int = "RGBA8Unorm") -> bytes:
+    """A PNG file of pixels whose format has 8 or 16 bits per channel (R, RG as grey and alpha, RGBA, BGRA; Unorm)."""
+    import zlib
+    name = MetalFormatInfo(format).name
+    stem = name.partition("Unorm")[0]
+    if "Unorm" not in name or stem not in _PNG_KINDS:
+        raise _bad("a PNG holds 8 or 16 bits per channel, not %s" % name)
+    kind, channels, bits = _PNG_KINDS[stem]
+    row, data = width * channels * bits // 8, bytearray(_bytes_of(pixels))
+    if not width or not height or len(data) != row * height:
+        raise _bad("%d x %d pixels of %s are %d bytes, not %d" % (width, height, name, row * height, len(data)))
+    if stem == "BGRA8":
+        data[0::4], data[2::4] = data[2::4], data[0::4]
+    elif bits == 16:
+        data[0::2], data[1::2] = data[1::2], data[0::2]
+    lines = b"".join(b"\0" + data[y * row:y * row + row] for y in range(height))
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return (_PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+
+
+def MetalPngRead(data: bytes) -> MetalImage:
+    """The picture in a PNG file's bytes: every kind but interlaced ones; 16 bits are cut to 8."""
+    import zlib
+    try:
+        return _png_read(bytes(data))
+    except (zlib.error, struct.error, IndexError, KeyError):
+        raise _bad("this PNG file is damaged") from None
+
+
+def _png_read(data: bytes) -> MetalImage:
+    import zlib
+    if data[:8] != _PNG:
+        raise _bad("this is no PNG file")
+    at, chunks = 8, {b"IDAT": b""}
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at:at + 8])
+        body = data[at + 8:at + 8 + length]
+        chunks[kind] = chunks[b"IDAT"] + body if kind == b"IDAT" else body
+        at += 12 + length
+    width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
+    if interlaced or bits not in (1, 2, 4, 8, 16) or not 0 < width * height <= 1 << 28:
+        raise _bad("an interlaced, odd or huge PNG file is not read here")
+    row, step = (width * channels * bits + 7) // 8, max(channels * bits // 8, 1)
+    raw = zlib.decompressobj().decompress(chunks[b"IDAT"], (row + 1) * height)
+    if len(raw) < (row + 1) * height:
+        raise _bad("this PNG file is cut off")
+    above, out = bytearray(row), bytearray()
+    for y in range(height):
+        line = bytearray(raw[y * (row + 1) + 1:(y + 1) * (row + 1)])
+        above = _png_line(raw[y * (row + 1)], line, above, step)
+        out += _png_rgba(above, width, bits, kind, chunks)
+    return MetalImage(width, height, bytes(out))
+
+
+def _png_line(how: int, line: bytearray, above: bytearray, step: int) -> bytearray:
+    """Undo a row's filter: none, left, above, their mean, or Paeth's choice."""
+    if how > 4:
+        raise _bad("this PNG file is damaged")
+    for i in range(len(line) if how else 0):
+        a, b, c = (line[i - step], above[i], above[i - step]) if i >= step else (0, above[i], 0)
+        if how == 4:
+            p, q, r = abs(b - c), abs(a - c), abs(a + b - 2 * c)
+            line[i] = (line[i] + (a if p <= q and p <= r else b if q <= r else c)) & 255
+        else:
+            line[i] = (line[i] + (a if how == 1 else b if how == 2 else a + b >> 1)) & 255
+    return line
+
+
+def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[bytes, bytes]) -> bytearray:
+    if bits == 16:
+        line = line[::2]
+    elif bits < 8:
+        scale = 1 if kind == 3 else 255 // ((1 << bits) - 1)
+        line = bytearray((line[i * bits // 8] >> 8 - bits - i * bits % 8 & (1 << bits) - 1) * scale for i in range(width))
+    out = bytearray(b"\xff" * 4 * width)
+    if kind == 3:
+        palette, alpha = chunks[b"PLTE"], chunks.get(b"tRNS", b"")
+        for i, n in enumerate(line):
+            out[4 * i:4 * i + 4] = palette[3 * n:3 * n + 3] + (alpha[n:n + 1] or b"\xff")
+        return out
+    step = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    for channel in range(3):
+        out[channel::4] = line[channel if step > 2 else 0::step]
+    if kind > 3:
+        out[3::4] = line[step - 1::step]
+    return out
+
+
+def MetalTextureLoad(path: str, device: MetalObject | None = None, **options: Any) -> MetalObject:
+    """A texture of the picture in a PNG file; options as of MetalTexture."""
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise _fail(ERROR_NOT_FOUND, None, "Metal", "no such file: %s" % path)
+    with open(path, "rb") as file:
+        image = MetalPngRead(file.read())
+    return MetalTexture(image.width, image.height, image.pixels, device, **options)
+
+
+def MetalTextureSave(texture: MetalObject, path: str, level: int = 0, slice: int = 0) -> None:
+    """Write a level of a texture into a PNG file; formats as of MetalPng."""
+    width, height, _ = _level_size(texture, level)
+    data = MetalPng(width, height, MetalTextureRead(texture, (0, 0, width, height), level, slice), texture.pixelFormat())
+    with open(os.fspath(path), "wb") as file:
+        file.write(data)
+
+
+# ---- states of drawing
+
+def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "linear", mip: str | int = "notMipmapped",
+                 address: str | int = "clampToEdge", anisotropy: int = 1, compare: str | int | None = None,
+                 border: str | int | None = None, normalized: bool = True, argument: bool = False,
+                 label: str | None = None) -> MetalObject:
+    """How a shader reads a texture. argument: usable in argument buffers; anisotropy 1 to 16."""
+    if not hasattr(anisotropy, "__index__") or not 1 <= anisotropy <= 16:
+        raise _bad("anisotropy is 1 to 16, not %r" % (anisotropy,))
+    device, wrap, how = _device(device), _constant_of("MTLSamplerAddressMode", address), _constant_of("MTLSamplerMinMagFilter", filter)
+    with MetalPool():
+        descriptor = MetalClass("MTLSamplerDescriptor").new()
+        descriptor.setMinFilter_(how)
+        descriptor.setMagFilter_(how)
+        descriptor.setMipFilter_(_constant_of("MTLSamplerMipFilter", mip))
+        for axis in "STR":
+            MetalSend(descriptor, "set%sAddressMode:" % axis, wrap)
+        descriptor.setMaxAnisotropy_(anisotropy)
+        descriptor.setNormalizedCoordinates_(normalized)
+        descriptor.setSupportArgumentBuffers_(argument)
+        if compare is not None:
+            descriptor.setCompareFunction_(_constant_of("MTLCompareFunction", compare))
+        if border is not None:
+            descriptor.setBorderColor_(_constant_of("MTLSamplerBorderColor", border))
+        if label is not None:
+            descriptor.setLabel_(label)
+        return _made_by_metal(device.newSamplerStateWithDescriptor_(descriptor), "sampler")
+
+
+def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[int] = ()) -> MetalObject:
+    """A vertex descriptor: buffer index -> formats of the attributes in it, in memory one after another:
+    {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step once per instance."""
+    with MetalPool():
+        descriptor: MetalObject = MetalClass("MTLVertexDescriptor").vertexDescriptor()
+        number = 0
+        for buffer, formats in buffers.items():
+            if not hasattr(buffer, "__index__") or not 0 <= buffer < 31:
+                raise _bad("a buffer index is 0 to 30, not %r" % (buffer,))
+            stride = 0
+            for format in formats:
+                code, attribute = _constant_of("MTLVertexFormat", format), descriptor.attributes()[number]
+                attribute.setFormat_(code)
+                attribute.setOffset_(stride)
+                attribute.setBufferIndex_(buffer)
+                stride += -(-_vertex_bytes(code) // 4) * 4
+                number += 1
+            layout = descriptor.layouts()[buffer]
+            layout.setStride_(stride)
+            layout.setStepFunction_(2 if buffer in instanced else 1)
+        if not 0 < number <= 31:
+            raise _bad("a vertex has 1 to 31 attributes, not %d" % number)
+        return descriptor
+
+
+def _vertex_bytes(code: int) -> int:
+    prefix = "MTLVertexFormat"
+    name = next((n[len(prefix):] for n, v in _open_constants().items() if v == code and n.startswith(prefix)), "Invalid")
+    if name == "Invalid":
+        raise _bad("%d is no vertex format" % code)
+    stem = name.replace("Normalized", "").replace("_BGRA", "")
+    if stem[-2:] in ("02", "10", "E5"):     # Int1010102, FloatRG11B10, FloatRGB9E5
+        return 4
+    size = next(n for start, n in (("Char", 1), ("Short", 2), ("Half", 2), ("Int", 4), ("Float", 4)) if start in stem)
+    return size * (int(stem[-1]) if stem[-1].isdigit() else 1)
+
+
+_BLENDS = {"alpha": ("sourceAlpha", "oneMinusSourceAlpha", "one", "oneMinusSourceAlpha"),
+           "premultiplied": ("one", "oneMinusSourceAlpha", "one", "oneMinusSourceAlpha"),
+           "add": ("one", "one", "one", "one"), "multiply": ("destinationColor", "zero", "destinationAlpha", "zero")}
+
+
+def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None, *,
+                        formats: Sequence[str | int] = ("RGBA8Unorm",), depth: str | int | None = None,
+                        stencil: str | int | None = None, samples: int = 1, blend: str | Sequence[str] | None = None,
+                        mask: int = 15, vertices: MetalObject | None = None, indirect: bool = False,
+                        archive: MetalObject | None = None, label: str | None = None) -> MetalObject:
+    """A render pipeline of a vertex and a fragment function (MetalFunction) for textures of these formats.
+
+    blend: "alpha", "premultiplied", "add", "multiply", or four factors (colour from source and target, alpha from
+    source and target), and two operations after them if you like. vertices: a MetalVertexLayout. archive: look there
+    first (MetalArchive). MetalError with Metal's text on failure.
+    """
+    with MetalPool():
+        descriptor = _pipeline_descriptor(vertex, fragment, formats, depth, stencil, samples, blend, mask)
+        if vertices is not None:
+            descriptor.setVertexDescriptor_(_expect_class(vertices, "MTLVertexDescriptor"))
+        if indirect:
+            descriptor.setSupportIndirectCommandBuffers_(True)
+        if archive is not None:
+            descriptor.setBinaryArchives_([archive])
+        if label is not None:
+            descriptor.setLabel_(label)
+        made: MetalObject = vertex.device().newRenderPipelineStateWithDescriptor_error_(descriptor)
+        return made
+
+
+def _pipeline_descriptor(vertex: MetalObject, fragment: MetalObject | None, formats: Sequence[Any], depth: Any,
+                         stencil: Any, samples: int, blend: Any, mask: int) -> MetalObject:
+    for one, code in ((vertex, 1), (fragment, 2)):
+        if one is not None and (_expect(one, "MTLFunction") and one.functionType() != code):
+            raise _bad("%s is no %s function" % (one.name(), "vertex" if code == 1 else "fragment"))
+    if len(formats) > 8 or isinstance(formats, str):
+        raise _bad("formats is a sequence of up to 8 pixel formats, one per colour texture")
+    descriptor: MetalObject = MetalClass("MTLRenderPipelineDescriptor").new()
+    descriptor.setVertexFunction_(vertex)
+    descriptor.setFragmentFunction_(fragment)
+    for n, format in enumerate(formats):
+        attachment = descriptor.colorAttachments()[n]
+        attachment.setPixelFormat_(MetalFormatInfo(format).value)
+        attachment.setWriteMask_(mask)
+        if blend is not None:
+            _set_blend(attachment, blend)
+    if depth is not None:
+        descriptor.setDepthAttachmentPixelFormat_(MetalFormatInfo(depth).value)
+    if stencil is not None:
+        descriptor.setStencilAttachmentPixelFormat_(MetalFormatInfo(stencil).value)
+    device = vertex.device()
+    if samples != 1 and not device.supportsTextureSampleCount_(samples):
+        raise _bad("this device has no textures of %r samples per pixel" % (samples,))
+    descriptor.setRasterSampleCount_(samples)
+    return descriptor
+
+
+def _set_blend(attachment: MetalObject, blend: Any) -> None:
+    parts = _BLENDS.get(blend, ()) if isinstance(blend, str) else tuple(blend)
+    if len(parts) not in (4, 6):
+        raise _bad("blend is one of %s, or four factors (and two operations), not %r" % (", ".join(_BLENDS), blend))
+    names = ("SourceRGBBlendFactor", "DestinationRGBBlendFactor", "SourceAlphaBlendFactor", "DestinationAlphaBlendFactor",
+             "RgbBlendOperation", "AlphaBlendOperation")
+    attachment.setBlendingEnabled_(True)
+    for n, (name, value) in enumerate(zip(names, parts)):
+        MetalSend(attachment, "set%s:" % name, _constant_of("MTLBlendFactor" if n < 4 else "MTLBlendOperation", value))
+
+
+def MetalDepthStencil(device: MetalObject | None = None, *, compare: str | int = "less", write: bool = True,
+                      front: Mapping[str, Any] | None = None, back: Mapping[str, Any] | None = None,
+                      label: str | None = None) -> MetalObject:
+    """What a pixel's depth and stencil must be to be drawn. front, back: {"compare": "equal", "fail": "keep",
+    "depth_fail": "keep", "pass": "incrementClamp", "read_mask": 255, "write_mask": 255}, each optional."""
+    device = _device(device)
+    with MetalPool():
+        descriptor = MetalClass("MTLDepthStencilDescriptor").new()
+        descriptor.setDepthCompareFunction_(_constant_of("MTLCompareFunction", compare))
+        descriptor.setDepthWriteEnabled_(write)
+        if front is not None:
+            descriptor.setFrontFaceStencil_(_stencil(front))
+        if back is not None:
+            descriptor.setBackFaceStencil_(_stencil(back))
+        if label is not None:
+            descriptor.setLabel_(label)
+        return _made_by_metal(device.newDepthStencilStateWithDescriptor_(descriptor), "depth and stencil state")
+
+
+_STENCIL = {"compare": ("StencilCompareFunction", "MTLCompareFunction"),
+            "fail": ("StencilFailureOperation", "MTLStencilOperation"),
+            "depth_fail": ("DepthFailureOperation", "MTLStencilOperation"),
+            "pass": ("DepthStencilPassOperation", "MTLStencilOperation"),
+            "read_mask": ("ReadMask", ""), "write_mask": ("WriteMask", "")}
+
+
+def _stencil(wanted: Mapping[str, Any]) -> MetalObject:
+    descriptor: MetalObject = MetalClass("MTLStencilDescriptor").new()
+    for key, value in wanted.items():
+        if key not in _STENCIL:
+            raise _bad("a stencil has %s, not %r" % (", ".join(_STENCIL), key))
+        name, prefix = _STENCIL[key]
+        MetalSend(descriptor, "set%s:" % name, _constant_of(prefix, value) if prefix else value)
+    return descriptor
+
+
+# ---- drawing
+
+def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObject | None = None,
+                    stencil: MetalObject | None = None, *, clear: Sequence[float] | None = (0.0, 0.0, 0.0, 1.0),
+                    clear_depth: float = 1.0, clear_stencil: int = 0,
+                    resolve: MetalObject | Sequence[MetalObject] | None = None) -> MetalObject:
+    """The textures that MetalEncodeDraw draws into. clear: red, green, blue, alpha to begin with, None to keep what is
+    there. resolve: the textures that multisampled `colors` are averaged into."""
+    targets = [colors] if isinstance(colors, MetalObject) else list(colors)
+    resolves = [resolve] if isinstance(resolve, MetalObject) else list(resolve or ())
+    if len(targets) > 8 or resolves and len(resolves) != len(targets) or not (targets or depth or stencil):
+        raise _bad("a pass has up to 8 colour textures, or depth or stencil; and one texture to resolve each into, or none")
+    with MetalPool():
+        made: MetalObject = MetalClass("MTLRenderPassDescriptor").renderPassDescriptor()
+        for n, texture in enumerate(targets):
+            attachment = made.colorAttachments()[n]
+            _attach(attachment, texture, clear is not None)
+            if clear is not None:
+                attachment.setClearColor_(tuple(clear))
+            if resolves:
+                _expect(resolves[n], "MTLTexture")
+                attachment.setResolveTexture_(resolves[n])
+                attachment.setStoreAction_(2)       # MTLStoreActionMultisampleResolve
+        if depth is not None:
+            _attach(made.depthAttachment(), depth, True)
+            made.depthAttachment().setClearDepth_(clear_depth)
+        if stencil is not None:
+            _attach(made.stencilAttachment(), stencil, True)
+            made.stencilAttachment().setClearStencil_(clear_stencil)
+        every = targets + [t for t in (depth, stencil) if t is not None]
+        made._facts = min(t.width() for t in every), min(t.height() for t in every)
+        return made
+
+
+def _attach(attachment: MetalObject, texture: MetalObject, clear: bool) -> None:
+    _expect(texture, "MTLTexture")
+    if not texture.usage() & 4:
+        raise _bad("a texture that is drawn into needs \"target\" in its usage")
+    attachment.setTexture_(texture)
+    attachment.setLoadAction_(2 if clear else 1)
+    attachment.setStoreAction_(0 if texture.storageMode() == 3 else 1)
+
+
+_ENCODER_KINDS = {"compute": "computeCommandEncoder", "blit": "blitCommandEncoder",
+                  "render": "renderCommandEncoderWithDescriptor:", "parallel": "parallelRenderCommandEncoderWithDescriptor:",
+                  "acceleration": "accelerationStructureCommandEncoder", "resource state": "resourceStateCommandEncoder"}
+
+
+def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], object],
+                target: MetalObject | None = None) -> None:
+    """Record anything else: MetalCommit calls `function` with an encoder ("compute", "blit", "render" or "parallel" with
+    `target`, a render pass; "acceleration", "resource state", or "none": the command buffer) and ends the encoder
+    whatever happens. MetalEncode(work, "blit", lambda e: e.generateMipmapsForTexture_(texture))."""
+    if kind not in _ENCODER_KINDS and kind != "none" or not callable(function):
+        raise _bad("kind is one of %s, none, and a function is wanted" % ", ".join(_ENCODER_KINDS))
+    if (target is not None) != (kind in ("render", "parallel")):
+        raise _bad("a render pass goes with kind \"render\" and \"parallel\"")
+    arguments = (_expect_class(target, "MTLRenderPassDescriptor"),) if target is not None else ()
+    _add_to(work, _encode_with, _ENCODER_KINDS.get(kind), arguments, function)
+
+
+def _encode_with(buffer: int, selector: str | None, arguments: Sequence[Any], function: Callable[[Any], object]) -> None:
+    command = _wrap(buffer)
+    if selector is None:
+        function(command)
+        return
+    encoder = _made_by_metal(MetalSend(command, selector, *arguments), "encoder")
+    try:
+        function(encoder)
+    finally:
+        encoder.endEncoding()
+
+
+def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject, count: int, *arguments: Any,
+                    fragment: Sequence[Any] = (), textures: Sequence[MetalObject] = (),
+                    samplers: Sequence[MetalObject] = (), vertex_textures: Sequence[MetalObject] = (),
+                    primitive: str | int = "triangle", first: int = 0, instances: int = 1,
+                    indices: MetalObject | None = None, index_type: str | int = "UInt16", index_offset: int = 0,
+                    depth: MetalObject | None = None, stencil_reference: int = 0, cull: str | int = "none",
+                    winding: str | int = "clockwise", fill: str | int = "fill",
+                    viewport: Sequence[float] | None = None, scissor: Sequence[int] | None = None,
+                    wait: Sequence[MetalObject] = (), update: MetalObject | None = None, label: str | None = None) -> None:
+    """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder.
+
+    count: vertices, or indices of `indices` (a buffer). arguments, fragment: buffers and values of the vertex and the
+    fragment function, as in MetalEncodeDispatch; textures, samplers: the fragment function's. depth: a
+    MetalDepthStencil. viewport: (x, y, width, height, near, far); scissor: (x, y, width, height) inside the target.
+    wait, update: fences, before vertices and after fragments. InvalidArgument for what Metal would abort on.
+    """
+    _expect_class(target, "MTLRenderPassDescriptor")
+    _expect(pipeline, "MTLRenderPipelineState")
+    for n, least in ((count, 1), (instances, 1), (first, 0), (index_offset, 0)):
+        if not hasattr(n, "__index__") or not least <= n < 1 << 32:
+            raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
+    if max(len(arguments), len(fragment)) > 31 or max(len(textures), len(vertex_textures)) > 128 or len(samplers) > 16:
+        raise _bad("a function takes at most 31 buffers, 128 textures and 16 samplers")
+    sends: list[tuple[Any, ...]] = [("setRenderPipelineState:", pipeline)]
+    if depth is not None:
+        _expect(depth, "MTLDepthStencilState")
+        sends += [("setDepthStencilState:", depth), ("setStencilReferenceValue:", stencil_reference)]
+    sends += [("setCullMode:", _constant_of("MTLCullMode", cull)), ("setFrontFacingWinding:", _constant_of("MTLWinding", winding)),
+              ("setTriangleFillMode:", _constant_of("MTLTriangleFillMode", fill)), *_window(target, viewport, scissor)]
+    sends += _stage("Vertex", arguments, vertex_textures, ()) + _stage("Fragment", fragment, textures, samplers)
+    sends.append(_draw(_constant_of("MTLPrimitiveType", primitive), count, first, instances, indices,
+                       _constant_of("MTLIndexType", index_type), index_offset))
+    before = [("waitForFence:beforeStages:", f, 1) for f in wait if _expect(f, "MTLFence")]
+    after = [("updateFence:afterStages:", update, 2)] if update is not None and _expect(update, "MTLFence") else []
+    if label is not None:
+        sends = [("pushDebugGroup:", label), *sends, ("popDebugGroup",)]
+    sends = [*before, *sends, *after]
+    last = work.operations[-1] if isinstance(work, MetalWork) and work.operations else ()
+    if last and not before and last[0] is _encode_draws and last[1] is target:
+        last[2].extend(sends)
+    else:
+        _add_to(work, _encode_draws, target, sends)
+
+
+def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]]) -> None:
+    def send_all(encoder: MetalObject) -> None:
+        for selector, *arguments in sends:
+            MetalSend(encoder, selector, *arguments)
+    _encode_with(buffer, _ENCODER_KINDS["render"], (target,), send_all)
+
+
+def _window(target: MetalObject, viewport: Any, scissor: Any) -> list[tuple[Any, ...]]:
+    width, height = target._facts or (1 << 14, 1 << 14)
+    view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else tuple(viewport)
+    cut = (0, 0, width, height) if scissor is None else tuple(scissor)
+    if len(view) != 6 or len(cut) != 4 or min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:
+        raise _bad("a viewport is (x, y, width, height, near, far), a scissor (x, y, width, height) inside %d x %d"
+                   % (width, height))
+    if target._facts is None:       # a pass made by sends: Metal's own defaults are the target's size
+        return [(name, value) for name, value, given in (("setViewport:", view, viewport), ("setScissorRect:", cut, scissor))
+                if given is not None]
+    return [("setViewport:", view), ("setScissorRect:", cut)]
+
+
+def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject], samplers: Sequence[MetalObject]) -> list[tuple[Any, ...]]:
+    sends: list[tuple[Any, ...]] = []
+    for one in [_argument(n, value) for n, value in enumerate(values) if value is not None]:
+        if len(one) == 4:
+            sends.append(("set%sBuffer:offset:atIndex:" % name, one[1], one[3], one[0]))
+        else:
+            sends.append(("set%sBytes:length:atIndex:" % name, one[1], len(one[1]), one[0]))
+    sends += [("set%sTexture:atIndex:" % name, t, n) for n, t in enumerate(textures) if _expect(t, "MTLTexture")]
+    return sends + [("set%sSamplerState:atIndex:" % name, s, n) for n, s in enumerate(samplers) if _expect(s, "MTLSamplerState")]
+
+
+def _draw(primitive: int, count: int, first: int, instances: int, indices: MetalObject | None, kind: int,
+          offset: int) -> tuple[Any, ...]:
+    if indices is None:
+        return "drawPrimitives:vertexStart:vertexCount:instanceCount:", primitive, first, count, instances
+    size = 4 if kind == 1 else 2
+    if offset % size:
+        raise _bad("an index offset is a multiple of %d, not %d" % (size, offset))
+    _in_buffer(_span(indices)[0], offset, count * size)
+    return ("drawIndexedPrimitives:indexCount:indexType:indexBuffer:indexBufferOffset:instanceCount:", primitive, count,
+            kind, indices, offset, instances)
+
+
+# ---- heaps, indirect commands, archives, capture
+
+def MetalHeap(size: int, device: MetalObject | None = None, *, mode: str = "shared", placement: bool = False,
+              tracked: bool = False, label: str | None = None) -> MetalObject:
+    """Memory that buffers and textures are made in (MetalHeapBuffer, MetalTexture(heap=)). placement: you say where,
+    and what overlaps shares memory. Without `tracked`, order its users with fences."""
+    if mode not in ("shared", "private") or not hasattr(size, "__index__") or size <= 0:
+        raise _bad("a heap has a size, and mode shared or private")
+    device = _device(device)
+    with MetalPool():
+        descriptor = MetalClass("MTLHeapDescriptor").new()
+        descriptor.setSize_(size)
+        descriptor.setStorageMode_(_TEXTURE_MODES[mode])
+        descriptor.setType_(1 if placement else 0)
+        descriptor.setHazardTrackingMode_(2 if tracked else 1)
+        heap = _made_by_metal(device.newHeapWithDescriptor_(descriptor), "heap")
+        if label is not None:
+            heap.setLabel_(label)
+        return heap
+
+
+def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *, mode: str = "shared") -> tuple[int, list[int]]:
+    """(size of a heap, offsets in it) for buffers of these lengths, as Metal wants them aligned."""
+    device, at, offsets = _device(device), 0, []
+    for length in lengths:
+        need = device.heapBufferSizeAndAlignWithLength_options_(_checked_length(device, length), _MODES[mode])
+        at = -(-at // need.align) * need.align
+        offsets.append(at)
+        at += need.size
+    return at, offsets
+
+
+def MetalHeapBuffer(heap: MetalObject, length: int, offset: int | None = None, *, label: str | None = None) -> MetalObject:
+    """A buffer in a heap, at `offset` when it is a placement heap. Memory when it has no room."""
+    _expect(heap, "MTLHeap")
+    if not hasattr(length, "__index__") or length <= 0:
+        raise _bad("a buffer's length is at least 1, not %r" % (length,))
+    with MetalPool():
+        buffer = _in_heap(heap, "newBufferWithLength:options", (length, heap.storageMode() << 4), offset, None)
+        if label is not None:
+            buffer.setLabel_(label)
+        return buffer
+
+
+def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offset: int | None,
+             descriptor: MetalObject | None) -> MetalObject:
+    _expect(heap, "MTLHeap")
+    if (heap.type() == 1) != (offset is not None):
+        raise _bad("a placement heap needs an offset, another heap takes none")
+    if descriptor is not None:
+        descriptor.setStorageMode_(heap.storageMode())
+        descriptor.setHazardTrackingMode_(heap.hazardTrackingMode())
+    else:
+        arguments = arguments[0], arguments[1] | heap.hazardTrackingMode() << 8
+    if offset is None:
+        return _made_by_metal(MetalSend(heap, selector + ":", *arguments), "resource in this heap")
+    if not hasattr(offset, "__index__") or not 0 <= offset < heap.size():
+        raise _bad("the offset %r is not inside a heap of %d bytes" % (offset, heap.size()))
+    return _made_by_metal(MetalSend(heap, selector + ":offset:", *arguments, offset), "resource in this heap")
+
+
+class MetalIndirectCommands:
+    """Dispatches encoded once (MetalIndirect) and run as often as you like (MetalEncodeIndirect). It keeps what they use."""
+    __slots__ = ("buffer", "count", "pipelines", "resources")
+
+    def __init__(self, buffer: MetalObject, count: int, pipelines: list[MetalObject], resources: list[MetalObject]) -> None:
+        self.buffer, self.count, self.pipelines, self.resources = buffer, count, pipelines, resources
+
+
+def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None = None, *, ordered: bool = True,
+                  label: str | None = None) -> MetalIndirectCommands:
+    """Encode dispatches into an indirect command buffer: (pipeline, threads, argument, ...) each, arguments as in
+    MetalEncodeDispatch (values are put into a buffer). The pipelines are made with indirect=True. ordered: each waits for
+    the one before it."""
+    if not commands:
+        raise _bad("no commands")
+    device = _device(device)
+    with MetalPool():
+        plans = [_indirect_plan(*command) for command in commands]
+        room = sum(-(-len(one[1]) // 256) * 256 for plan in plans for one in plan[3] if len(one) == 2)
+        values = MetalBuffer(room or 16, device)
+        descriptor = MetalClass("MTLIndirectCommandBufferDescriptor").new()
+        descriptor.setCommandTypes_(64)                         # MTLIndirectCommandTypeConcurrentDispatchThreads
+        descriptor.setInheritBuffers_(False)
+        descriptor.setInheritPipelineState_(False)
+        descriptor.setMaxKernelBufferBindCount_(max(max([one[0] + 1 for one in plan[3]] or [1]) for plan in plans))
+        buffer = _made_by_metal(device.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(descriptor, len(plans), 0),
+                       "indirect command buffer")
+        if label is not None:
+            buffer.setLabel_(label)
+        pipelines, resources, at = {}, {values._pointer: values}, 0
+        for n, (pipeline, grid, block, bound) in enumerate(plans):
+            command = buffer.indirectComputeCommandAtIndex_(n)
+            command.setComputePipelineState_(pipeline)
+            pipelines[pipeline._pointer] = pipeline
+            for one in bound:
+                resource, offset = (one[1], one[3]) if len(one) == 4 else (values, at)
+                if len(one) == 2:
+                    MetalWrite(values, one[1], at)
+                    at += -(-len(one[1]) // 256) * 256
+                resources[resource._pointer] = resource
+                command.setKernelBuffer_offset_atIndex_(resource, offset, one[0])
+            command.concurrentDispatchThreads_threadsPerThreadgroup_(grid, block)
+            if ordered:
+                command.setBarrier()
+    return MetalIndirectCommands(buffer, len(plans), list(pipelines.values()), list(resources.values()))
+
+
+def _indirect_plan(pipeline: Any = None, threads: Any = None, *arguments: Any) -> tuple[Any, ...]:
+    limits, grid = MetalPipelineInfo(pipeline), _size(threads, "grid")
+    if not pipeline.supportIndirectCommandBuffers():
+        raise _bad("make this pipeline with MetalPipeline(..., indirect=True)")
+    if len(arguments) > 31:
+        raise _bad("a kernel takes at most 31 buffers, not %d" % len(arguments))
+    bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
+    if any(len(one) == 4 and one[3] >= 1 << 32 for one in bound):      # the GPU keeps 32 bits of it (tinygrad)
+        raise _bad("an indirect command reaches only the first 4 GiB of a buffer")
+    return pipeline, grid, _group(grid, limits, True), bound
+
+
+def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first: int = 0, count: int | None = None) -> None:
+    """Record a run of indirect commands, all or `count` from `first`. On Apple7 and Apple8 (M1, M2) the GPU faults unless
+    the encoder has seen each pipeline, so an empty dispatch of each goes before (as tinygrad does); resources are named
+    with useResource."""
+    if not isinstance(commands, MetalIndirectCommands):
+        raise _bad("the commands of MetalIndirect are wanted, not %r" % (commands,))
+    count = commands.count - first if count is None else count
+    _in_buffer(commands.count, first, count)
+    if not count:
+        raise _bad("no command to run")
+
+    def encode(encoder: MetalObject) -> None:
+        if not encoder.device().supportsFamily_(1009):      # MTLGPUFamilyApple9
+            for pipeline in commands.pipelines:
+                encoder.setComputePipelineState_(pipeline)
+                encoder.dispatchThreadgroups_threadsPerThreadgroup_((0, 0, 0), (0, 0, 0))
+        for resource in commands.resources:
+            encoder.useResource_usage_(resource, 3)
+        encoder.executeCommandsInBuffer_withRange_(commands.buffer, (first, count))
+    MetalEncode(work, "compute", encode)
+    # An indirect command buffer holds none of its pipelines: the handler does, until the GPU is done.
+    MetalEncode(work, "none", lambda command: command.addCompletedHandler_(lambda _, keep=commands: None))
+
+
+def MetalArchive(path: str | None = None, device: MetalObject | None = None, *, label: str | None = None) -> MetalObject:
+    """An archive of compiled pipelines: an empty one, or that of a file. NotFound without the file, MetalError when
+    this GPU or macOS cannot use it (then compile again)."""
+    device = _device(device)
+    with MetalPool():
+        descriptor = MetalClass("MTLBinaryArchiveDescriptor").new()
+        if path is not None:
+            if not os.path.isfile(os.fspath(path)):
+                raise _fail(ERROR_NOT_FOUND, None, "Metal", "no such file: %s" % os.fspath(path))
+            descriptor.setUrl_(_file_url(os.fspath(path)))
+        archive: MetalObject = device.newBinaryArchiveWithDescriptor_error_(descriptor)
+        if label is not None:
+            archive.setLabel_(label)
+        return archive
+
+
+def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
+    """Compile kernels (functions), or compute and render pipeline descriptors, into an archive."""
+    _expect(archive, "MTLBinaryArchive")
+    with MetalPool():
+        for one in what:
+            if _conforms(one, "MTLFunction"):
+                archive.addComputePipelineFunctionsWithDescriptor_error_(_kernel_descriptor(one))
+            elif _is_kind(one._pointer, "MTLRenderPipelineDescriptor", []):
+                archive.addRenderPipelineFunctionsWithDescriptor_error_(one)
+            else:
+                archive.addComputePipelineFunctionsWithDescriptor_error_(_expect_class(one, "MTLComputePipelineDescriptor"))
+
+
+def _kernel_descriptor(function: MetalObject) -> MetalObject:
+    descriptor: MetalObject = MetalClass("MTLComputePipelineDescriptor").new()
+    descriptor.setComputeFunction_(function)
+    return descriptor
+
+
+def MetalArchiveSave(archive: MetalObject, path: str) -> None:
+    """Write an archive into a file. MetalError when Metal cannot (an empty archive)."""
+    _expect(archive, "MTLBinaryArchive")
+    with MetalPool():
+        archive.serializeToURL_error_(_file_url(os.fspath(path)))
+
+
+def MetalArchivePipeline(archive: MetalObject, function: MetalObject) -> MetalObject:
+    """The compute pipeline of a kernel from an archive, without compiling. MetalError when it is not in there."""
+    _expect(archive, "MTLBinaryArchive")
+    _expect(function, "MTLFunction")
+    with MetalPool():
+        descriptor = _kernel_descriptor(function)
+        descriptor.setBinaryArchives_([archive])
+        pipeline: MetalObject = function.device().newComputePipelineStateWithDescriptor_options_reflection_error_(
+            descriptor, 4, None)        # MTLPipelineOptionFailOnBinaryArchiveMiss
+        return pipeline
+
+
+class MetalCapture:
+    """with MetalCapture("frame.gputrace"): ... writes what a device, queue or scope does into a file for Xcode.
+    NotSupported unless the program was started with MTL_CAPTURE_ENABLED=1; MetalError when the file exists."""
+    __slots__ = ("path", "what", "manager")
+
+    def __init__(self, path: str, what: MetalObject | None = None) -> None:
+        self.path, self.what = os.fspath(path), what
+        self.manager: Any = None
+
+    def __enter__(self) -> MetalCapture:
+        with MetalPool():
+            what = MetalDevice() if self.what is None else self.what
+            manager = MetalClass("MTLCaptureManager").sharedCaptureManager()
+            if not manager.supportsDestination_(2):     # MTLCaptureDestinationGPUTraceDocument
+                raise _fail(ERROR_NOT_SUPPORTED, REASON_PERMISSION, "Metal", "start the program with MTL_CAPTURE_ENABLED=1")
+            descriptor = MetalClass("MTLCaptureDescriptor").new()
+            descriptor.setCaptureObject_(what)
+            descriptor.setDestination_(2)
+            descriptor.setOutputURL_(_file_url(self.path))
+            manager.startCaptureWithDescriptor_error_(descriptor)
+            self.manager = manager
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        manager, self.manager = self.manager, None
+        if manager is not None:
+            manager.stopCapture()
 
 
 # ======================================================================================================================

@@ -1,8 +1,8 @@
 /* The Metal part of fakeobjc.c: device, buffers, libraries, queues, encoders that really compute, copy and signal. */
-enum { DISPATCH, COPY, FILL, SIGNAL, WAIT, SAMPLE };
+enum { DISPATCH, COPY, FILL, SIGNAL, WAIT, SAMPLE, CALL };
 typedef struct { uint32_t grid[3], group[3], groups[3]; void *buffers[31]; u64 memory[31]; const void *constants[64]; } Launch;
 typedef struct { id pipeline, buffers[31]; u64 offsets[31], memory[31]; void *bytes[31]; } Bindings;
-typedef struct Cmd { struct Cmd *next; int kind, by_threads; Bindings b; u64 grid[3], group[3]; id one, two; u64 from, to, n; } Cmd;
+typedef struct Cmd { struct Cmd *next; int kind, by_threads; Bindings b; u64 grid[3], group[3]; id one, two; u64 from, to, n; void (*call)(struct Cmd *); u64 w[16]; } Cmd;
 typedef struct Work { pthread_mutex_t m; pthread_cond_t c; id *items; size_t n, cap; int started, closed; } Work;
 typedef struct { Cmd *first, **last; Block *done[64], *scheduled[64]; int ndone, nscheduled; } Commands;
 static pthread_mutex_t fin = PTHREAD_MUTEX_INITIALIZER;
@@ -417,6 +417,7 @@ static void run(id o)
     case SIGNAL: event_set(c->one, c->n); break;
     case WAIT: if (!event_wait(c->one, c->n, 20000)) why = "timed out waiting for an event"; break;
     case SAMPLE: sample(c->one, c->n); break;
+    case CALL: c->call(c); break;
     }
     if (fail) why = "Caused GPU Timeout Error (as asked)";
     o->t[3] = seconds();

@@ -75,6 +75,7 @@ template <class T, class U> void atomic_store_explicit(atomic<T> *a, U n, memory
 enum class mem_flags { mem_none = 0, mem_device = 1, mem_threadgroup = 2, mem_texture = 4 };
 constexpr mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 }
+#include "fakeray.h"
 /* what a runner knows of its threads */
 struct FakeLaunch { uint32_t grid[3], group[3], groups[3]; void *buffers[31]; uint64_t memory[31]; const void *constants[64]; };
 struct FakeThread { uint32_t at[3], in_group[3], group_at[3], size[3], index; };

@@ -27,7 +27,7 @@ typedef Obj *id;
 typedef u64 (*IMP)(id, SEL);
 typedef struct { SEL sel; IMP imp; char *types, *extended; const char *result; int own; } Method;
 typedef struct Protocol { Cls *isa; char *name; struct Protocol *parents[8]; int nparents; Method *methods; int n; char *flags; } Protocol;
-struct Cls { Cls *isa, *super; char *name; int meta; void (*dealloc)(id); Method *methods; int n, cap;
+struct Cls { Cls *isa, *super; char *name; int meta, records; void (*dealloc)(id); Method *methods; int n, cap;
              Protocol *protocols[8]; int nprotocols; };
 typedef struct Prop { struct Prop *next; const void *key; int object; union { u64 u; double d; id o; unsigned char raw[48]; } v; } Prop;
 typedef struct { u64 launches, head; } Counts;
@@ -298,6 +298,7 @@ static u64 forward(id o, SEL s) { (void)o, (void)s; return 0; }     /* marks met
 static u64 nothing(id o, SEL s) { (void)o, (void)s; return 0; }
 u64 fake_nil(id o, SEL s);
 id objc_msgSend();
+static void record(id self, Method *m, id *slot, int stret);
 IMP fake_lookup(id self, SEL sel, id *slot, int stret)
 {
     __atomic_add_fetch(&sends, 1, __ATOMIC_RELAXED);
@@ -315,6 +316,7 @@ IMP fake_lookup(id self, SEL sel, id *slot, int stret)
     }
     if (m->imp == (IMP)forward) { *slot = self->x; return fake_lookup(self->x, sel, slot, stret); }
     current_sel = sel;
+    if (plain(self) && self->isa->records) record(self, m, slot, stret);
     return m->imp;
 }
 #if defined(__x86_64__)
@@ -614,6 +616,7 @@ static signed char ec_many(id o, SEL s, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f
 { (void)o, (void)s; sprintf(echo_text, "%lu %d", a + 10 * b + 100 * c + 1000 * d + 10000 * e + 100000 * f + 1000000 * g + 10000000 * h + 100000000 * i + 1000000000 * j + 10000000000 * k, l); return l; }
 
 #include "fakemetal.h"
+#include "fakegraphics.h"
 
 /* ---- tables ---- */
 typedef struct { const char *owner, *sel; void *imp; } Native;
@@ -640,7 +643,7 @@ static Native natives[] = {
     {"FakeEcho", "-a:b:c:d:e:f:g:h:i:j:k:", ec_mix}, {"FakeEcho", "-copy:slice:level:origin:size:to:slice:level:origin:", ec_copy},
     {"FakeEcho", "-structs:b:c:d:e:f:g:h:i:", ec_structs}, {"FakeEcho", "-arrays:b:c:d:range:", ec_arrays}, {"FakeEcho", "-bytes:length:out:", ec_bytes},
     {"FakeEcho", "-out:name:kind:", ec_out}, {"FakeEcho", "-m:a:n:y:w:o:r:d:s:i:n:flag:", ec_many},
-    METAL_NATIVES
+    GRAPHICS_NATIVES METAL_NATIVES
     {0, 0, 0}
 };
 static void add_method(Cls *c, const char *sel, const char *types, const char *extended, const char *result, int own, void *imp)
@@ -710,7 +713,7 @@ void fake_method(const char *name, const char *owner, const char *sel, const cha
 void fake_dealloc(const char *name, const char *what)
 {
     Cls *c = objc_getClass(name);
-    c->dealloc = !strcmp(what, "text") ? free_p : !strcmp(what, "array") ? a_free : !strcmp(what, "wrapper") ? w_free : metal_dealloc(what);
+    c->dealloc = !strcmp(what, "text") ? free_p : !strcmp(what, "array") ? a_free : !strcmp(what, "wrapper") ? w_free : graphics_dealloc(what);
 }
 void fake_ready(void)
 {

@@ -19,7 +19,9 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-NAMES = ("libobjc.A.dylib", "Foundation", "Metal", "CoreGraphics", "QuartzCore", "libSystem.B.dylib")
+sys.path.insert(1, HERE)
+import fakegraphics     # noqa: E402
+NAMES = ("libobjc.A.dylib", "Foundation", "Metal", "CoreGraphics", "QuartzCore", "MetalPerformanceShaders", "libSystem.B.dylib")
 PATHS = {"/usr/lib/" + n if n.endswith("dylib") else "/System/Library/Frameworks/%s.framework/%s" % (n, n) for n in NAMES}
 PLATFORM = sys.platform
 INTEL = os.uname().machine == "x86_64" if hasattr(os, "uname") else True
@@ -192,6 +194,7 @@ def to_cpp(source, macros=""):
         runners.append('extern "C" { uint64_t fakemsl_info_%s[2] = {%s, %d}; }\n' % (head.group(1), most.group(1) if most else "0", size))
     for kind in ("vertex", "fragment"):
         found += [(kind, m.group(1)) for m in re.finditer(r"\b%s\s+\w+\s+(\w+)\s*\(" % kind, source)]
+    found += re.findall(r"\[\[\s*(visible|intersection)[^\]]*\]\]\s*\w+\s+(\w+)\s*\(", source)
     constants = re.findall(r"constant\s+(\w+)\s+(\w+)\s*\[\[function_constant\((\d+)\)\]\]", source)
     setter = "static void fake_set_constants(FakeLaunch *l) { (void)l; %s }\n" % " ".join(
         "if (l->constants[%s]) memcpy(&%s, l->constants[%s], sizeof %s);" % (n, name, n, name) for _, name, n in constants)
@@ -256,7 +259,7 @@ class Fake:
 
     def _build(self):
         digest = hashlib.sha256()
-        for name in ("fakeobjc.c", "fakemetal.h"):
+        for name in ("fakeobjc.c", "fakemetal.h", "fakegraphics.h"):
             with open(os.path.join(HERE, name), "rb") as f:
                 digest.update(f.read())
         path = os.path.join(self.folder, "objc-%s.so" % digest.hexdigest()[:16])
@@ -336,6 +339,7 @@ class Fake:
                            "AGXBlitCommandEncoder": "encoder", "AGXRenderCommandEncoder": "encoder", "AGXCounterSampleBuffer": "counters",
                            "AGXArgumentEncoder": "arguments"}.items():
             lib.fake_dealloc(text(name), text(what))
+        fakegraphics.setup(self, shape)
         lib.fake_ready()
 
     def _raw(self, name, selector, encoding):
@@ -482,13 +486,14 @@ def attach(mac):
         fake.modes(device=4)
     fake.lib.fake_clock.argtypes = [ctypes.c_int64]
     fake.lib.fake_clock(time.clock_gettime_ns(time.CLOCK_UPTIME_RAW) - REAL_MONOTONIC())
+    fakegraphics.watch(fake)
     return fake
 
 
 if __name__ == "__main__":
     import runpy
     sys.modules["fakeobjc"] = sys.modules["__main__"]
-    install()
+    fakegraphics.watch(install())
     sys.argv = sys.argv[1:]
     sys.path.insert(0, os.path.dirname(os.path.abspath(sys.argv[0])))
     runpy.run_path(sys.argv[0], run_name="__main__")
