@@ -33,17 +33,26 @@ import os
 import struct
 import sys
 import time
-import weakref
 from _operator import itemgetter
 from _thread import RLock, _local, allocate_lock, get_ident  # noqa: F401
-from array import array
+from _weakref import ref as _weak       # what weakref would give, without the 0.5 ms of the rest of it
+from _weakrefset import WeakSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import Any, NamedTuple, NoReturn
+    from typing import Any, NamedTuple, NoReturn, TypeVar
 
+    _Pure = TypeVar("_Pure", bound=Callable[..., Any])
     _Check = Callable[[Any], None]      # of an untrusted value; raises what is wrong with it
+
+if not TYPE_CHECKING:
+    def array(code, values):
+        """array.array, imported at its first use: it brings collections along, a fifth of what importing this file costs."""
+        global array
+        from array import array
+        return array(code, values)
 
 __version__ = "0.1.0"
 
@@ -281,6 +290,7 @@ if not TYPE_CHECKING:
             cls = type.__new__(meta, name, bases, body)
             cls._fields = tuple(cls.__annotations__) if bases != (tuple,) else ()
             cls._field_defaults = {f: body[f] for f in cls._fields if f in body}
+            cls._ends = {len(cls._fields) - n: tuple(cls._field_defaults.values())[-n:] for n in range(1, len(cls._field_defaults) + 1)}
             for i, field in enumerate(cls._fields):
                 setattr(cls, field, property(itemgetter(i)))
             return cls
@@ -288,7 +298,8 @@ if not TYPE_CHECKING:
     class NamedTuple(tuple, metaclass=_Fields):
         def __new__(cls, *args, **named):
             if named or len(args) != len(cls._fields):
-                args = cls._fill(args, named)
+                end = None if named else cls._ends.get(len(args))       # the usual case: the last fields have defaults
+                args = cls._fill(args, named) if end is None else args + end
             return tuple.__new__(cls, args)
 
         @classmethod
@@ -1174,7 +1185,7 @@ class _Thread(_local):
     pools: Any = ()         # tokens of the pools open on this thread, outermost first
 
 
-class _Reference(weakref.ref):      # type: ignore[type-arg]
+class _Reference(_weak):      # type: ignore[type-arg]
     """Holds an object's one retain count. Its callback releases: unlike __del__ it runs when nobody can get the object
     from the cache any more."""
     __slots__ = ("pointer", "owned")
@@ -4548,6 +4559,25 @@ def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int
     return min(1.0, sum((_state_clock(s, clocks) or 0) / top * r for s, r in zip(states, ratios)))
 
 
+_MOST_REMEMBERED = 4096     # a Mac lists 1,500 channels at most so far; replaying many Macs in one process must not pile up
+
+
+def _remembered(function: _Pure) -> _Pure:
+    """A pure function of a few texts that is asked the same thing at every sample (parsing names was a third of a snapshot)."""
+    known: dict[Any, Any] = {}
+
+    def asked(*args: Any) -> Any:
+        try:
+            return known[args]
+        except KeyError:
+            if len(known) >= _MOST_REMEMBERED:
+                known.clear()
+            known[args] = answer = function(*args)
+            return answer
+    asked.__doc__, asked.__name__ = function.__doc__, function.__name__
+    return asked        # type: ignore[return-value]
+
+
 # ---- which channel is what: exact names and anchored patterns, never substrings (all-smi 412: 106.68 W for a true 36.17 W)
 
 def _strip_die(name: str) -> tuple[str, str]:
@@ -4571,6 +4601,7 @@ def _is_indexed(name: str, stem: str) -> bool:
 _RAIL_STEMS = {"gpu_sram": ("GPU SRAM",), "ane": ("ANE",), "dram": ("DRAM",), "encode": ("AVE",), "decode": ("AVD", "VDEC")}
 
 
+@_remembered
 def _rail_of(group: str, subgroup: str, name: str) -> tuple[str, int] | None:
     """(rail, preference) of an energy channel, None for one that belongs to none. Lower preference wins.
 
@@ -4596,6 +4627,7 @@ def _rail_of(group: str, subgroup: str, name: str) -> tuple[str, int] | None:
     return None
 
 
+@_remembered
 def _cluster_energy(name: str) -> tuple[str, str, str] | None:
     """(die, letter, index) of a cluster's energy channel: ECPU, PCPU, MCPU0, EACC_CPU, DIE_0_PACC1_CPU; else None."""
     die, rest = _strip_die(name)
@@ -4609,6 +4641,7 @@ def _cluster_energy(name: str) -> tuple[str, str, str] | None:
     return None
 
 
+@_remembered
 def _cluster_state(name: str) -> tuple[str, str, str] | None:
     """(die, letter, index) of a cluster in CPU Complex Performance States; ECPM, PCPM and *_IDLE are the fabric."""
     die, rest = _strip_die(name)
@@ -4627,6 +4660,7 @@ _AGENT_STEMS = {
 _ENGINE_STEMS = {"encode": ("VENC", "AVE"), "decode": ("VDEC", "AVD"), "prores": ("PRORES",)}
 
 
+@_remembered
 def _agent_matches(unit: str, stems: Sequence[str]) -> bool:
     """True when unit is one of the stems, numbered or with a link suffix: GFX1, PCPU0, ANE L0, DISPEXT2, ANS2."""
     for stem in stems:
@@ -4636,6 +4670,7 @@ def _agent_matches(unit: str, stems: Sequence[str]) -> bool:
     return False
 
 
+@_remembered
 def _traffic(name: str) -> tuple[str, str, bool] | None:
     """(unit, direction, DRAM side) of a bandwidth channel: "GFX DCS RD" -> ("GFX", "RD", True); None for others.
 
@@ -4652,6 +4687,7 @@ def _traffic(name: str) -> tuple[str, str, bool] | None:
     return " ".join(words[:-2] if dram else words[:-1]), words[-1], dram
 
 
+@_remembered
 def _bucket_gb(state: str) -> float | None:
     """GB/s of a bandwidth histogram's state name: "   1GB/s" -> 1.0; None for another name."""
     text = state.strip()
@@ -6739,7 +6775,7 @@ class _Library:
         self.count = 0
         self.engine: _Engine | None = None
         self.opened: tuple[Any, ...] | None = None      # what the engine was made from
-        self.engines: weakref.WeakSet[_Engine] = weakref.WeakSet()
+        self.engines: WeakSet[_Engine] = WeakSet()
         self.hooked = False
         self.live: _LiveMachine | None = None
         self.last = _local()                            # .figure of this thread, for Try
@@ -10333,7 +10369,7 @@ def _attribute(name: str) -> Any:
     """The module's __getattr__: __all__ when a star import asks for it, which an import need not pay for; else Metal's."""
     if name != "__all__":
         return _metal_attribute(name)
-    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "weakref", "itemgetter", "RLock", "allocate_lock",
+    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "WeakSet", "itemgetter", "RLock", "allocate_lock",
               "get_ident", "array", "TYPE_CHECKING", "NamedTuple", "main"}
     found = [one for one in globals() if one[0] != "_" and one not in hidden]
     # gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do
