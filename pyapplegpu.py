@@ -906,6 +906,9 @@ def _plist_object(data: bytes, size: int, places: list[int], index: int, known: 
         known[index] = None     # a circle ends here
         at = places[index]
         kind, low = data[at] >> 4, data[at] & 15
+        if kind == 5 and low < 15:          # a short text, as every key is
+            known[index] = text = data[at + 1:at + 1 + low].decode("ascii", "replace")
+            return text
         if kind >= 4:
             at, low = _plist_length(data, at, low)
         known[index] = (_plist_items(data, size, places, kind, at, low, known) if kind in (10, 13)
@@ -2768,9 +2771,9 @@ class _SMC:
 
     def info(self, key: str) -> tuple[int, str] | None:
         """(size, type) of a key, asked once."""
-        if not self._possible(key):
-            return None
         if key not in self.infos:
+            if not self._possible(key):
+                return None
             answer = self._ask(_smc_request(_SMC_INFO, key), key)
             self.infos[key] = None if answer is None else (answer[1], answer[2])
         return self.infos[key]
@@ -4496,13 +4499,34 @@ def _acc_clusters(data: bytes) -> tuple[int, ...]:
     return tuple(r[0] for r in sorted(records, key=lambda r: r[1]))
 
 
+_MOST_REMEMBERED = 4096     # a Mac lists 1,500 channels at most so far; replaying many Macs in one process must not pile up
+
+
+def _remembered(function: _Pure) -> _Pure:
+    """A pure function of a few texts that is asked the same thing at every sample (parsing names was a third of a snapshot)."""
+    known: dict[Any, Any] = {}
+
+    def asked(*args: Any) -> Any:
+        try:
+            return known[args]
+        except KeyError:
+            if len(known) >= _MOST_REMEMBERED:
+                known.clear()
+            known[args] = answer = function(*args)
+            return answer
+    asked.__doc__, asked.__name__ = function.__doc__, function.__name__
+    return asked        # type: ignore[return-value]
+
+
 _IDLE_STATES = ("OFF", "IDLE", "DOWN", "SLEEP")
 
 
+@_remembered
 def _is_idle(state: str) -> bool:
     return state.strip().upper() in _IDLE_STATES
 
 
+@_remembered
 def _state_number(state: str) -> int | None:
     """n of a state named Pn or Vn...; None for a name without."""
     digits = ""
@@ -4529,9 +4553,9 @@ def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float
     """
     if INT64_MIN in new:
         raise ValueError(REASON_ABSENT)
-    if INT64_MIN in old or any(n < o for o, n in zip(old, new)):
-        raise ValueError(REASON_RESET)
     gone = [n - o for o, n in zip(old, new)]
+    if INT64_MIN in old or min(gone, default=0) < 0:
+        raise ValueError(REASON_RESET)
     total = sum(gone)
     if total == 0:
         raise ValueError(REASON_STALE)
@@ -4557,25 +4581,6 @@ def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int
     if not top:
         return None
     return min(1.0, sum((_state_clock(s, clocks) or 0) / top * r for s, r in zip(states, ratios)))
-
-
-_MOST_REMEMBERED = 4096     # a Mac lists 1,500 channels at most so far; replaying many Macs in one process must not pile up
-
-
-def _remembered(function: _Pure) -> _Pure:
-    """A pure function of a few texts that is asked the same thing at every sample (parsing names was a third of a snapshot)."""
-    known: dict[Any, Any] = {}
-
-    def asked(*args: Any) -> Any:
-        try:
-            return known[args]
-        except KeyError:
-            if len(known) >= _MOST_REMEMBERED:
-                known.clear()
-            known[args] = answer = function(*args)
-            return answer
-    asked.__doc__, asked.__name__ = function.__doc__, function.__name__
-    return asked        # type: ignore[return-value]
 
 
 # ---- which channel is what: exact names and anchored patterns, never substrings (all-smi 412: 106.68 W for a true 36.17 W)
@@ -4704,19 +4709,19 @@ def _histogram(buckets: Sequence[float | None], ratios: Sequence[float]) -> tupl
     pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
     if not pairs:
         raise ValueError(REASON_ABSENT)
-    low, top = min(gb for gb, _ in pairs), max(gb for gb, _ in pairs)
-    weight = sum(r for _, r in pairs)
+    low, top = min(pairs)[0], max(pairs)[0]
+    weight = sum([r for _, r in pairs])         # lists: half the time of generators, and 64 buckets x 56 channels a sample
     if not weight:
         raise ValueError(REASON_ABSENT)
-    mean = sum(gb * r for gb, r in pairs) / weight
-    return mean * 1e9, sum(r for gb, r in pairs if gb == top) / weight > 0.01, mean > low
+    mean = sum([gb * r for gb, r in pairs]) / weight
+    return mean * 1e9, sum([r for gb, r in pairs if gb == top]) / weight > 0.01, mean > low
 
 
 def _floor_share(buckets: Sequence[float | None], ratios: Sequence[float]) -> float:
     """Share of time in the lowest bucket of a bandwidth histogram, where idle engines stay."""
     pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
-    low, weight = min((gb for gb, _ in pairs), default=0.0), sum(r for _, r in pairs)
-    return sum(r for gb, r in pairs if gb == low) / weight if weight else 1.0
+    low, weight = min(pairs, default=(0.0,))[0], sum([r for _, r in pairs])
+    return sum([r for gb, r in pairs if gb == low]) / weight if weight else 1.0
 
 
 # ---- memory
