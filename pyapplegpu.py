@@ -1227,6 +1227,7 @@ class _Runtime:
         self.structs = {}
         self.methods: dict[Any, Any] = {}
         self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
+        self.text: tuple[Any, int, Any, int] | None = None      # the two sends that read an NSString
         self.blocks = {}
         self.thunks = {}
         self.next_block = 0
@@ -1503,10 +1504,13 @@ def _sweep(runtime: _Runtime) -> None:
 def _string_of(pointer: int) -> str:
     """A str of an NSString, embedded NULs and all; "" for one with no UTF-8 form (a lone surrogate)."""
     runtime = _objc()
+    if runtime.text is None:        # the same for every kind of string: not looked up by class again
+        runtime.text = _prepare(pointer, "lengthOfBytesUsingEncoding:") + _prepare(pointer, "UTF8String")
+    measure, key, read, other = runtime.text
     token = runtime.push()
     try:
-        length = _ask(pointer, "lengthOfBytesUsingEncoding:", 4)
-        data = _ask(pointer, "UTF8String") if length else None
+        length = measure(pointer, key, 4)
+        data = read(pointer, other) if length else None
         return ctypes.string_at(data, length).decode("utf-8", "replace") if data else ""
     finally:
         runtime.pop(token)
