@@ -33,17 +33,26 @@ import os
 import struct
 import sys
 import time
-import weakref
 from _operator import itemgetter
 from _thread import RLock, _local, allocate_lock, get_ident  # noqa: F401
-from array import array
+from _weakref import ref as _weak       # what weakref would give, without the 0.5 ms of the rest of it
+from _weakrefset import WeakSet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from typing import Any, NamedTuple, NoReturn
+    from typing import Any, NamedTuple, NoReturn, TypeVar
 
+    _Pure = TypeVar("_Pure", bound=Callable[..., Any])
     _Check = Callable[[Any], None]      # of an untrusted value; raises what is wrong with it
+
+if not TYPE_CHECKING:
+    def array(code, values):
+        """array.array, imported at its first use: it brings collections along, a fifth of what importing this file costs."""
+        global array
+        from array import array
+        return array(code, values)
 
 __version__ = "0.1.0"
 
@@ -281,6 +290,7 @@ if not TYPE_CHECKING:
             cls = type.__new__(meta, name, bases, body)
             cls._fields = tuple(cls.__annotations__) if bases != (tuple,) else ()
             cls._field_defaults = {f: body[f] for f in cls._fields if f in body}
+            cls._ends = {len(cls._fields) - n: tuple(cls._field_defaults.values())[-n:] for n in range(1, len(cls._field_defaults) + 1)}
             for i, field in enumerate(cls._fields):
                 setattr(cls, field, property(itemgetter(i)))
             return cls
@@ -288,7 +298,8 @@ if not TYPE_CHECKING:
     class NamedTuple(tuple, metaclass=_Fields):
         def __new__(cls, *args, **named):
             if named or len(args) != len(cls._fields):
-                args = cls._fill(args, named)
+                end = None if named else cls._ends.get(len(args))       # the usual case: the last fields have defaults
+                args = cls._fill(args, named) if end is None else args + end
             return tuple.__new__(cls, args)
 
         @classmethod
@@ -895,6 +906,9 @@ def _plist_object(data: bytes, size: int, places: list[int], index: int, known: 
         known[index] = None     # a circle ends here
         at = places[index]
         kind, low = data[at] >> 4, data[at] & 15
+        if kind == 5 and low < 15:          # a short text, as every key is
+            known[index] = text = data[at + 1:at + 1 + low].decode("ascii", "replace")
+            return text
         if kind >= 4:
             at, low = _plist_length(data, at, low)
         known[index] = (_plist_items(data, size, places, kind, at, low, known) if kind in (10, 13)
@@ -1174,7 +1188,7 @@ class _Thread(_local):
     pools: Any = ()         # tokens of the pools open on this thread, outermost first
 
 
-class _Reference(weakref.ref):      # type: ignore[type-arg]
+class _Reference(_weak):      # type: ignore[type-arg]
     """Holds an object's one retain count. Its callback releases: unlike __del__ it runs when nobody can get the object
     from the cache any more."""
     __slots__ = ("pointer", "owned")
@@ -1213,6 +1227,7 @@ class _Runtime:
         self.structs = {}
         self.methods: dict[Any, Any] = {}
         self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
+        self.text: tuple[Any, int, Any, int] | None = None      # the two sends that read an NSString
         self.blocks = {}
         self.thunks = {}
         self.next_block = 0
@@ -1489,10 +1504,13 @@ def _sweep(runtime: _Runtime) -> None:
 def _string_of(pointer: int) -> str:
     """A str of an NSString, embedded NULs and all; "" for one with no UTF-8 form (a lone surrogate)."""
     runtime = _objc()
+    if runtime.text is None:        # the same for every kind of string: not looked up by class again
+        runtime.text = _prepare(pointer, "lengthOfBytesUsingEncoding:") + _prepare(pointer, "UTF8String")
+    measure, key, read, other = runtime.text
     token = runtime.push()
     try:
-        length = _ask(pointer, "lengthOfBytesUsingEncoding:", 4)
-        data = _ask(pointer, "UTF8String") if length else None
+        length = measure(pointer, key, 4)
+        data = read(pointer, other) if length else None
         return ctypes.string_at(data, length).decode("utf-8", "replace") if data else ""
     finally:
         runtime.pop(token)
@@ -2757,9 +2775,9 @@ class _SMC:
 
     def info(self, key: str) -> tuple[int, str] | None:
         """(size, type) of a key, asked once."""
-        if not self._possible(key):
-            return None
         if key not in self.infos:
+            if not self._possible(key):
+                return None
             answer = self._ask(_smc_request(_SMC_INFO, key), key)
             self.infos[key] = None if answer is None else (answer[1], answer[2])
         return self.infos[key]
@@ -4485,13 +4503,34 @@ def _acc_clusters(data: bytes) -> tuple[int, ...]:
     return tuple(r[0] for r in sorted(records, key=lambda r: r[1]))
 
 
+_MOST_REMEMBERED = 4096     # a Mac lists 1,500 channels at most so far; replaying many Macs in one process must not pile up
+
+
+def _remembered(function: _Pure) -> _Pure:
+    """A pure function of a few texts that is asked the same thing at every sample (parsing names was a third of a snapshot)."""
+    known: dict[Any, Any] = {}
+
+    def asked(*args: Any) -> Any:
+        try:
+            return known[args]
+        except KeyError:
+            if len(known) >= _MOST_REMEMBERED:
+                known.clear()
+            known[args] = answer = function(*args)
+            return answer
+    asked.__doc__, asked.__name__ = function.__doc__, function.__name__
+    return asked        # type: ignore[return-value]
+
+
 _IDLE_STATES = ("OFF", "IDLE", "DOWN", "SLEEP")
 
 
+@_remembered
 def _is_idle(state: str) -> bool:
     return state.strip().upper() in _IDLE_STATES
 
 
+@_remembered
 def _state_number(state: str) -> int | None:
     """n of a state named Pn or Vn...; None for a name without."""
     digits = ""
@@ -4518,9 +4557,9 @@ def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float
     """
     if INT64_MIN in new:
         raise ValueError(REASON_ABSENT)
-    if INT64_MIN in old or any(n < o for o, n in zip(old, new)):
-        raise ValueError(REASON_RESET)
     gone = [n - o for o, n in zip(old, new)]
+    if INT64_MIN in old or min(gone, default=0) < 0:
+        raise ValueError(REASON_RESET)
     total = sum(gone)
     if total == 0:
         raise ValueError(REASON_STALE)
@@ -4571,6 +4610,7 @@ def _is_indexed(name: str, stem: str) -> bool:
 _RAIL_STEMS = {"gpu_sram": ("GPU SRAM",), "ane": ("ANE",), "dram": ("DRAM",), "encode": ("AVE",), "decode": ("AVD", "VDEC")}
 
 
+@_remembered
 def _rail_of(group: str, subgroup: str, name: str) -> tuple[str, int] | None:
     """(rail, preference) of an energy channel, None for one that belongs to none. Lower preference wins.
 
@@ -4596,6 +4636,7 @@ def _rail_of(group: str, subgroup: str, name: str) -> tuple[str, int] | None:
     return None
 
 
+@_remembered
 def _cluster_energy(name: str) -> tuple[str, str, str] | None:
     """(die, letter, index) of a cluster's energy channel: ECPU, PCPU, MCPU0, EACC_CPU, DIE_0_PACC1_CPU; else None."""
     die, rest = _strip_die(name)
@@ -4609,6 +4650,7 @@ def _cluster_energy(name: str) -> tuple[str, str, str] | None:
     return None
 
 
+@_remembered
 def _cluster_state(name: str) -> tuple[str, str, str] | None:
     """(die, letter, index) of a cluster in CPU Complex Performance States; ECPM, PCPM and *_IDLE are the fabric."""
     die, rest = _strip_die(name)
@@ -4627,6 +4669,7 @@ _AGENT_STEMS = {
 _ENGINE_STEMS = {"encode": ("VENC", "AVE"), "decode": ("VDEC", "AVD"), "prores": ("PRORES",)}
 
 
+@_remembered
 def _agent_matches(unit: str, stems: Sequence[str]) -> bool:
     """True when unit is one of the stems, numbered or with a link suffix: GFX1, PCPU0, ANE L0, DISPEXT2, ANS2."""
     for stem in stems:
@@ -4636,6 +4679,7 @@ def _agent_matches(unit: str, stems: Sequence[str]) -> bool:
     return False
 
 
+@_remembered
 def _traffic(name: str) -> tuple[str, str, bool] | None:
     """(unit, direction, DRAM side) of a bandwidth channel: "GFX DCS RD" -> ("GFX", "RD", True); None for others.
 
@@ -4652,6 +4696,7 @@ def _traffic(name: str) -> tuple[str, str, bool] | None:
     return " ".join(words[:-2] if dram else words[:-1]), words[-1], dram
 
 
+@_remembered
 def _bucket_gb(state: str) -> float | None:
     """GB/s of a bandwidth histogram's state name: "   1GB/s" -> 1.0; None for another name."""
     text = state.strip()
@@ -4668,19 +4713,19 @@ def _histogram(buckets: Sequence[float | None], ratios: Sequence[float]) -> tupl
     pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
     if not pairs:
         raise ValueError(REASON_ABSENT)
-    low, top = min(gb for gb, _ in pairs), max(gb for gb, _ in pairs)
-    weight = sum(r for _, r in pairs)
+    low, top = min(pairs)[0], max(pairs)[0]
+    weight = sum([r for _, r in pairs])         # lists: half the time of generators, and 64 buckets x 56 channels a sample
     if not weight:
         raise ValueError(REASON_ABSENT)
-    mean = sum(gb * r for gb, r in pairs) / weight
-    return mean * 1e9, sum(r for gb, r in pairs if gb == top) / weight > 0.01, mean > low
+    mean = sum([gb * r for gb, r in pairs]) / weight
+    return mean * 1e9, sum([r for gb, r in pairs if gb == top]) / weight > 0.01, mean > low
 
 
 def _floor_share(buckets: Sequence[float | None], ratios: Sequence[float]) -> float:
     """Share of time in the lowest bucket of a bandwidth histogram, where idle engines stay."""
     pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
-    low, weight = min((gb for gb, _ in pairs), default=0.0), sum(r for _, r in pairs)
-    return sum(r for gb, r in pairs if gb == low) / weight if weight else 1.0
+    low, weight = min(pairs, default=(0.0,))[0], sum([r for _, r in pairs])
+    return sum([r for gb, r in pairs if gb == low]) / weight if weight else 1.0
 
 
 # ---- memory
@@ -6739,7 +6784,7 @@ class _Library:
         self.count = 0
         self.engine: _Engine | None = None
         self.opened: tuple[Any, ...] | None = None      # what the engine was made from
-        self.engines: weakref.WeakSet[_Engine] = weakref.WeakSet()
+        self.engines: WeakSet[_Engine] = WeakSet()
         self.hooked = False
         self.live: _LiveMachine | None = None
         self.last = _local()                            # .figure of this thread, for Try
@@ -11248,7 +11293,7 @@ def _attribute(name: str) -> Any:
     """The module's __getattr__: __all__ when a star import asks for it, which an import need not pay for; else Metal's."""
     if name != "__all__":
         return _metal_attribute(name)
-    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "weakref", "itemgetter", "RLock", "allocate_lock",
+    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "WeakSet", "itemgetter", "RLock", "allocate_lock",
               "get_ident", "array", "TYPE_CHECKING", "NamedTuple", "main"}
     found = [one for one in globals() if one[0] != "_" and one not in hidden]
     # gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do
