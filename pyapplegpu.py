@@ -4579,6 +4579,12 @@ def _mean_clock(states: Sequence[str], ratios: Sequence[float], clocks: Sequence
     return sum(mhz * r for mhz, r in pairs if mhz) / weight if weight else None
 
 
+def _beyond(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> bool:
+    """True when more than a hundredth of the active time was spent in states that the table has no clock for."""
+    active = [(_state_clock(s, clocks), r) for s, r in zip(states, ratios) if not _is_idle(s)]
+    return sum(r for mhz, r in active if not mhz) > 0.01 * sum(r for _, r in active)
+
+
 def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> float | None:
     """Active share weighted by clock / top clock: 0.5 at half speed all the time. None without a table."""
     top = max(clocks, default=0)
@@ -5820,8 +5826,14 @@ class _Engine:
 
     def gpu_scaled(self, window: int) -> _Figure:
         states, ratios, figure = self.gpu_ratios(window)
-        value = _scaled(states, ratios, self.gpu_clocks())
-        return figure._replace(value=value)
+        clocks = self.gpu_clocks()
+        self._known(states, ratios, clocks)
+        return figure._replace(value=_scaled(states, ratios, clocks))
+
+    def _known(self, states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> None:
+        """NotSupported when it was active in states beyond the table: an unknown clock is not 0."""
+        if _beyond(states, ratios, clocks):
+            raise self.lacking("registry", "it ran in states that the clock table does not hold")
 
     def gpu_residency(self, window: int) -> _Figure:
         states, ratios, figure = self.gpu_ratios(window)
@@ -5866,6 +5878,7 @@ class _Engine:
         """Mean requested clock while active; the hardware may run lower when it is throttled (macmon 78)."""
         clocks = self.gpu_clocks()
         states, ratios, figure = self.gpu_ratios(window)
+        self._known(states, ratios, clocks)
         mean = _mean_clock(states, ratios, clocks)
         if mean is None:
             raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP, figure.source)
@@ -6581,6 +6594,7 @@ class _Engine:
         cluster, ratios, figure = self.cpu_ratios(window, number)
         if not cluster.clocks:
             raise self.lacking("registry", "no clock table for %s" % cluster.name)
+        self._known(self.main.channels[cluster.lane].states, ratios, cluster.clocks)
         mean = _mean_clock(self.main.channels[cluster.lane].states, ratios, cluster.clocks)
         if mean is None:
             raise _fail(ERROR_NO_DATA, REASON_CPU_ASLEEP, figure.source, "%s was idle for the whole interval" % cluster.name)

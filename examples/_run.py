@@ -21,6 +21,7 @@ from typing import Any, Callable, NamedTuple, Sequence
 from _common import ag
 
 PARTS = ("gpu", "memory", "power", "clocks", "temperature", "bandwidth", "processes")
+SETTLE_S = 2.5          # the longest gap of a healthy rail (2.23 s) and a little
 FORWARDED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
                   if hasattr(signal, name))
 
@@ -111,11 +112,23 @@ class Meter:
         if sizes and None not in sizes:
             self._peak("footprint", sum(s for s in sizes if s is not None))
 
+    def _published_after(self, last: ag.Snapshot) -> ag.Snapshot | None:
+        """A later snapshot in which every live rail has published once more, so that its count at the end is known; most
+        rails publish every second or two, and who has not by then stays with its last count."""
+        later, give_up = None, time.monotonic() + SETTLE_S
+        while time.monotonic() < give_up:
+            behind = [t for t in (later or last).published.values() if last.time_mono_s - 10 < t < last.time_mono_s]
+            if not behind:
+                break
+            time.sleep(0.1)
+            later = ag.DeviceGetSnapshot(self.device, ["power"], timeout=0)
+        return later
+
     def end(self) -> Report:
         """The closing sample and what it all comes to."""
         last, span = self.sample(), time.monotonic() - self._clock
         if last.time_mono_s > self.first.time_mono_s:
-            delta = ag.SnapshotDelta(self.first, last)
+            delta = ag.SnapshotDelta(self.first, last, self._published_after(last))
         else:       # a recording moves in steps of its own: nothing lies between two readings of one step
             delta = ag.Delta(0.0, dict.fromkeys(ag.RAILS), dict.fromkeys(ag.RAILS), None, {}, None, None,
                              {name: ag.REASON_FIRST for name in ag.RAILS + ("gpu_active_s", "read_bytes", "write_bytes")})
