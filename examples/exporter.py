@@ -904,7 +904,8 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
     return Server(uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
         proxy_headers=False, limit_concurrency=args.max_connections, timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=3, h11_max_incomplete_event_size=16384, ssl_certfile=args.tls_cert, ssl_keyfile=args.tls_key))
+        timeout_graceful_shutdown=3, h11_max_incomplete_event_size=16384,
+        ssl_certfile=args.tls_cert, ssl_keyfile=args.tls_key))
 
 
 def _listen(host: str, port: int) -> socket.socket:
