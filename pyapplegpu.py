@@ -7849,7 +7849,7 @@ def _byte_counters(engine: _Engine) -> dict[str, tuple[int, int]]:
             return {}
         t, row = engine.amc.series.points[-1]
         for way in ("RD", "WR"):
-            lanes = engine.amc.planned((way,), lambda way=way: engine._traffic_lanes(engine.amc, way, ()))
+            lanes = engine._traffic_lanes(engine.amc, way, ())
             values = [engine.amc.lane(row, i)[0] * _BYTE_UNITS[engine.amc.channels[i].unit] for i in lanes]
             if values and min(values) >= 0:
                 counters[way] = (t, sum(values))

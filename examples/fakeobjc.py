@@ -154,8 +154,8 @@ def parameters(source, start):
 
 def kernel_runner(name, parts, barriers):
     """C++ that calls a kernel for every thread of a launch."""
-    lines, call, stage = [], [], 0
-    for n, part in enumerate(parts):
+    call, stage = [], 0
+    for part in parts:
         found = ATTRIBUTE.search(part)
         attribute = found.group(1).strip() if found else "buffer(%d)" % stage
         declared = ATTRIBUTE.sub("", part).strip()

@@ -8,7 +8,6 @@ import asyncio
 import ctypes
 import gc
 import importlib.util
-import json
 import os
 import random
 import shutil
