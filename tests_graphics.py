@@ -233,6 +233,8 @@ class Parity(Base):
                             value = eval(part, names)
                             if " == " in part or " is " in part or " > " in part:
                                 self.assertIs(value, True, part)
+                    if re.match("(compute|render|blit|command)[.]", code):
+                        self.assertEncoded(" %s" % re.search(r"[.](\w+)[(]", code).group(1).replace("_", ":"))
                     if function:
                         self.assertTrue(callable(getattr(ag, function)), function)
         self.assertTrue(mine)
