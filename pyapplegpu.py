@@ -9737,6 +9737,8 @@ def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None
         if label is not None:
             descriptor.setLabel_(label)
         made: MetalObject = vertex.device().newRenderPipelineStateWithDescriptor_error_(descriptor)
+        made._facts = ([MetalFormatInfo(one).value for one in formats], descriptor.depthAttachmentPixelFormat(),
+                       descriptor.stencilAttachmentPixelFormat(), samples)
         return made
 
 
@@ -9824,7 +9826,7 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     there. resolve: the textures that multisampled `colors` are averaged into."""
     targets = [colors] if isinstance(colors, MetalObject) else list(colors)
     resolves = [resolve] if isinstance(resolve, MetalObject) else list(resolve or ())
-    if len(targets) > 8 or resolves and len(resolves) != len(targets) or not (targets or depth or stencil):
+    if len(targets) > 8 or resolves and len(resolves) != len(targets) or not targets and depth is stencil is None:
         raise _bad("a pass has up to 8 colour textures, or depth or stencil; to resolve, a texture for each")
     with MetalPool():
         made: MetalObject = MetalClass("MTLRenderPassDescriptor").renderPassDescriptor()
@@ -9844,7 +9846,12 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
             _attach(made.stencilAttachment(), stencil, True)
             made.stencilAttachment().setClearStencil_(clear_stencil)
         every = targets + [t for t in (depth, stencil) if t is not None]
-        made._facts = min(t.width() for t in every), min(t.height() for t in every)
+        counts = {t.sampleCount() for t in every}
+        if len(counts) > 1:
+            raise _bad("the textures of a pass have the same number of samples")
+        made._facts = (min(t.width() for t in every), min(t.height() for t in every),
+                       [t.pixelFormat() for t in targets], depth.pixelFormat() if depth is not None else 0,
+                       stencil.pixelFormat() if stencil is not None else 0, counts.pop())
         return made
 
 
@@ -9914,6 +9921,9 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
             raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
     if max(len(arguments), len(fragment)) > 31 or max(len(textures), len(vertex_textures)) > 128 or len(samplers) > 16:
         raise _bad("a function takes at most 31 buffers, 128 textures and 16 samplers")
+    if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
+        raise _bad("the pipeline is for colours %r, depth %d, stencil %d, %d samples; the pass has %r, %d, %d, %d"
+                   % (*pipeline._facts, *target._facts[2:]))
     sends: list[tuple[Any, ...]] = [("setRenderPipelineState:", pipeline)]
     if depth is not None:
         _expect(depth, "MTLDepthStencilState")
@@ -9944,7 +9954,7 @@ def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]]
 
 
 def _window(target: MetalObject, viewport: Any, scissor: Any) -> list[tuple[Any, ...]]:
-    width, height = target._facts or (1 << 14, 1 << 14)
+    width, height = target._facts[:2] if target._facts else (1 << 14, 1 << 14)
     view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else tuple(viewport)
     cut = (0, 0, width, height) if scissor is None else tuple(scissor)
     if len(view) != 6 or len(cut) != 4 or min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:

@@ -695,6 +695,10 @@ class Defects(Base):
         self.assertBad("multiple of 2", draw, work, target, pipeline, 1, indices=ag.MetalBuffer(16), index_offset=1)
         self.assertBad("MTLRenderPipelineState", draw, work, target, picture, 3)
         self.assertBad("MTLRenderPassDescriptor", draw, work, picture, pipeline, 3)
+        for formats, depth, samples in (("BGRA8Unorm",), None, 1), (("RGBA8Unorm",), "Depth32Float", 1), (("RGBA8Unorm",), None, 4), (("RGBA8Unorm",) * 2, None, 1):
+            other = ag.MetalRenderPipeline(*self.functions(), formats=formats, depth=depth, samples=samples)
+            self.assertBad("the pipeline is for", draw, work, target, other, 3)
+        self.assertBad("same number", ag.MetalRenderPass, [picture, ag.MetalTexture(8, 8, samples=4, usage="target")])
         self.assertBad("1 to 4096 bytes", draw, work, target, pipeline, 3, bytes(5000))
         self.assertBad("work of MetalBegin", draw, None, target, pipeline, 3)
         self.assertBad("render pass goes", ag.MetalEncode, work, "blit", print, target)
