@@ -143,7 +143,7 @@ def documents():
             with open(path, encoding="utf-8") as f:
                 text = f.read()
             if "| n | PyMetal | here |" in text:
-                return text
+                return text[text.index("## Metal, row by row"):].partition("\n## ")[0]
     raise AssertionError("the parity table is gone")
 
 
