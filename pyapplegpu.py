@@ -9283,8 +9283,9 @@ def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
                                len(objects))
 
 
-# ---- graphics: an option that is one of Apple's constants is its name without the prefix ("lessEqual", "RGBA8Unorm") or
-# ---- the constant; what has no function here is a send away, inside MetalEncode where it needs an encoder
+# ---- graphics
+# An option that is one of Apple's constants is its name without the prefix ("lessEqual", "RGBA8Unorm") or the constant.
+# What has no function here is a send away, inside MetalEncode where it needs an encoder.
 
 class MetalFormat(NamedTuple):
     """How a pixel format lies in memory. A block is one pixel, unless the format is compressed."""
@@ -9307,12 +9308,12 @@ class MetalImage(NamedTuple):
 def _constant_of(prefix: str, value: Any) -> int:
     """A constant of an enumeration by its name or number."""
     constants = _open_constants()
-    if isinstance(value, str) and value:
-        for name in (prefix + value, prefix + value[0].upper() + value[1:]):
-            if name in constants:
-                return constants[name]
-        known = [name[len(prefix):] for name in constants if name.startswith(prefix)]
-        raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(known[:40])))
+    if isinstance(value, str):
+        known = {name[len(prefix):]: number for name, number in constants.items() if name.startswith(prefix)}
+        for name, number in known.items():
+            if name.lower() == value.lower():
+                return number
+        raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(list(known)[:40])))
     if not hasattr(value, "__index__") or isinstance(value, bool) or value < 0:
         raise _bad("%r is no %s" % (value, prefix))
     return int(value)
@@ -9384,7 +9385,8 @@ def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObj
         device = heap.device()
     device = _device(device)
     with MetalPool():
-        descriptor = _texture_descriptor(device, info, kind, (width, height, depth), layers, mipmaps, samples, mode, usage)
+        size = width, height, depth
+        descriptor = _texture_descriptor(device, info, kind, size, layers, mipmaps, samples, mode, usage)
         if heap is None:
             texture = _made_by_metal(device.newTextureWithDescriptor_(descriptor), "texture")
         else:
@@ -9484,9 +9486,9 @@ def MetalTextureWrite(texture: MetalObject, data: Any, region: Sequence[int] | N
         if mode == 3:
             raise _bad("a memoryless texture has no pixels outside of a pass")
         staging = MetalBuffer(view, texture.device())
-        _blit(texture, lambda encoder: encoder.
-              copyFromBuffer_sourceOffset_sourceBytesPerRow_sourceBytesPerImage_sourceSize_toTexture_destinationSlice_destinationLevel_destinationOrigin_(  # noqa: E501
-                  staging, 0, row, plane, size, texture, slice, level, origin))
+        _blit(texture, "copyFromBuffer:sourceOffset:sourceBytesPerRow:sourceBytesPerImage:sourceSize:toTexture:"
+              "destinationSlice:destinationLevel:destinationOrigin:",
+              staging, 0, row, plane, size, texture, slice, level, origin)
 
 
 def MetalTextureRead(texture: MetalObject, region: Sequence[int] | None = None, level: int = 0, slice: int = 0, *,
@@ -9510,15 +9512,15 @@ def MetalTextureRead(texture: MetalObject, region: Sequence[int] | None = None, 
                 out, row, plane if texture.textureType() == 7 else 0, (origin, size), level, slice)
             return bytes(out)
         staging = MetalBuffer(total, texture.device())
-        _blit(texture, lambda encoder: encoder.
-              copyFromTexture_sourceSlice_sourceLevel_sourceOrigin_sourceSize_toBuffer_destinationOffset_destinationBytesPerRow_destinationBytesPerImage_options_(  # noqa: E501
-                  texture, slice, level, origin, size, staging, 0, row, plane, option))
+        _blit(texture, "copyFromTexture:sourceSlice:sourceLevel:sourceOrigin:sourceSize:toBuffer:destinationOffset:"
+              "destinationBytesPerRow:destinationBytesPerImage:options:",
+              texture, slice, level, origin, size, staging, 0, row, plane, option)
         return MetalRead(staging)
 
 
-def _blit(texture: MetalObject, function: Callable[[MetalObject], object]) -> None:
+def _blit(texture: MetalObject, selector: str, *arguments: Any) -> None:
     work = MetalBegin(_queue(texture.device()))
-    MetalEncode(work, "blit", function)
+    MetalEncode(work, "blit", lambda encoder: MetalSend(encoder, selector, *arguments))
     MetalWait(MetalCommit(work))
 
 
@@ -9606,7 +9608,8 @@ def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[by
         line = line[::2]
     elif bits < 8:
         scale = 1 if kind == 3 else 255 // ((1 << bits) - 1)
-        line = bytearray((line[i * bits // 8] >> 8 - bits - i * bits % 8 & (1 << bits) - 1) * scale for i in range(width))
+        most = (1 << bits) - 1
+        line = bytearray((line[i * bits // 8] >> 8 - bits - i * bits % 8 & most) * scale for i in range(width))
     out = bytearray(b"\xff" * 4 * width)
     if kind == 3:
         palette, alpha = chunks[b"PLTE"], chunks.get(b"tRNS", b"")
@@ -9634,7 +9637,8 @@ def MetalTextureLoad(path: str, device: MetalObject | None = None, **options: An
 def MetalTextureSave(texture: MetalObject, path: str, level: int = 0, slice: int = 0) -> None:
     """Write a level of a texture into a PNG file; formats as of MetalPng."""
     width, height, _ = _level_size(texture, level)
-    data = MetalPng(width, height, MetalTextureRead(texture, (0, 0, width, height), level, slice), texture.pixelFormat())
+    pixels = MetalTextureRead(texture, (0, 0, width, height), level, slice)
+    data = MetalPng(width, height, pixels, texture.pixelFormat())
     with open(os.fspath(path), "wb") as file:
         file.write(data)
 
@@ -9648,7 +9652,8 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
     """How a shader reads a texture. argument: usable in argument buffers; anisotropy 1 to 16."""
     if not hasattr(anisotropy, "__index__") or not 1 <= anisotropy <= 16:
         raise _bad("anisotropy is 1 to 16, not %r" % (anisotropy,))
-    device, wrap, how = _device(device), _constant_of("MTLSamplerAddressMode", address), _constant_of("MTLSamplerMinMagFilter", filter)
+    device, wrap = _device(device), _constant_of("MTLSamplerAddressMode", address)
+    how = _constant_of("MTLSamplerMinMagFilter", filter)
     with MetalPool():
         descriptor = MetalClass("MTLSamplerDescriptor").new()
         descriptor.setMinFilter_(how)
@@ -9670,7 +9675,7 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
 
 def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[int] = ()) -> MetalObject:
     """A vertex descriptor: buffer index -> formats of the attributes in it, in memory one after another:
-    {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step once per instance."""
+    {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step per instance."""
     with MetalPool():
         descriptor: MetalObject = MetalClass("MTLVertexDescriptor").vertexDescriptor()
         number = 0
@@ -9695,8 +9700,8 @@ def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[
 
 def _vertex_bytes(code: int) -> int:
     prefix = "MTLVertexFormat"
-    name = next((n[len(prefix):] for n, v in _open_constants().items() if v == code and n.startswith(prefix)), "Invalid")
-    if name == "Invalid":
+    name = next((n[len(prefix):] for n, v in _open_constants().items() if v == code and n.startswith(prefix)), "")
+    if name in ("", "Invalid"):
         raise _bad("%d is no vertex format" % code)
     stem = name.replace("Normalized", "").replace("_BGRA", "")
     if stem[-2:] in ("02", "10", "E5"):     # Int1010102, FloatRG11B10, FloatRGB9E5
@@ -9732,6 +9737,8 @@ def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None
         if label is not None:
             descriptor.setLabel_(label)
         made: MetalObject = vertex.device().newRenderPipelineStateWithDescriptor_error_(descriptor)
+        made._facts = ([MetalFormatInfo(one).value for one in formats], descriptor.depthAttachmentPixelFormat(),
+                       descriptor.stencilAttachmentPixelFormat(), samples)
         return made
 
 
@@ -9766,8 +9773,8 @@ def _set_blend(attachment: MetalObject, blend: Any) -> None:
     parts = _BLENDS.get(blend, ()) if isinstance(blend, str) else tuple(blend)
     if len(parts) not in (4, 6):
         raise _bad("blend is one of %s, or four factors (and two operations), not %r" % (", ".join(_BLENDS), blend))
-    names = ("SourceRGBBlendFactor", "DestinationRGBBlendFactor", "SourceAlphaBlendFactor", "DestinationAlphaBlendFactor",
-             "RgbBlendOperation", "AlphaBlendOperation")
+    names = ("SourceRGBBlendFactor", "DestinationRGBBlendFactor", "SourceAlphaBlendFactor",
+             "DestinationAlphaBlendFactor", "RgbBlendOperation", "AlphaBlendOperation")
     attachment.setBlendingEnabled_(True)
     for n, (name, value) in enumerate(zip(names, parts)):
         MetalSend(attachment, "set%s:" % name, _constant_of("MTLBlendFactor" if n < 4 else "MTLBlendOperation", value))
@@ -9819,8 +9826,8 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     there. resolve: the textures that multisampled `colors` are averaged into."""
     targets = [colors] if isinstance(colors, MetalObject) else list(colors)
     resolves = [resolve] if isinstance(resolve, MetalObject) else list(resolve or ())
-    if len(targets) > 8 or resolves and len(resolves) != len(targets) or not (targets or depth or stencil):
-        raise _bad("a pass has up to 8 colour textures, or depth or stencil; and one texture to resolve each into, or none")
+    if len(targets) > 8 or resolves and len(resolves) != len(targets) or not targets and depth is stencil is None:
+        raise _bad("a pass has up to 8 colour textures, or depth or stencil; to resolve, a texture for each")
     with MetalPool():
         made: MetalObject = MetalClass("MTLRenderPassDescriptor").renderPassDescriptor()
         for n, texture in enumerate(targets):
@@ -9839,7 +9846,12 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
             _attach(made.stencilAttachment(), stencil, True)
             made.stencilAttachment().setClearStencil_(clear_stencil)
         every = targets + [t for t in (depth, stencil) if t is not None]
-        made._facts = min(t.width() for t in every), min(t.height() for t in every)
+        counts = {t.sampleCount() for t in every}
+        if len(counts) > 1:
+            raise _bad("the textures of a pass have the same number of samples")
+        made._facts = (min(t.width() for t in every), min(t.height() for t in every),
+                       [t.pixelFormat() for t in targets], depth.pixelFormat() if depth is not None else 0,
+                       stencil.pixelFormat() if stencil is not None else 0, counts.pop())
         return made
 
 
@@ -9853,15 +9865,17 @@ def _attach(attachment: MetalObject, texture: MetalObject, clear: bool) -> None:
 
 
 _ENCODER_KINDS = {"compute": "computeCommandEncoder", "blit": "blitCommandEncoder",
-                  "render": "renderCommandEncoderWithDescriptor:", "parallel": "parallelRenderCommandEncoderWithDescriptor:",
-                  "acceleration": "accelerationStructureCommandEncoder", "resource state": "resourceStateCommandEncoder"}
+                  "render": "renderCommandEncoderWithDescriptor:",
+                  "parallel": "parallelRenderCommandEncoderWithDescriptor:",
+                  "acceleration": "accelerationStructureCommandEncoder",
+                  "resource state": "resourceStateCommandEncoder"}
 
 
 def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], object],
                 target: MetalObject | None = None) -> None:
-    """Record anything else: MetalCommit calls `function` with an encoder ("compute", "blit", "render" or "parallel" with
-    `target`, a render pass; "acceleration", "resource state", or "none": the command buffer) and ends the encoder
-    whatever happens. MetalEncode(work, "blit", lambda e: e.generateMipmapsForTexture_(texture))."""
+    """Record anything else: MetalCommit calls `function` with an encoder ("compute", "blit", "acceleration",
+    "resource state"; "render" or "parallel" with `target`, a render pass; "none": the command buffer) and ends the
+    encoder whatever happens. MetalEncode(work, "blit", lambda e: e.generateMipmapsForTexture_(texture))."""
     if kind not in _ENCODER_KINDS and kind != "none" or not callable(function):
         raise _bad("kind is one of %s, none, and a function is wanted" % ", ".join(_ENCODER_KINDS))
     if (target is not None) != (kind in ("render", "parallel")):
@@ -9870,7 +9884,8 @@ def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], ob
     _add_to(work, _encode_with, _ENCODER_KINDS.get(kind), arguments, function)
 
 
-def _encode_with(buffer: int, selector: str | None, arguments: Sequence[Any], function: Callable[[Any], object]) -> None:
+def _encode_with(buffer: int, selector: str | None, arguments: Sequence[Any],
+                 function: Callable[[Any], object]) -> None:
     command = _wrap(buffer)
     if selector is None:
         function(command)
@@ -9890,7 +9905,8 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
                     depth: MetalObject | None = None, stencil_reference: int = 0, cull: str | int = "none",
                     winding: str | int = "clockwise", fill: str | int = "fill",
                     viewport: Sequence[float] | None = None, scissor: Sequence[int] | None = None,
-                    wait: Sequence[MetalObject] = (), update: MetalObject | None = None, label: str | None = None) -> None:
+                    wait: Sequence[MetalObject] = (), update: MetalObject | None = None,
+                    label: str | None = None) -> None:
     """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder.
 
     count: vertices, or indices of `indices` (a buffer). arguments, fragment: buffers and values of the vertex and the
@@ -9905,11 +9921,15 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
             raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
     if max(len(arguments), len(fragment)) > 31 or max(len(textures), len(vertex_textures)) > 128 or len(samplers) > 16:
         raise _bad("a function takes at most 31 buffers, 128 textures and 16 samplers")
+    if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
+        raise _bad("the pipeline is for colours %r, depth %d, stencil %d, %d samples; the pass has %r, %d, %d, %d"
+                   % (*pipeline._facts, *target._facts[2:]))
     sends: list[tuple[Any, ...]] = [("setRenderPipelineState:", pipeline)]
     if depth is not None:
         _expect(depth, "MTLDepthStencilState")
         sends += [("setDepthStencilState:", depth), ("setStencilReferenceValue:", stencil_reference)]
-    sends += [("setCullMode:", _constant_of("MTLCullMode", cull)), ("setFrontFacingWinding:", _constant_of("MTLWinding", winding)),
+    sends += [("setCullMode:", _constant_of("MTLCullMode", cull)),
+              ("setFrontFacingWinding:", _constant_of("MTLWinding", winding)),
               ("setTriangleFillMode:", _constant_of("MTLTriangleFillMode", fill)), *_window(target, viewport, scissor)]
     sends += _stage("Vertex", arguments, vertex_textures, ()) + _stage("Fragment", fragment, textures, samplers)
     sends.append(_draw(_constant_of("MTLPrimitiveType", primitive), count, first, instances, indices,
@@ -9934,19 +9954,20 @@ def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]]
 
 
 def _window(target: MetalObject, viewport: Any, scissor: Any) -> list[tuple[Any, ...]]:
-    width, height = target._facts or (1 << 14, 1 << 14)
+    width, height = target._facts[:2] if target._facts else (1 << 14, 1 << 14)
     view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else tuple(viewport)
     cut = (0, 0, width, height) if scissor is None else tuple(scissor)
     if len(view) != 6 or len(cut) != 4 or min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:
         raise _bad("a viewport is (x, y, width, height, near, far), a scissor (x, y, width, height) inside %d x %d"
                    % (width, height))
+    sends: list[tuple[Any, ...]] = [("setViewport:", view), ("setScissorRect:", cut)]
     if target._facts is None:       # a pass made by sends: Metal's own defaults are the target's size
-        return [(name, value) for name, value, given in (("setViewport:", view, viewport), ("setScissorRect:", cut, scissor))
-                if given is not None]
-    return [("setViewport:", view), ("setScissorRect:", cut)]
+        return [one for one, given in zip(sends, (viewport, scissor)) if given is not None]
+    return sends
 
 
-def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject], samplers: Sequence[MetalObject]) -> list[tuple[Any, ...]]:
+def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject],
+           samplers: Sequence[MetalObject]) -> list[tuple[Any, ...]]:
     sends: list[tuple[Any, ...]] = []
     for one in [_argument(n, value) for n, value in enumerate(values) if value is not None]:
         if len(one) == 4:
@@ -9954,7 +9975,8 @@ def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject], sa
         else:
             sends.append(("set%sBytes:length:atIndex:" % name, one[1], len(one[1]), one[0]))
     sends += [("set%sTexture:atIndex:" % name, t, n) for n, t in enumerate(textures) if _expect(t, "MTLTexture")]
-    return sends + [("set%sSamplerState:atIndex:" % name, s, n) for n, s in enumerate(samplers) if _expect(s, "MTLSamplerState")]
+    return sends + [("set%sSamplerState:atIndex:" % name, s, n) for n, s in enumerate(samplers)
+                    if _expect(s, "MTLSamplerState")]
 
 
 def _draw(primitive: int, count: int, first: int, instances: int, indices: MetalObject | None, kind: int,
@@ -9990,7 +10012,8 @@ def MetalHeap(size: int, device: MetalObject | None = None, *, mode: str = "shar
         return heap
 
 
-def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *, mode: str = "shared") -> tuple[int, list[int]]:
+def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
+                  mode: str = "shared") -> tuple[int, list[int]]:
     """(size of a heap, offsets in it) for buffers of these lengths, as Metal wants them aligned."""
     device, at, offsets = _device(device), 0, []
     for length in lengths:
@@ -10001,7 +10024,8 @@ def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *, 
     return at, offsets
 
 
-def MetalHeapBuffer(heap: MetalObject, length: int, offset: int | None = None, *, label: str | None = None) -> MetalObject:
+def MetalHeapBuffer(heap: MetalObject, length: int, offset: int | None = None, *,
+                    label: str | None = None) -> MetalObject:
     """A buffer in a heap, at `offset` when it is a placement heap. Memory when it has no room."""
     _expect(heap, "MTLHeap")
     if not hasattr(length, "__index__") or length <= 0:
@@ -10031,18 +10055,19 @@ def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offse
 
 
 class MetalIndirectCommands:
-    """Dispatches encoded once (MetalIndirect) and run as often as you like (MetalEncodeIndirect). It keeps what they use."""
+    """Dispatches encoded once (MetalIndirect), run as often as you like (MetalEncodeIndirect); keeps what they use."""
     __slots__ = ("buffer", "count", "pipelines", "resources")
 
-    def __init__(self, buffer: MetalObject, count: int, pipelines: list[MetalObject], resources: list[MetalObject]) -> None:
+    def __init__(self, buffer: MetalObject, count: int, pipelines: list[MetalObject],
+                 resources: list[MetalObject]) -> None:
         self.buffer, self.count, self.pipelines, self.resources = buffer, count, pipelines, resources
 
 
 def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None = None, *, ordered: bool = True,
                   label: str | None = None) -> MetalIndirectCommands:
     """Encode dispatches into an indirect command buffer: (pipeline, threads, argument, ...) each, arguments as in
-    MetalEncodeDispatch (values are put into a buffer). The pipelines are made with indirect=True. ordered: each waits for
-    the one before it."""
+    MetalEncodeDispatch (values are put into a buffer). The pipelines are made with indirect=True. ordered: each waits
+    for the one before it."""
     if not commands:
         raise _bad("no commands")
     device = _device(device)
@@ -10055,8 +10080,8 @@ def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None 
         descriptor.setInheritBuffers_(False)
         descriptor.setInheritPipelineState_(False)
         descriptor.setMaxKernelBufferBindCount_(max(max([one[0] + 1 for one in plan[3]] or [1]) for plan in plans))
-        buffer = _made_by_metal(device.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(descriptor, len(plans), 0),
-                       "indirect command buffer")
+        buffer = _made_by_metal(device.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(
+            descriptor, len(plans), 0), "indirect command buffer")
         if label is not None:
             buffer.setLabel_(label)
         pipelines, resources, at = {}, {values._pointer: values}, 0
@@ -10089,10 +10114,11 @@ def _indirect_plan(pipeline: Any = None, threads: Any = None, *arguments: Any) -
     return pipeline, grid, _group(grid, limits, True), bound
 
 
-def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first: int = 0, count: int | None = None) -> None:
-    """Record a run of indirect commands, all or `count` from `first`. On Apple7 and Apple8 (M1, M2) the GPU faults unless
-    the encoder has seen each pipeline, so an empty dispatch of each goes before (as tinygrad does); resources are named
-    with useResource."""
+def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first: int = 0,
+                        count: int | None = None) -> None:
+    """Record a run of indirect commands, all or `count` from `first`. On Apple7 and Apple8 (M1, M2) the GPU faults
+    unless the encoder has seen each pipeline, so an empty dispatch of each goes before (as tinygrad does); resources
+    are named with useResource."""
     if not isinstance(commands, MetalIndirectCommands):
         raise _bad("the commands of MetalIndirect are wanted, not %r" % (commands,))
     count = commands.count - first if count is None else count
@@ -10113,7 +10139,8 @@ def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first:
     MetalEncode(work, "none", lambda command: command.addCompletedHandler_(lambda _, keep=commands: None))
 
 
-def MetalArchive(path: str | None = None, device: MetalObject | None = None, *, label: str | None = None) -> MetalObject:
+def MetalArchive(path: str | None = None, device: MetalObject | None = None, *,
+                 label: str | None = None) -> MetalObject:
     """An archive of compiled pipelines: an empty one, or that of a file. NotFound without the file, MetalError when
     this GPU or macOS cannot use it (then compile again)."""
     device = _device(device)
@@ -10139,7 +10166,8 @@ def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
             elif _is_kind(one._pointer, "MTLRenderPipelineDescriptor", []):
                 archive.addRenderPipelineFunctionsWithDescriptor_error_(one)
             else:
-                archive.addComputePipelineFunctionsWithDescriptor_error_(_expect_class(one, "MTLComputePipelineDescriptor"))
+                _expect_class(one, "MTLComputePipelineDescriptor")
+                archive.addComputePipelineFunctionsWithDescriptor_error_(one)
 
 
 def _kernel_descriptor(function: MetalObject) -> MetalObject:
@@ -10181,7 +10209,7 @@ class MetalCapture:
             what = MetalDevice() if self.what is None else self.what
             manager = MetalClass("MTLCaptureManager").sharedCaptureManager()
             if not manager.supportsDestination_(2):     # MTLCaptureDestinationGPUTraceDocument
-                raise _fail(ERROR_NOT_SUPPORTED, REASON_PERMISSION, "Metal", "start the program with MTL_CAPTURE_ENABLED=1")
+                raise _fail(ERROR_NOT_SUPPORTED, None, "Metal", "start the program with MTL_CAPTURE_ENABLED=1")
             descriptor = MetalClass("MTLCaptureDescriptor").new()
             descriptor.setCaptureObject_(what)
             descriptor.setDestination_(2)

@@ -30,6 +30,7 @@ static void say_object(id o)
 {
     if (!o) { say(" nil"); return; }
     Cls *c = object_getClass(o);
+    if (c->meta || !strcmp(c->name, "NSObject")) { say(" class"); return; }     /* or a protocol: no properties */
     if (inherits(c, objc_getClass("NSString"))) { say(" \"%s\"", text(o)); return; }
     Prop *p = plain(o) ? prop(o, S("label"), 0) : 0;
     const char *name = !strncmp(c->name, "AGX", 3) ? c->name + 3 : c->name;
@@ -76,7 +77,7 @@ static void record(id self, Method *m, id *slot, int stret)
         __atomic_add_fetch(&drawn, 1, __ATOMIC_RELAXED);
         if (!((Bindings *)self->p)->pipeline) offence("%s without a render pipeline", sel);
     }
-    if (!recording) return;
+    if (!recording || !strncmp(sel, "conformsTo", 10) || !strncmp(sel, "isKindOf", 8) || !strncmp(sel, "responds", 8)) return;
     Args a = { (u64 *)slot - stret, 0, 0, 2 + stret, 0, 0, 6 };
 #if defined(__x86_64__)
     a.floats = (double *)(a.ints + 8), a.stack = a.ints + 0xD0 / 8 + 2;
