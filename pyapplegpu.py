@@ -4557,9 +4557,9 @@ def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float
     """
     if INT64_MIN in new:
         raise ValueError(REASON_ABSENT)
-    gone = [n - o for o, n in zip(old, new)]
-    if INT64_MIN in old or min(gone, default=0) < 0:
+    if INT64_MIN in old or any(n < o for o, n in zip(old, new)):
         raise ValueError(REASON_RESET)
+    gone = [n - o for o, n in zip(old, new)]
     total = sum(gone)
     if total == 0:
         raise ValueError(REASON_STALE)
