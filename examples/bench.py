@@ -612,7 +612,7 @@ def raw_send(ag: Any, receiver: Any, selector: str, result: Any, *kinds: Any) ->
 
 
 def metal_sends(ag: Any, quick: bool) -> None:
-    loops, rounds = (300, 3) if quick else (3000, 25)
+    loops, rounds = (300, 3) if quick else (3000, 200)
     device, queue = ag.MetalDevice(), ag.MetalQueue()
     buffer = ag.MetalBuffer(4096)
 
