@@ -282,6 +282,12 @@ def _bad(detail: str) -> AppleGPUError:
 # ======================================================================================================================
 
 if not TYPE_CHECKING:
+    try:        # what collections.namedtuple uses: smaller and faster than a property
+        from _collections import _tuplegetter
+    except ImportError:
+        def _tuplegetter(index, doc):
+            return property(itemgetter(index), doc=doc)
+
     class _Fields(type):
         """Makes NamedTuple below: typing and collections would cost more start-up than the rest of this file."""
 
@@ -292,7 +298,7 @@ if not TYPE_CHECKING:
             cls._field_defaults = {f: body[f] for f in cls._fields if f in body}
             cls._ends = {len(cls._fields) - n: tuple(cls._field_defaults.values())[-n:] for n in range(1, len(cls._field_defaults) + 1)}
             for i, field in enumerate(cls._fields):
-                setattr(cls, field, property(itemgetter(i)))
+                setattr(cls, field, _tuplegetter(i, None))
             return cls
 
     class NamedTuple(tuple, metaclass=_Fields):
@@ -4557,9 +4563,9 @@ def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float
     """
     if INT64_MIN in new:
         raise ValueError(REASON_ABSENT)
-    gone = [n - o for o, n in zip(old, new)]
-    if INT64_MIN in old or min(gone, default=0) < 0:
+    if INT64_MIN in old or any(n < o for o, n in zip(old, new)):
         raise ValueError(REASON_RESET)
+    gone = [n - o for o, n in zip(old, new)]
     total = sum(gone)
     if total == 0:
         raise ValueError(REASON_STALE)
@@ -10755,11 +10761,15 @@ def _nvml_names(prefix: str, names: str) -> list[str]:
 def _nvml_unsupported(names: list[str]) -> None:
     """Puts plain functions (clients copy functions, not callables) that raise NotSupported into the module."""
     for name in names:
-        def unsupported(*args: Any, _name: str = name, **named: Any) -> Any:
-            LibraryGetSource()          # Uninitialized comes first, as in NVML
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_CHIP, None, _name + " has no counterpart on Apple silicon")
-        unsupported.__name__ = unsupported.__qualname__ = name
-        globals()[name] = unsupported
+        globals()[name] = _nvml_refusal(name)
+
+
+def _nvml_refusal(name: str) -> Callable[..., Any]:
+    def unsupported(*args: Any, **named: Any) -> Any:
+        LibraryGetSource()          # Uninitialized comes first, as in NVML
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_CHIP, None, name + " has no counterpart on Apple silicon")
+    unsupported.__name__ = unsupported.__qualname__ = name
+    return unsupported
 
 
 for _prefix, _names, _numbers in _NVML_CONSTANTS:

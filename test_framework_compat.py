@@ -218,7 +218,7 @@ def test_parameters_have_nvidia_names():
         if not name.startswith("nvml") or not isinstance(function, types.FunctionType) or ours is None:
             continue
         parameters = list(inspect.signature(ours).parameters)
-        if parameters != ["args", "_name", "named"]:
+        if parameters != ["args", "named"]:
             assert parameters == list(inspect.signature(function).parameters), name
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import importlib
 import importlib.util
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from typing import Any, Callable, Iterator
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -85,7 +87,7 @@ def opcodes(operation: Callable[[], Any], files: Callable[[str], bool]) -> int:
 
 def metered(data: Any, **options: Any) -> Any:
     """A fakemac.Mac that knows how much time its own functions took."""
-    import fakemac
+    fakemac: Any = importlib.import_module("fakemac")
 
     class Metered(fakemac.Mac):     # type: ignore[misc]
         inside = 0
@@ -277,7 +279,7 @@ OPCODES = {"engine utilisation + memory": 7500, "power reading": 50000, "full sn
 
 
 def section_reading(quick: bool, name: str) -> None:
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     data, turns, entering = recording(name), 3 if quick else 25, callback_cost()
     mine: dict[str, Cost] = {}
     with metered(data) as mac:
@@ -321,20 +323,18 @@ def metalstat_costs(data: Any, turns: int, entering: float) -> dict[str, Any]:
     mac = metered(data)
     mac.__enter__()
     try:
-        import metalstat.gpu
-        import metalstat.ioreport
-        import metalstat.power
-        sampler = metalstat.ioreport.IOReportSampler()
+        ioreport, gpus, powers = (importlib.import_module("metalstat." + name) for name in ("ioreport", "gpu", "power"))
+        sampler = ioreport.IOReportSampler()
 
         def gpu() -> Any:
-            return metalstat.gpu.parse_gpu_metrics(sampler.sample_delta(0.05), [338, 618, 796])
+            return gpus.parse_gpu_metrics(sampler.sample_delta(0.05), [338, 618, 796])
 
         def power() -> Any:
-            return metalstat.power.parse_power_metrics(sampler.sample_delta(0.05), 50.0)
+            return powers.parse_power_metrics(sampler.sample_delta(0.05), 50.0)
 
         def both() -> Any:
             channels = sampler.sample_delta(0.05)
-            return metalstat.gpu.parse_gpu_metrics(channels, [338, 618, 796]), metalstat.power.parse_power_metrics(channels, 50.0)
+            return gpus.parse_gpu_metrics(channels, [338, 618, 796]), powers.parse_power_metrics(channels, 50.0)
 
         return {what: Cost(mac, operation, lambda name: name.startswith(folder), max(3, turns // 3), entering) for what, operation in (
             ("engine utilisation + memory", gpu), ("power reading", power), ("full snapshot", both))}
@@ -349,7 +349,8 @@ def big_smc(keys: int = 3739) -> Any:
     data = recording("m4-macos27")
     smc = data["smc"]
     names = {entry[0] for entry in smc["keys"]}
-    extra, number = [], 0
+    extra: list[list[Any]] = []
+    number = 0
     while len(smc["keys"]) + len(extra) < keys:
         text = "%04X" % number
         number += 17
@@ -365,7 +366,7 @@ def big_smc(keys: int = 3739) -> Any:
 
 
 def section_smc(quick: bool) -> None:
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     with metered(big_smc()) as mac:
         dev = device_of(ag)
         ag.DeviceGetTemperature(dev)
@@ -379,7 +380,7 @@ def section_smc(quick: bool) -> None:
 
 def section_poll(quick: bool) -> None:
     """What the budgets say of six getters, of the first Metal device, and of first readings."""
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     getters = ("DeviceGetUtilization", "DeviceGetPowerUsage", "DeviceGetActiveRatio", "DeviceGetClock", "CpuGetPower", "AneGetPower")
     with metered(recording("m4-macos27")) as mac:
         dev = device_of(ag)
@@ -404,7 +405,7 @@ SUBSCRIBING = ("IOReportCopyChannelsInGroup", "IOReportCreateSubscription", "IOR
 
 
 def section_first(quick: bool, name: str) -> dict[str, Any]:
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     entering = callback_cost()
     with metered(recording("m5max-macos27")) as mac:
         dev = device_of(ag)
@@ -453,27 +454,28 @@ def stub_library(folder: str) -> str | None:
 
 
 def section_nvml(quick: bool) -> None:
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     calls = ("nvmlDeviceGetName", "nvmlDeviceGetIndex", "nvmlDeviceGetMemoryInfo", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage")
     entering = callback_cost()
     with metered(recording("m4-macos27")) as mac:
         dev = device_of(ag)
         ag.nvmlInit()
-        mine = {name: Cost(mac, lambda name=name: getattr(ag, name)(dev), own, 3 if quick else 50, entering) for name in calls}   # type: ignore[misc]
+        mine = {name: Cost(mac, functools.partial(getattr(ag, name), dev), own, 3 if quick else 50, entering) for name in calls}
     with tempfile.TemporaryDirectory() as folder:
         library = stub_library(folder)
         path = found("pynvml")
         if path is None or library is None:
             row(RATIO, "NVML-named calls beside pynvml", NOT_HERE if path is None else "no C compiler")
         else:
-            import pynvml
+            pynvml: Any = importlib.import_module("pynvml")
             pynvml.nvmlLib = ctypes.CDLL(library)
             handle = pynvml.nvmlDeviceGetHandleByIndex(0)
         for name, cost in mine.items():
             theirs = codes = None
             if path and library:
-                theirs = best_ns(lambda: getattr(pynvml, name)(handle), 300 if quick else 2000, 5) / 1000
-                codes = opcodes(lambda: getattr(pynvml, name)(handle), lambda file: file == path)
+                call = functools.partial(getattr(pynvml, name), handle)
+                theirs = best_ns(call, 300 if quick else 2000, 5) / 1000
+                codes = opcodes(call, lambda file: file == path)
             peer = "pynvml over a stub" if theirs else ""
             row(COUNT, "opcodes of " + name, cost.opcodes, "", peer, codes)
             row(TIME, "own time of " + name, cost.best, "µs", peer, theirs)
@@ -513,7 +515,7 @@ def run_cpu(command: list[str], env: dict[str, str] | None = None, rounds: int =
 # ---- a loop
 
 def section_loop(quick: bool) -> None:
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     parts = ("gpu", "memory", "power", "clocks", "temperature", "ane", "cpu", "processes")
     with metered(recording("m1-macos11"), allow=()) as mac:
         started = resident()
@@ -540,7 +542,7 @@ def section_loop(quick: bool) -> None:
             if time.monotonic() - began_all > 90:
                 break
     last = max(marks)
-    for turn, (blocks, memory) in marks.items():
+    for turn, (_, memory) in marks.items():
         row(TIME, "memory after %d ticks, stand-ins and recording included" % turn, memory, "MiB")
     first = min(marks)
     growth = (marks[last][0] - marks[first][0]) * 1000 / max(1, last - first)
@@ -567,8 +569,8 @@ def section_tools(quick: bool) -> None:
     if not found("prometheus_client"):
         row(TIME, "a scrape", "prometheus_client " + NOT_HERE)
         return
-    import exporter
-    import pyapplegpu as ag
+    exporter = importlib.import_module("exporter")
+    ag: Any = importlib.import_module("pyapplegpu")
     device = ag.LibraryOpen(record, speed=0)
     facts = exporter.facts_of(device, ag.DeviceGetSnapshot(device))
     took: list[list[float]] = [[], []]
@@ -592,9 +594,8 @@ def section_metal(quick: bool) -> None:
         return
     fake = None
     if sys.platform != "darwin":
-        import fakeobjc
-        fake = fakeobjc.install()
-    import pyapplegpu as ag
+        fake = importlib.import_module("fakeobjc").install()
+    ag: Any = importlib.import_module("pyapplegpu")
     metal_sends(ag, quick)
     metal_dispatch(ag, fake, quick)
     if fake:
@@ -612,7 +613,7 @@ def raw_send(ag: Any, receiver: Any, selector: str, result: Any, *kinds: Any) ->
 
 
 def metal_sends(ag: Any, quick: bool) -> None:
-    loops, rounds = (300, 3) if quick else (3000, 25)
+    loops, rounds = (300, 3) if quick else (3000, 200)
     device, queue = ag.MetalDevice(), ag.MetalQueue()
     buffer = ag.MetalBuffer(4096)
 
@@ -622,26 +623,24 @@ def metal_sends(ag: Any, quick: bool) -> None:
         utf8 = raw_send(ag, buffer, "UTF8String", ctypes.c_char_p)
         named, pointer_, selector_ = raw_send(ag, device, "name", ctypes.c_void_p)
 
-        def raw_text() -> str:
+        def raw_text(*_: Any) -> str:
             text = utf8[0](named(pointer_, selector_), utf8[2])
             return str(text.decode())
-        kinds = [
-            ("scalar result", 2, lambda: buffer.length(), raw_send(ag, buffer, "length", ctypes.c_uint64), ()),
-            ("void, struct argument", 2, lambda: buffer.didModifyRange_((0, 16)), raw_send(ag, buffer, "didModifyRange:", None, Range), (Range(0, 16),)),
-            ("wrapped result", 2, lambda: buffer.device(), raw_send(ag, buffer, "device", ctypes.c_void_p), ()),
-            ("scalar argument", 2, lambda: device.supportsFamily_(1007), raw_send(ag, device, "supportsFamily:", ctypes.c_bool, ctypes.c_int64), (1007,)),
-            ("string result, raw: send, UTF8String, decode", 3, lambda: device.name(), (lambda *_: raw_text(), 0, 0), ()),
+        ready = raw_send(ag, buffer, "length", ctypes.c_uint64)
+        kinds = [       # statements as one writes them, so that neither side pays for a wrapper of this file
+            ("scalar result", 2, "buffer.length()", ready, ""),
+            ("void, struct argument", 2, "buffer.didModifyRange_(pair)", raw_send(ag, buffer, "didModifyRange:", None, Range), ", span"),
+            ("wrapped result", 2, "buffer.device()", raw_send(ag, buffer, "device", ctypes.c_void_p), ""),
+            ("scalar argument", 2, "device.supportsFamily_(1007)", raw_send(ag, device, "supportsFamily:", ctypes.c_bool, ctypes.c_int64), ", 1007"),
+            ("string result (raw: send, UTF8String, decode)", 3, "device.name()", (raw_text, 0, 0), ""),
         ]
         for what, most, mine, (send, pointer, selector), arguments in kinds:
-            try:
-                mine()
-            except ag.AppleGPUError as problem:
-                row(RATIO, "Metal send: " + what, str(problem)[:60])
-                continue
+            names = {"buffer": buffer, "device": device, "pair": (0, 16), "span": Range(0, 16), "send": send, "p": pointer, "s": selector}
+            timers = timeit.Timer(mine, globals=names), timeit.Timer("send(p, s%s)" % arguments, globals=names)
             pair: list[list[float]] = [[], []]
             for _ in range(rounds):         # alternating: both meet the same neighbours
-                pair[0].append(best_ns(mine, loops // 10, 1))
-                pair[1].append(best_ns(lambda: send(pointer, selector, *arguments), loops // 10, 1))
+                for taken, timer in zip(pair, timers):
+                    taken.append(timer.timeit(loops // 10) / (loops // 10) * 1e9)
             row(RATIO, "Metal send / raw ctypes call: " + what, min(pair[0]) / min(pair[1]), "x", most=most)
             row(TIME, "Metal send: " + what, min(pair[0]), "ns", "raw ctypes", min(pair[1]))
     del queue
@@ -662,7 +661,7 @@ def metal_dispatch(ag: Any, fake: Any, quick: bool) -> None:
         return
     a, b, c, queue = ag.MetalBuffer(256), ag.MetalBuffer(256), ag.MetalBuffer(256), ag.MetalQueue()
     took = []
-    for turn in range(10 if quick else 200):
+    for _ in range(10 if quick else 200):
         before, began = fake.counts()["sends"] if fake else 0, now()
         work = ag.MetalBegin(queue)
         ag.MetalEncodeDispatch(work, kernel, 64, a, b, c)
@@ -699,13 +698,13 @@ def crowded(clients: int) -> Any:
 
 
 def section_growth(quick: bool) -> None:
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     entering, turns = callback_cost(), 3 if quick else 15
     counts, times = {}, {}
     for listed in (97, 1500) if quick else (97, 364, 1500):
         with metered(padded(listed)) as mac:
             dev = device_of(ag)
-            cost = Cost(mac, lambda: ag.Try(ag.DeviceGetPowerUsage, dev, timeout=0), own, turns, entering)
+            cost = Cost(mac, functools.partial(ag.Try, ag.DeviceGetPowerUsage, dev, timeout=0), own, turns, entering)
             counts[listed], times[listed] = cost.calls, cost.us
         forget(ag)
     row(COUNT, "native calls of a power reading: " + ", ".join("%d listed" % n for n in counts), " / ".join(map(str, counts.values())))
@@ -715,7 +714,7 @@ def section_growth(quick: bool) -> None:
     for clients in (24, 200) if quick else (24, 1000):
         with metered(crowded(clients)) as mac:
             dev = device_of(ag)
-            lots[clients] = Cost(mac, lambda: ag.DeviceGetSnapshot(dev, parts=("processes",), timeout=0), own, 3, entering)
+            lots[clients] = Cost(mac, functools.partial(ag.DeviceGetSnapshot, dev, parts=("processes",), timeout=0), own, 3, entering)
         forget(ag)
     most = max(lots)
     row(COUNT, "native calls of the process list: 24, %d AGX clients" % most, " / ".join(str(cost.calls) for cost in lots.values()))
@@ -783,7 +782,7 @@ KEEP: list[Any] = []
 def section_live(quick: bool) -> None:
     if sys.platform != "darwin":
         return
-    import pyapplegpu as ag
+    ag: Any = importlib.import_module("pyapplegpu")
     dev = device_of(ag)
     for what, operation in (("engine utilisation + memory", lambda: (ag.DeviceGetEngineUtilization(dev), ag.MemoryGetUsed(dev))),
                             ("power reading", lambda: ag.Try(ag.DeviceGetPowerUsage, dev, timeout=0)),
