@@ -4860,7 +4860,8 @@ RELEASES = {"IOObjectRelease", "vm_deallocate", "IOServiceClose"}
 # One odd answer stays for good, by decision: no such group; refused; a table or name read once.
 LATCHED = {"IOReportCopyChannelsInGroup", "IOReportCreateSubscription", "CFDictionaryGetValue", "CFArrayGetCount", "CFArrayGetValueAtIndex",
            "IORegistryEntryCreateCFProperty", "objc_msgSend", "CFDataGetLength", "CFStringGetLength", "sysctlbyname", "host_processor_info",
-           "IOReportCreateSamples", "IOServiceGetMatchingServices", "IORegistryEntryGetChildIterator", "IOIteratorNext"}
+           "IOReportCreateSamples", "IOServiceGetMatchingServices", "IORegistryEntryGetChildIterator", "IOIteratorNext",
+           "IOReportStateGetNameForIndex"}
 ERRORS = {      # (function, code) -> (class, reason) that must be among the errors it causes
     ("IOServiceOpen", 0xE00002E2): ("NoPermission", "sandbox"), ("IOServiceOpen", 0xE00002C1): ("NoPermission", "permission"),
     ("IOServiceOpen", 0xE00002C7): ("NotSupported", "macos"), ("IOServiceOpen", 0xE00002BC): ("OperatingSystem", "source_failed"),
