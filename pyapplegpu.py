@@ -5475,6 +5475,13 @@ class _Sensors:
         self.walked: list[str] | None = None        # every key, after a full walk
         self.spans: dict[str, list[str]] = {}
         self.values: dict[str, tuple[int, float | None]] = {}   # key -> (when, value)
+        self.services: tuple[int, list[tuple[str, int, float | None]]] | None = None     # HID: (when, what all said)
+
+    def hid(self, now: int) -> tuple[int, list[tuple[str, int, float | None]]]:
+        """(when, every HID temperature service), at most 2 s old: asking them all costs some hundred calls."""
+        if self.services is None or not 0 <= now - self.services[0] < _SENSOR_AGE:
+            self.services = now, self.machine.hid.temperatures()
+        return self.services
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that start with prefix."""
@@ -6111,18 +6118,20 @@ class _Engine:
         except (NVMLError_NotSupported, NVMLError_NoPermission):
             sensors = []
         if not sensors:
-            sensors, source = self._hid_sensors(hid_names), "hid"
+            sensors, source = self._hid_sensors(hid_names, now), "hid"
         if not sensors:
             if keys:
                 raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
                             "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
             raise self.lacking("smc", "no %s temperature sensor is known here" % what)
         ages = [now - self.sensors.values[s.key][0] for s in sensors if s.key in self.sensors.values]
+        if source == "hid":
+            ages = [now - self.sensors.hid(now)[0]]
         return _Figure(tuple(sensors), max(ages, default=0) / _NS, None, source)
 
-    def _hid_sensors(self, names: Sequence[str]) -> list[TemperatureSensor]:
+    def _hid_sensors(self, names: Sequence[str], now: int) -> list[TemperatureSensor]:
         try:
-            got = self.machine.hid.temperatures()
+            got = self.sensors.hid(now)[1]
         except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
             return []
         return [TemperatureSensor(product, celsius) for product, _, celsius in got

@@ -4677,7 +4677,7 @@ def test_all_three_ways_to_start_are_one():
     assert outs[0] == outs[1] == outs[2] and b"17 / 15 / 15 %" in outs[0]
 
 
-# ---- README's picture: the default view, drawn; `python tests_cli.py` draws it anew
+# ---- README's picture: the default view, drawn; `python -c "import test_pyapplegpu as t; open(t.PICTURE, 'w').write(t.picture())"` draws it anew
 
 PICTURE = os.path.join(HERE, "examples", "pyapplegpu.svg")
 INK = {"1": 'font-weight="bold"', "2": 'fill="#7d8590"', "31": 'fill="#ff7b72"', "32": 'fill="#56d364"', "33": 'fill="#e3b341"'}

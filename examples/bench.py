@@ -339,7 +339,7 @@ def metalstat_costs(data: Any, turns: int, entering: float) -> dict[str, Any]:
         return {what: Cost(mac, operation, lambda name: name.startswith(folder), max(3, turns // 3), entering) for what, operation in (
             ("engine utilisation + memory", gpu), ("power reading", power), ("full snapshot", both))}
     finally:
-        mac.violations.clear()      # it leaks the channels it merged; that is tests_fakemac.py's to say
+        mac.violations.clear()      # it leaks the channels it merged; that is test_fakemac.py's to say
         mac.__exit__(None, None, None)
 
 

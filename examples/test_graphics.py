@@ -1,4 +1,4 @@
-"""Metal, second half: drawing, textures and all the rest, and PyMetal's surface row by row.        python tests_graphics.py
+"""Metal, second half: drawing, textures and all the rest, and PyMetal's surface row by row.        python examples/test_graphics.py
 
 Off macOS it runs on examples/fakeobjc.py, as the tests of the first half do. Draws are recorded there, not rasterised:
 what is checked is what was encoded. On a Mac the same tests talk to Metal; those that read the stand-in's books are skipped.
@@ -138,7 +138,7 @@ class Base(unittest.TestCase):
 # -- parity
 
 def documents():
-    for path in (os.path.join(ROOT, "docs_parity.md"), os.path.join(EXAMPLES, "README.md")):
+    for path in (os.path.join(EXAMPLES, "README.md"),):
         if os.path.exists(path):
             with open(path, encoding="utf-8") as f:
                 text = f.read()

@@ -1,4 +1,4 @@
-"""Metal: the bridge to Objective-C and the functions on it.        python tests_metal.py
+"""Metal: the bridge to Objective-C and the functions on it.        python examples/test_metal.py
 
 Off macOS it runs on examples/fakeobjc.py, which counts every object and every offence; there these tests need a C compiler,
 and a C++ compiler where kernels run. On a Mac the same tests talk to Metal; those that read the stand-in's books are skipped.
