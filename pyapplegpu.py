@@ -6135,7 +6135,7 @@ class _Engine:
         except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
             return []
         return [TemperatureSensor(product, celsius) for product, _, celsius in got
-                if product and product.startswith(tuple(names)) and _plausible_celsius(celsius)]
+                if celsius is not None and product and product.startswith(tuple(names)) and _plausible_celsius(celsius)]
 
     def gpu_sensors(self, window: int) -> _Figure:
         return self._die_sensors(("Tg",), ("GPU MTR Temp Sensor",), "GPU")
