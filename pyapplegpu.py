@@ -5266,7 +5266,7 @@ class _ReportFeed(_Feed):
         self.tried = 0
         self.opening = allocate_lock()
         self.plans: dict[Any, Any] = {}             # what follows from the channels alone
-        self.shares: tuple[int, dict[tuple[int, int], Any]] = (0, {})   # ratios already taken of the newest sample
+        self.shares: tuple[int, dict[Any, Any]] = (0, {})   # ratios already taken of the newest sample
 
     def open(self) -> None:
         """Subscribe, once for the life of the process; a failure that may pass is tried again after 5 s."""
@@ -5381,6 +5381,17 @@ class _ReportFeed(_Feed):
         if (i, window) not in self.shares[1]:
             self.shares[1][i, window] = self._ratios_now(i, window)
         got: tuple[list[float], int] = self.shares[1][i, window]
+        return got
+
+    def histogram(self, i: int, window: int) -> tuple[float, bool, bool, int]:
+        """(bytes per second, saturated, above the floor, span) of a bandwidth histogram; worked out once of each sample."""
+        ratios, span = self.ratios(i, window)
+        if (i, window, "histogram") not in self.shares[1]:
+            try:
+                self.shares[1][i, window, "histogram"] = _histogram(self.buckets(i), ratios) + (span,)
+            except ValueError:      # no state of it names a bandwidth
+                raise self.missing(REASON_ABSENT, self.channels[i].name) from None
+        got: tuple[float, bool, bool, int] = self.shares[1][i, window, "histogram"]
         return got
 
     def _ratios_now(self, i: int, window: int) -> tuple[list[float], int]:
@@ -6346,13 +6357,9 @@ class _Engine:
     def _histograms(self, window: int, whole: Sequence[int], agents: Sequence[int]) -> _Figure:
         self.pmp.refresh(window)
         with self.lock:
-            got = {i: self.pmp.ratios(i, window) for i in list(whole) + list(agents)}
-        try:
-            read = {i: _histogram(self.pmp.buckets(i), ratios) for i, (ratios, _) in got.items()}
-        except ValueError:      # no state of it names a bandwidth
-            raise self.pmp.missing(REASON_ABSENT) from None
+            read = {i: self.pmp.histogram(i, window) for i in (*whole, *agents)}
         lanes = whole if whole and (not agents or any(read[i][2] for i in whole)) else agents
-        span = max(span for _, span in got.values())
+        span = max(one[3] for one in read.values())
         value = Bandwidth(sum(read[i][0] for i in lanes), True, any(read[i][1] for i in lanes))
         return _Figure(value, 0.0, span / _NS, self.pmp.named(lanes[0]), True)
 
