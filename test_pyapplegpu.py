@@ -5594,5 +5594,102 @@ def test_opcodes_are_counted():
         assert 0 < opcodes(lambda: ag.MemoryGetUsed(dev)) < 6000
 
 
+# ======================================================================================================================
+# live: this Mac (skipped elsewhere). Nothing is changed on the machine; the report at the end can be pasted
+# ======================================================================================================================
+
+@pytest.fixture
+def here():
+    """The GPU of this Mac."""
+    if sys.platform != "darwin":
+        pytest.skip("live tests need a Mac")
+    try:
+        ag.LibraryInit()
+    except ag.NVMLError_LibraryNotFound as error:
+        pytest.skip("no Apple GPU here: %s" % error)
+    yield ag.LibraryInitDeviceByIndex(0)
+    ag.LibraryShutDown()
+
+
+def live_calls(device):
+    """(text, call) of every function, with the arguments that this Mac offers."""
+    more = {"DeviceGetFanRpm": range(3), "DeviceGetFanSpeed": range(3), "CpuGetClusterName": range(4),
+            "VpuGetPower": ag.ENGINES, "VpuGetBandwidth": ag.ENGINES, "VpuGetUtilization": ag.ENGINES,
+            "DeviceGetP2PStatus": [(device, 0)], "DeviceGetTopologyLevel": [device]}
+    for name in sorted(ag.__all__):
+        function = getattr(ag, name)
+        if not inspect.isfunction(function) or name.startswith(("nvml", "Metal", "Library", "Snapshot", "_", "Try", "Error", "main")):
+            continue
+        needs_pid = "pid" in inspect.signature(function).parameters
+        for extra in [os.getpid()] if needs_pid else more.get(name, [()]):
+            extra = extra if isinstance(extra, tuple) else (extra,)
+            args = extra if name.startswith("System") else (device, *extra)
+            yield "%s%s" % (name, extra or ""), lambda f=function, a=args: f(*a)
+
+
+def test_live_every_function_answers_or_says_why(here, capsys):
+    lines = []
+    for text, call in live_calls(here):
+        try:
+            value = str(call())[:120]
+            private = text.startswith(("DeviceGetUUID", "ProcessGetInfo", "DeviceGetProcesses"))     # identity, paths, names
+            lines.append("%-40s %s" % (text, "answers" if private else value))
+        except ag.AppleGPUError as error:
+            assert error.reason or isinstance(error, (ag.NVMLError_InvalidArgument, ag.NVMLError_NotFound)), (text, error)
+            lines.append("%-40s -- %s (%s)" % (text, error, error.reason))
+    with capsys.disabled():
+        print("\n---- pyapplegpu %s, live report: paste this into an issue ----" % ag.__version__)
+        print("\n".join(lines + ["%-42s %-6s %s" % (r.source, "ok" if r.ok else r.reason, r.detail) for r in ag.LibraryDiagnose()]))
+
+
+def test_live_figures_are_plausible(here):
+    snapshot = ag.DeviceGetSnapshot(here, timeout=2.5)
+    for field in FIELDS:
+        value = getattr(snapshot, field)
+        assert (value is None) == (field in snapshot.reasons), field
+        if isinstance(value, (int, float)) and field.endswith("_percent"):
+            assert 0 <= value <= 100, field
+        if isinstance(value, (int, float)) and field.endswith(("_bytes", "_mw", "_mj", "_mhz")):
+            assert value >= 0, field
+    if snapshot.gpu_clock_mhz and snapshot.gpu_max_clock_mhz:
+        assert snapshot.gpu_clock_mhz <= snapshot.gpu_max_clock_mhz
+    if snapshot.gpu_power_mw is not None:
+        assert snapshot.gpu_power_mw < 1000000
+    if snapshot.memory_used_bytes is not None and snapshot.system_memory is not None:
+        assert snapshot.memory_used_bytes <= snapshot.system_memory.total_bytes
+
+
+def test_live_energy_agrees_with_power(here):
+    a = ag.DeviceGetSnapshot(here, ["power", "gpu"], timeout=2.5)
+    if a.gpu_energy_mj is None:
+        pytest.skip("no GPU energy here: %s" % a.messages["gpu_energy_mj"])
+    ag._library.engine.machine.clock.sleep(2.0)
+    b = ag.DeviceGetSnapshot(here, ["power", "gpu"], timeout=0)
+    delta = ag.SnapshotDelta(a, b)
+    assert b.gpu_energy_mj >= a.gpu_energy_mj
+    assert delta.joules["gpu"] is None or delta.joules["gpu"] <= 1000 * delta.seconds
+    assert delta.gpu_active_s is None or 0 <= delta.gpu_active_s <= 1.3 * delta.seconds
+
+
+def test_live_raw_records_are_as_the_accessors_say(here):
+    ag.Try(ag.DeviceGetPowerUsage, here)
+    for feed in ag._library.engine.feeds():
+        assert feed.subscription is None or not feed.subscription.note, feed.subscription.note
+
+
+def test_live_recording_replays_the_same_facts(here, tmp_path):
+    path = tmp_path / "mac.json"
+    try:
+        ag.LibraryRecord(path, seconds=1.5, interval=0.5)
+    except fakemac.Violation as violation:      # the stand-ins allow one subscription to a group; a Mac allows more
+        pytest.skip(str(violation))
+    replayed = ag.LibraryOpen(path)
+    for function in (ag.DeviceGetName, ag.DeviceCountGpuCores, ag.DeviceGetMaxClock, ag.MemoryGetTotal, ag.AneCountCores):
+        assert ag.Try(function, replayed)[:2] == ag.Try(function, here)[:2], function.__name__
+    text = path.read_text()
+    for secret in (os.path.expanduser("~"), os.uname().nodename):
+        assert len(secret) < 4 or secret not in text
+
+
 if __name__ == "__main__":
     sys.exit(pytest.main([__file__] + sys.argv[1:]))

@@ -2533,6 +2533,8 @@ class Patches:
 
     def apply(self):
         import platform
+        import sysconfig
+        sysconfig.get_config_vars()     # read now: the file it reads is named after the real sys.platform
         mac = self.mac
         cdll, pydll = self.loader(REAL["CDLL"]), self.loader(REAL["PyDLL"])
         self.set(ctypes, "CDLL", cdll)
