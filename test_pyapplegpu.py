@@ -727,7 +727,7 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("elif asleep - before > _SLEPT:", "elif False:"), ("elif t - self.time > max(_LONGEST, 2 * self.window):", "elif False:"),
     ("if total == 0:\n        raise ValueError(REASON_STALE)", "if total == 0:\n        return [0.0 for _ in gone]"),
     ("if total * tick_ns > 1.25 * span_ns + 1e8:", "if False:"), ("if INT64_MIN in new:", "if False:"),
-    ("if INT64_MIN in old or min(gone, default=0) < 0:", "if False:"), ("return [g / total for g in gone]", "return [g * tick_ns / span_ns for g in gone]"),
+    ("if INT64_MIN in old or any(n < o for o, n in zip(old, new)):", "if False:"), ("return [g / total for g in gone]", "return [g * tick_ns / span_ns for g in gone]"),
     ('return rail in ("cpu", "dram") or (energy.batched and not alive) or (rail == "gpu" and busy)', "return False"),
     ('return rail in ("cpu", "dram") or', "return"), ("(energy.batched and not alive) or", ""), ('or (rail == "gpu" and busy)', ""),
     ("return REASON_FIRST if change[1] < _SURE else REASON_FROZEN", "return REASON_FROZEN"),
