@@ -723,11 +723,13 @@ def test_gpustat_table(mac_name):
 def test_gpustat_watch_mode():
     needs("gpustat")
     with start(["-m", "gpustat", "-i", "0.3", "--no-color"], "m5max-macos27") as process:
-        time.sleep(6)
+        name, out, end = figures("m5max-macos27").name, "", time.monotonic() + 60
+        while out.count(name) < 3 and time.monotonic() < end and process.poll() is None:
+            out += os.read(process.stdout.fileno(), 65536).decode("utf-8", "replace")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert process.returncode == 0 and out.count(figures("m5max-macos27").name) >= 3, (out, err)
-    assert "Traceback" not in err and "Error" not in out
+        rest, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and out.count(name) >= 3, (out + rest, err)
+    assert "Traceback" not in err and "Error" not in out + rest
 
 
 def test_gpustats_own_tests(tmp_path):
