@@ -31,6 +31,8 @@ import pyapplegpu as nv
 
 ROOT = os.path.dirname(os.path.abspath(nv.__file__))
 HERE = os.path.dirname(os.path.abspath(__file__))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in the background of a script: its children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 RECORDINGS = os.path.join(HERE, "examples", "recordings")
 ALIAS = os.path.join(HERE, "examples", "nvml_alias")
 MACS = ("m1-macos11", "m1ultra-macos27", "m4pro", "m5max-macos27")

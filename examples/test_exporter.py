@@ -27,6 +27,8 @@ pytest.importorskip("uvicorn", reason="the exporter needs pyapplegpu[examples] (
 pytest.importorskip("plotly", reason="the dashboard needs pyapplegpu[examples] (plotly)")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in the background of a script: its children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, HERE)
 
 import _browser  # noqa: E402

@@ -28,6 +28,8 @@ from perfmon_lib import compare as comparing                            # noqa: 
 from perfmon_lib import engine, metal, page, report                     # noqa: E402
 
 HERE = Path(__file__).resolve().parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in the background of a script: its children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 RECORDINGS = HERE / "recordings"
 NAMES = sorted(p.stem for p in RECORDINGS.glob("*.json"))
 TICKS = 24_000_000

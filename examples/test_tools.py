@@ -17,6 +17,8 @@ import time
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in the background of a script: its children would ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, HERE)
 
 import _common as c  # noqa: E402
