@@ -10984,6 +10984,7 @@ def nvmlDeviceGetHandleByUUID(uuid: str | bytes) -> Device:
 
 
 def nvmlDeviceGetIndex(handle: Device) -> int:
+    """Its index, from 0."""
     return DeviceGetIndex(handle)
 
 
@@ -11015,6 +11016,7 @@ def nvmlDeviceGetArchitecture(device: Device) -> int:
 
 
 def nvmlDeviceGetNumGpuCores(device: Device) -> int:
+    """GPU cores that are enabled."""
     return DeviceCountGpuCores(device)
 
 
@@ -11148,6 +11150,7 @@ def nvmlDeviceGetSupportedGraphicsClocks(handle: Device, memoryClockMHz: int) ->
 
 
 def nvmlDeviceGetNumFans(device: Device) -> int:
+    """Fans of the Mac; 0 on a fanless one."""
     return DeviceCountFan(device)
 
 

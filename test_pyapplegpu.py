@@ -43,6 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:       # a job in the backg
     signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = [HERE, os.path.join(HERE, "examples")]
 
+import bench  # noqa: E402
 import fakemac  # noqa: E402
 import pyapplegpu as ag  # noqa: E402
 
@@ -5548,28 +5549,8 @@ def test_budget_of_one_poll():
         assert spent["IOReportCreateSamples"] == 1, spent
 
 
-def big_smc(keys=3739):
-    """An SMC as large as the largest seen, in order, with GPU and CPU temperatures among its keys."""
-    data = proof_recording("m4-macos27")
-    smc = data["smc"]
-    names = {entry[0] for entry in smc["keys"]}
-    extra, number = [], 0
-    while len(smc["keys"]) + len(extra) < keys:
-        text = "%04X" % number
-        number += 17
-        for first in "ABCDGHIMNPRUVZ":
-            name = first + text[1:]
-            if name not in names and len(smc["keys"]) + len(extra) < keys:
-                names.add(name)
-                extra.append([name, "ui8 ", 1])
-    head, rest = smc["keys"][:1], smc["keys"][1:]
-    smc["values"].pop("#KEY", None)
-    smc["keys"] = head + sorted(rest + extra, key=lambda entry: entry[0].encode("latin-1"))
-    return data
-
-
 def test_budget_of_the_first_temperature():
-    with proof_mac(big_smc()) as made:
+    with proof_mac(bench.big_smc()) as made:
         dev = device()
         assert len(made.libraries[1].smc_order) == 3739
         _, gpu = count(made, lambda: ag.DeviceGetTemperature(dev))
