@@ -5228,7 +5228,8 @@ def test_interrupted_anywhere(call):
                 made.advance()
                 proof_ask(call, (), dev)
             gc.collect()
-            live = made.live()
+            # the host port is a plain number that nobody owns: interrupted between call and keeping, it counts one send right more
+            live = [entry for entry in made.live() if entry.maker != "mach_host_self"]
         return live, state["left"] > 0
     healthy = interrupted_at(10**9)[0]
     number, step, tried = 1, 1, 0
