@@ -1237,7 +1237,6 @@ class _Runtime:
         self.blocks = {}
         self.thunks = {}
         self.next_block = 0
-        self.sizes: dict[tuple[int, ...], Any] = {}
         self.hot: list[tuple[Any, int]] = []            # the prepared sends of _HOT
         self.launchers: dict[str, tuple[Any, int]] = {}
         self.conforming: dict[tuple[type, str], bool] = {}
@@ -3203,7 +3202,6 @@ class _LiveMachine:
     name = "live"
 
     def __init__(self) -> None:
-        self.calls: dict[str, int] = {}
         self.registry = _Registry()
         self.ioreport = _IOReport()
         self.smc = _SMC()
@@ -4021,7 +4019,6 @@ class _RecordedMachine:
             path = _Recording(_read_json(path), path, bool(loop))
         self.recording: _Recording = path
         self.name = self.recording.path
-        self.calls: dict[str, int] = {}
         self.clock = _ReplayClock(self.recording, speed, monotonic, sleep)
         self.registry = self.ioreport = self.smc = self.hid = self.sysctl = self.mach = self.libproc = self.notify \
             = self.power = self.metal = _Replayed(self.recording, self.clock)
@@ -6299,7 +6296,7 @@ class _Engine:
 
     def _counted_traffic(self, feed: _ReportFeed, window: int, direction: str, stems: Sequence[str]) -> _Figure:
         feed.open()
-        lanes = feed.planned((direction, *stems), lambda: self._traffic_lanes(feed, direction, stems))
+        lanes = self._byte_lanes(feed, direction, stems)
         if not lanes:
             raise self.lacking(feed.source, "no byte counter for this")
         feed.refresh(window)
@@ -6309,6 +6306,10 @@ class _Engine:
             if not moved and not stems and span >= _SURE:
                 raise feed.missing(REASON_FROZEN, "DRAM traffic")
         return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.named(lanes[0]))
+
+    def _byte_lanes(self, feed: _ReportFeed, direction: str, stems: Sequence[str]) -> list[int]:
+        lanes: list[int] = feed.planned((direction, *stems), lambda: self._traffic_lanes(feed, direction, stems))
+        return lanes
 
     @staticmethod
     def _traffic_lanes(feed: _ReportFeed, direction: str, stems: Sequence[str]) -> list[int]:
@@ -7871,7 +7872,7 @@ def _byte_counters(engine: _Engine) -> dict[str, tuple[int, int]]:
             return {}
         t, row = engine.amc.series.points[-1]
         for way in ("RD", "WR"):
-            lanes = engine._traffic_lanes(engine.amc, way, ())
+            lanes = engine._byte_lanes(engine.amc, way, ())
             values = [engine.amc.lane(row, i)[0] * _BYTE_UNITS[engine.amc.channels[i].unit] for i in lanes]
             if values and min(values) >= 0:
                 counters[way] = (t, sum(values))
@@ -8736,17 +8737,6 @@ def _size(value: Any, what: str) -> tuple[int, int, int]:
         raise _bad("a %s is one to three numbers greater than 0, not %r" % (what, value))
     width, height, depth = [p.__index__() for p in parts] + [1] * (3 - len(parts))
     return width, height, depth
-
-
-def _size_struct(size: tuple[int, int, int]) -> Any:
-    """MTLSize of three numbers; those seen before are kept."""
-    sizes = _objc().sizes
-    found = sizes.get(size)
-    if found is None:
-        found = _struct("MTLSize")(*size)
-        if len(sizes) < 256:
-            sizes[size] = found
-    return found
 
 
 def _group(grid: tuple[int, int, int], limits: MetalPipelineLimits, by_threads: bool) -> tuple[int, int, int]:

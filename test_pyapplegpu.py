@@ -5470,31 +5470,12 @@ def count(made, operation):
     """(what it gave, Counter of native calls): the harness for every budget that is a count."""
     before = made.calls.copy()
     value = operation()
-    made.calls.update({})
     spent = made.calls - before
     return value, spent
 
 
 def natives(spent):
     return sum(number for name, number in spent.items() if ":" not in name)
-
-
-def opcodes(operation, file=None):
-    """Bytecodes executed in the library's own file: a figure that does not depend on the machine."""
-    total, file = [0], file or ag.__file__
-
-    def tracer(frame, event, argument):
-        if frame.f_code.co_filename != file:
-            return None
-        frame.f_trace_lines, frame.f_trace_opcodes = False, True
-        total[0] += event == "opcode"
-        return tracer
-    sys.settrace(tracer)
-    try:
-        operation()
-    finally:
-        sys.settrace(None)
-    return total[0]
 
 
 def test_budget_of_the_registry_poll():
@@ -5575,7 +5556,7 @@ def test_opcodes_are_counted():
     with proof_mac():
         dev = device()
         ag.MemoryGetUsed(dev)
-        assert 0 < opcodes(lambda: ag.MemoryGetUsed(dev)) < 6000
+        assert 0 < bench.opcodes(lambda: ag.MemoryGetUsed(dev), ag.__file__.__eq__) < 6000
 
 
 # ======================================================================================================================
