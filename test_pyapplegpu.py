@@ -2829,7 +2829,7 @@ def test_every_source_answers_or_raises_its_own_error():
     said = m.metal.device()
     assert said == m.metal.device(4294968440) and said["families"] == (1001, 5001) and said["architecture"] is None
     assert said["recommendedMaxWorkingSetSize"] == 1 << 33 and said["maxBufferLength"] is None
-    assert m.name == "tiny.json" and m.calls == {} and m.forked() is None
+    assert m.name == "tiny.json" and m.forked() is None
 
 
 def test_ioreport_subscriptions():
@@ -5439,10 +5439,10 @@ def test_garbage_collection_inside_a_native_call():
                 ag.MemoryGetUsed(dev)
 
         def collecting(*args):
-            ring = [Trouble()]
-            ring.append(ring)
-            del ring
             if made.calls["finalised"] < 50:
+                ring = [Trouble()]
+                ring.append(ring)
+                del ring
                 gc.collect()
             return real(*args)
         made.thunks.pop("IORegistryEntryCreateCFProperty", None)
@@ -5453,7 +5453,8 @@ def test_garbage_collection_inside_a_native_call():
         before = made.live()
         for _ in range(5):
             ag.DeviceGetEngineUtilization(dev)
-        gc.collect()
+        while gc.collect():     # a finaliser makes a ring of its own: none is left for a later test
+            pass
         assert made.live() == before and made.calls["finalised"] > 0
 
 
