@@ -651,6 +651,7 @@ UPDATES = "Number(document.documentElement.dataset.updates || 0)"
 
 
 def look(browser: Any, server: Server, updates: int = 3) -> None:
+    browser.open("about:blank")     # the page of an earlier test still calls its server, which is gone
     browser.events.clear()
     browser.size(1360, 900)
     browser.scheme("light")
