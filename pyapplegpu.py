@@ -6750,11 +6750,9 @@ class _Engine:
         return bytes(short)
 
     def process_cpu_time(self, window: int, pid: int) -> _Figure:
-        """User + system seconds from proc_taskinfo, whose times are mach ticks."""
-        task = self.machine.libproc.task_info(pid)
-        numer, denom = self.machine.mach.timebase()
-        user, system = struct.unpack_from("<2Q", task, 16)
-        return _Figure((user + system) * numer / denom / 1e9, source="libproc")
+        """User + system seconds from proc_taskinfo: ticks of the hardware's clock, also under Rosetta (htop 765, psutil 2728)."""
+        user, system = struct.unpack_from("<2Q", self.machine.libproc.task_info(pid), 16)
+        return _Figure((user + system) / self.machine.clock.ticks_per_second(), source="libproc")
 
     def process_energy(self, window: int, pid: int) -> _Figure:
         rusage = self.machine.libproc.rusage(pid)

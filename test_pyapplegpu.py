@@ -3893,6 +3893,12 @@ def test_one_lane_without_data_does_not_end_all_byte_counters():
     assert "amc dead" not in engine.facts
 
 
+def test_cpu_time_under_rosetta(tmp_path):
+    """mach_timebase_info says 1/1 there while proc_taskinfo counts ticks of 24 MHz: 41.7 times too few seconds."""
+    device = changed(tmp_path, "m1-macos11", lambda data: data["time"].update(timebase=[1, 1]))
+    assert ag.ProcessGetCpuTime(device, 929) == pytest.approx(80.00003870833334)
+
+
 def test_utilisation_without_residency_data_is_the_drivers(tmp_path):
     def gone(data):
         for c in data["ioreport"]["channels"]:
