@@ -2476,6 +2476,10 @@ class _Channel(NamedTuple):
     unit: str                       # mJ, nJ, 24Mticks, B, events, or nothing
     states: tuple[str, ...]
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        return self.group, self.subgroup, self.name
+
 
 _SIMPLE, _STATE, _HISTOGRAM = 1, 2, 3
 _RECORD = 64        # IOReportElement (xnu IOReportTypes.h): provider @0, channel @8, type @16, stamp @24, 4 values @32
@@ -2496,9 +2500,12 @@ def _record_layout(format: int, count: int) -> struct.Struct:
     return struct.Struct("<QQ8xq" + value + ("32x" + value) * (count - 1))
 
 
-def _layout_of(format: int, size: int) -> struct.Struct | None:
-    """The layout of records of `size` bytes, None if they cannot be whole records."""
-    return _record_layout(format, size // _RECORD) if size and size % _RECORD == 0 else None
+def _layout_of(channel: _Channel, size: int) -> struct.Struct | None:
+    """The layout of records of `size` bytes, None if they cannot be the whole channel: one for each state or bucket."""
+    count = size // _RECORD
+    states = len(channel.states) or count if channel.format == _STATE else count
+    fits = count == (1 if channel.format == _SIMPLE else states)
+    return _record_layout(channel.format, count) if count and size % _RECORD == 0 and fits else None
 
 
 def _record_identity(records: bytes) -> tuple[int, int]:
@@ -2509,12 +2516,14 @@ def _record_identity(records: bytes) -> tuple[int, int]:
 class _Place:
     """Where one wanted channel stands in a sample, and how its records are read."""
 
-    __slots__ = ("identity", "position", "layout")
+    __slots__ = ("identity", "position", "layout", "known", "checked")
 
     def __init__(self, identity: tuple[int, int]) -> None:
         self.identity = identity
         self.position: int | None = None
         self.layout: struct.Struct | None = None
+        self.known = False      # a sample held it, so its identity is the driver's own and not the listing's
+        self.checked = False    # its records have been compared with the accessors
 
 
 class _Subscription:
@@ -2529,11 +2538,15 @@ class _Subscription:
         self.handle = handle
         self.listed = listed                # the dictionary that IOReportCreateSamples wants
         self.channels = channels
-        self.note = ""
+        self.notes: dict[int, str] = {}     # what LibraryDiagnose should say of a channel
         self.places = [_Place((c.driver, c.channel)) for c in channels]
-        self.count: int | None = None       # channels in the previous sample; -1: search the next one
+        self.count = -1                     # channels in the previous sample; -1: search the next one
         self.unclear = False
         self.accessors = False              # IOReport's own functions instead of the records
+
+    @property
+    def note(self) -> str:
+        return next(iter(self.notes.values()), "")
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
         """(stamp in ticks, values) for each channel, None for one that this sample does not hold."""
@@ -2545,8 +2558,6 @@ class _Subscription:
                 raise _broken("ioreport", "IOReportCreateSamples gave nothing")
             array = _cf_get(taken, "IOReportChannels", "Array")
             count = _c.CFArrayGetCount(array) if array else 0
-            if self.count is None:
-                self._first(array, count)
             rows = self._rows(array, count)
             if rows is None:
                 self._search(array, count)
@@ -2568,12 +2579,34 @@ class _Subscription:
                 continue                    # in its place, without data
             if self._identity(item, records) != place.identity:
                 return None
-            elif self.accessors:
-                rows[i] = self._accessor_row(i, item, records)
-            elif place.layout is not None and len(records) == place.layout.size:
-                read = place.layout.unpack(records)
-                rows[i] = read[2], read[3:]
+            rows[i] = self._row(i, place, item, records)
         return rows
+
+    def _row(self, i: int, place: _Place, item: Any, records: bytes) -> tuple[int, tuple[int, ...]] | None:
+        if place.layout is None or place.layout.size != len(records):
+            place.layout = _layout_of(self.channels[i], len(records))
+        read = place.layout.unpack(records) if place.layout is not None else None
+        if place.checked and not self.accessors:
+            return None if read is None else (read[2], read[3:])
+        values = self._accessor_values(i, item) if self.accessors else self._checked(i, place, item, read and read[3:])
+        if values is None:
+            return None
+        return struct.unpack_from("<q", records, 24)[0] if records else 0, values   # the stamp is judged by its movement
+
+    def _checked(self, i: int, place: _Place, item: Any, read: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """Once for each channel: do its records say what IOReport's own functions say? Where not, those serve."""
+        try:
+            said = self._accessor_values(i, item)
+        except NVMLError_NotSupported as error:
+            self.notes[i], place.checked = "raw records are used unchecked: %s" % error.detail, True
+            return read
+        self.notes.pop(i, None)
+        if said != read:
+            self.notes[i] = "IOReport accessors are used: raw records of %s differ from them" % self.channels[i].name
+            self.accessors = len(read or ()) == len(said or ())     # an odd number of records may be this sample's only
+        else:
+            place.checked = read is not None
+        return said
 
     @staticmethod
     def _records(array: Any, position: int) -> tuple[Any, bytes]:
@@ -2590,18 +2623,21 @@ class _Subscription:
 
     # ---- the first sample, and one whose list changed
 
-    def _first(self, array: Any, count: int) -> None:
-        """Types are checked, channels found (also by name), records compared with the accessors."""
+    def _search(self, array: Any, count: int) -> None:
+        """Known channels are found by identity, those of one identity in their order; new ones also by their names."""
         self._check_types(array)
-        found = []
-        for position in range(count):
-            item, records = self._records(array, position)
-            found.append((self._identity(item, records), _channel_of(item)))
-        self._find(found)
-        for i, place in enumerate(self.places):
-            if place.position is not None:
-                self._learn(i, place, found[place.position], *self._records(array, place.position))
-        self.count = count
+        listed = [self._records(array, position) for position in range(count)]
+        identities = [self._identity(*one) for one in listed]
+        free: dict[tuple[int, int], list[int]] = {}
+        for position, identity in enumerate(identities):
+            free.setdefault(identity, []).append(position)
+        for place in sorted(self.places, key=lambda place: place.position or 0):
+            left = free.get(place.identity) if place.known else None
+            place.position = left.pop(0) if left else None
+        if not all(place.known for place in self.places):
+            self._introduce({p: (identities[p], _channel_of(listed[p][0])) for left in free.values() for p in left})
+        missing = any(place.position is None for place in self.places)
+        self.count, self.unclear = count, missing and not all(records for _, records in listed)
 
     def _check_types(self, array: Any) -> None:
         """Once per list: the later calls trust that channels and their records keep their types."""
@@ -2610,59 +2646,31 @@ class _Subscription:
             if not _cf_is("Dictionary", item) or data and not _cf_is("Data", data):
                 raise _broken("ioreport", "a channel is not what it was")
 
-    def _find(self, found: list[tuple[tuple[int, int], _Channel]]) -> None:
+    def _introduce(self, listed: Mapping[int, tuple[tuple[int, int], _Channel]]) -> None:
         """Positions by identity and name, then identity alone, then names alone: the listing may lack the driver's id,
         and one driver may use an id for two channels (CPU DVD of an M1)."""
-        wanted = [(p.identity, (c.group, c.subgroup, c.name)) for p, c in zip(self.places, self.channels)]
-        listed = [(identity, (c.group, c.subgroup, c.name)) for identity, c in found]
-        free = set(range(len(listed)))
+        new = [(i, (place.identity, self.channels[i].names)) for i, place in enumerate(self.places) if not place.known]
+        known = {position: (identity, channel.names) for position, (identity, channel) in listed.items()}
         for part in (slice(2), 0, 1):
             positions: dict[Any, list[int]] = {}
-            for i in sorted(free, reverse=True):
-                positions.setdefault(listed[i][part], []).append(i)
-            for place, pair in zip(self.places, wanted):
-                if place.position is None and positions.get(pair[part]):
-                    place.position = positions[pair[part]].pop()
-                    free.discard(place.position)
+            for position in sorted(known, reverse=True):
+                positions.setdefault(known[position][part], []).append(position)
+            for i, pair in new:
+                if not self.places[i].known and positions.get(pair[part]):
+                    position = positions[pair[part]].pop()
+                    del known[position]
+                    self._learn(i, position, *listed[position])
 
-    def _learn(self, i: int, place: _Place, found: tuple[tuple[int, int], _Channel], item: Any, records: bytes) -> None:
-        place.identity, seen = found
-        known = self.channels[i]
-        self.channels[i] = known._replace(driver=place.identity[0], channel=place.identity[1],
-                                          unit=known.unit or seen.unit, states=known.states or seen.states)
-        place.layout = _layout_of(known.format, len(records))
-        read = place.layout.unpack(records)[3:] if place.layout else None
-        try:
-            if not self.accessors and read != self._accessor_values(i, item):
-                self.accessors = True
-                self.note = "IOReport accessors are used: raw records of %s differ from them" % known.name
-        except NVMLError_NotSupported as error:
-            self.note = "raw records are used unchecked: %s" % error.detail
-
-    def _search(self, array: Any, count: int) -> None:
-        """Channels that moved are found by identity; channels of one identity keep their order."""
-        self._check_types(array)
-        positions: dict[tuple[int, int], list[int]] = {}
-        sizes = []
-        for position in range(count):
-            item, records = self._records(array, position)
-            positions.setdefault(self._identity(item, records), []).append(position)
-            sizes.append(len(records))
-        for i in sorted(range(len(self.places)), key=lambda i: self.places[i].position or 0):
-            place = self.places[i]
-            left = positions.get(place.identity)
-            place.position = left.pop(0) if left else None
-            if place.position is not None and place.layout is None:     # absent from the samples before
-                place.layout = _layout_of(self.channels[i].format, sizes[place.position])
-        self.count, self.unclear = count, 0 in sizes and any(place.position is None for place in self.places)
+    def _learn(self, i: int, position: int, identity: tuple[int, int], seen: _Channel) -> None:
+        place, known = self.places[i], self.channels[i]
+        place.identity, place.position, place.known = identity, position, bool(identity[0])     # no driver: no records
+        states = known.states or seen.states
+        if len(states) == len(seen.states):     # a name may have been missing in the listing
+            states = tuple(one or other for one, other in zip(states, seen.states))
+        driver, channel = identity if place.known else (known.driver, known.channel)
+        self.channels[i] = known._replace(driver=driver, channel=channel, unit=known.unit or seen.unit, states=states)
 
     # ---- accessors
-
-    def _accessor_row(self, i: int, item: Any, records: bytes) -> tuple[int, tuple[int, ...]] | None:
-        """The stamp still comes from the record, whose head proved right (it is judged again by its movement)."""
-        values = self._accessor_values(i, item)
-        stamp = struct.unpack_from("<q", records, 24)[0] if records else 0
-        return None if values is None else (stamp, values)
 
     def _accessor_values(self, i: int, item: Any) -> tuple[int, ...] | None:
         format = self.channels[i].format
@@ -2675,19 +2683,23 @@ class _Subscription:
         return tuple(value(item, k) for k in range(count)) if 0 < count <= 4096 else None
 
 
+def _names_of(item: Any) -> tuple[str, str, str, str]:
+    """(group, subgroup, name, unit) of a channel dictionary, of a listing or of a sample."""
+    group, subgroup, name, unit = (_cf_text(ask(item)) or "" for ask in (
+        _c.IOReportChannelGetGroup, _c.IOReportChannelGetSubGroup, _c.IOReportChannelGetChannelName,
+        _c.IOReportChannelGetUnitLabel))
+    return group, subgroup, name or _channel_name(_c.IOReportChannelGetChannelID(item)), unit.strip()
+
+
 def _channel_of(item: Any) -> _Channel:
-    """A channel dictionary, of a listing or of a sample."""
-    number = _c.IOReportChannelGetChannelID(item)
+    """All of a channel dictionary."""
+    group, subgroup, name, unit = _names_of(item)
     format = _c.IOReportChannelGetFormat(item)
     driver = _cf_value(_cf_get(item, "DriverID", "Number"))
     count = _c.IOReportStateGetCount(item) if format == _STATE else 0
     states = [_cf_text(_c.IOReportStateGetNameForIndex(item, k)) for k in range(min(count, 4096))]
-    return _Channel(
-        (driver or 0) & 0xFFFFFFFFFFFFFFFF, number, _cf_text(_c.IOReportChannelGetGroup(item)) or "",
-        _cf_text(_c.IOReportChannelGetSubGroup(item)) or "",
-        _cf_text(_c.IOReportChannelGetChannelName(item)) or _channel_name(number), format,
-        (_cf_text(_c.IOReportChannelGetUnitLabel(item)) or "").strip(),
-        tuple(state or "" for state in states) if any(state for state in states) else ())
+    return _Channel((driver or 0) & 0xFFFFFFFFFFFFFFFF, _c.IOReportChannelGetChannelID(item), group, subgroup, name, format,
+                    unit, tuple(state or "" for state in states) if any(states) else ())
 
 
 class _IOReport:
@@ -2699,39 +2711,53 @@ class _IOReport:
 
     forked = __init__
 
-    def subscribe(self, groups: Iterable[tuple[str, str | None]],
-                  want: Callable[[str, str, str, str], bool]) -> _Subscription | None:
-        """Subscribes to the channels that `want(group, subgroup, name, unit)` picks, None if there are none."""
+    def subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
+                  keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _Subscription | None:
+        """Subscribes to the channels that `want(group, subgroup, name, unit)` picks, and among them to those whose
+        positions `keep(channels)` gives; None if there are none."""
         groups = tuple(groups)
         with self.lock:
             if (groups, want) in self.made:
                 return self.made[groups, want]
-            chosen, channels = _cf_array(), []
+            subgroups: dict[str, set[str | None]] = {}
             for group, subgroup in groups:
-                for item, channel in self._listed(group, subgroup):
-                    if want(channel.group, channel.subgroup, channel.name, channel.unit):
-                        _c.CFArrayAppendValue(chosen, item)
-                        channels.append(channel)
-            if not channels:
+                subgroups.setdefault(group, set()).add(subgroup)
+            listings = [self._list(group, of) for group, of in subgroups.items()]       # kept: they own the items
+            found = [pair for listing, of in zip(listings, subgroups.values()) for pair in self._wanted(listing, of, want)]
+            if keep is not None:
+                found = [found[i] for i in keep([channel for _, channel in found])]
+            if not found:
                 return None
-            made = self._open(chosen, channels)
-            if any(c.format == _STATE and not c.states for c in made.channels):
+            made = self._open(found)
+            if any(c.format == _STATE and not (c.states and all(c.states)) for c in made.channels):
                 made.sample()       # a listing without state names: the sample has them
             self.made[groups, want] = made
             return made
 
     @staticmethod
-    def _listed(group: str, subgroup: str | None) -> Iterator[tuple[int, _Channel]]:
-        """The channels of a group, borrowed until the next; none when this Mac has no such group."""
-        listing = _c.IOReportCopyChannelsInGroup(_cf_key(group), _cf_key(subgroup) if subgroup else None, 0, 0, 0)
+    def _list(group: str, subgroups: Iterable[str | None]) -> Any:
+        """The listing of a group; NULL when this Mac has none. One call for all of its subgroups: it has taken 2.5 s
+        on an M5 Max (all-smi 374)."""
+        subgroup, *more = subgroups
+        return _c.IOReportCopyChannelsInGroup(_cf_key(group), _cf_key(subgroup) if subgroup and not more else None, 0, 0, 0)
+
+    @staticmethod
+    def _wanted(listing: Any, subgroups: Iterable[str | None],
+                want: Callable[[str, str, str, str], bool]) -> Iterator[tuple[int, _Channel]]:
+        """(borrowed item, channel) of each wanted channel of a listing."""
         for item in _cf_items(_cf_get(listing, "IOReportChannels", "Array")):
             if _cf_is("Dictionary", item):
-                channel = _channel_of(item)
-                if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
-                    yield item, channel
+                names = _names_of(item)
+                if (names[1] in subgroups or None in subgroups) and want(*names):
+                    channel = _channel_of(item)
+                    if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
+                        yield item, channel
 
-    def _open(self, chosen: Any, channels: list[_Channel]) -> _Subscription:
+    def _open(self, found: Sequence[tuple[int, _Channel]]) -> _Subscription:
         """A dictionary of our own with the chosen channels only is a valid argument, and keeps a sample small."""
+        chosen, channels = _cf_array(), [channel for _, channel in found]
+        for item, _ in found:
+            _c.CFArrayAppendValue(chosen, item)
         wanted, listed = _cf_dictionary({"IOReportChannels": chosen}), _c.CFObject()
         handle = _c.IOReportCreateSubscription(None, wanted, ctypes.byref(listed), 0, None)
         if not handle:
@@ -3876,8 +3902,8 @@ class _Replayed(_Sysctl):
 
     # -- IOReport --
 
-    def subscribe(self, groups: Iterable[tuple[str, str | None]],
-                  want: Callable[[str, str, str, str], bool]) -> _ReplayedSubscription | None:
+    def subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
+                  keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _ReplayedSubscription | None:
         part, refused = self._part("ioreport"), ""
         chosen: dict[int, _ReplayedChannel] = {}        # by position
         for group, subgroup in groups:
@@ -3890,8 +3916,11 @@ class _Replayed(_Sysctl):
             chosen.update(wanted)
         if refused:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
-        raw = [part["channels"][i] for i in chosen]
-        return _ReplayedSubscription(self._recording, self._clock, raw, list(chosen.values())) if raw else None
+        found = list(chosen.items())
+        if keep is not None:
+            found = [found[i] for i in keep([channel for _, channel in found])]
+        raw = [part["channels"][i] for i, _ in found]
+        return _ReplayedSubscription(self._recording, self._clock, raw, [channel for _, channel in found]) if raw else None
 
     # -- SMC, HID --
 
@@ -4676,6 +4705,7 @@ _AGENT_STEMS = {
     "io": ("ANS", "PCIE", "ATC", "SBR", "APCIE"),
 }
 _ENGINE_STEMS = {"encode": ("VENC", "AVE"), "decode": ("VDEC", "AVD"), "prores": ("PRORES",)}
+_STREAMS = ("RT", "NRT", "NON-RT")
 
 
 @_remembered
@@ -4693,16 +4723,24 @@ def _traffic(name: str) -> tuple[str, str, bool] | None:
     """(unit, direction, DRAM side) of a bandwidth channel: "GFX DCS RD" -> ("GFX", "RD", True); None for others.
 
     Direction is RD, WR or RD+WR. Structural counters (DCS CAS, SR CYCLES) have no direction. "DCS RD" itself has unit "".
+    AMC Stats splits displays and camera into real-time and other streams, which both count ("NRT DISP RD" on M1).
     """
-    _, rest = _strip_die(name)
-    for prefix in ("NRT ", "RT "):              # M1: real-time and other display and camera streams, both count
-        if rest.startswith(prefix):
-            rest = rest[len(prefix):]
-    words = rest.split(" ")
-    if words[-1] not in ("RD", "WR", "RD+WR"):
+    words = [word for word in _strip_die(name)[1].split(" ") if word not in _STREAMS]
+    if not words or words[-1] not in ("RD", "WR", "RD+WR"):
         return None
     dram = len(words) >= 2 and words[-2] == "DCS"
     return " ".join(words[:-2] if dram else words[:-1]), words[-1], dram
+
+
+def _needed_flows(channels: Sequence[Any]) -> list[int]:
+    """Positions of the channels of PMP without the fabric's (AF BW) for whom the DRAM side (DCS BW) lists the same."""
+    dram = [_traffic(c.name) for c in channels if c.subgroup == "DCS BW"]
+
+    def told(flow: tuple[str, str, bool] | None) -> bool:
+        units = [d[0] for d in dram if d is not None and flow is not None and d[1] == flow[1]]
+        asked = [stems for stems in (*_AGENT_STEMS.values(), *_ENGINE_STEMS.values()) if flow is not None and _agent_matches(flow[0], stems)]
+        return bool(units) and all(any(_agent_matches(unit, stems) for unit in units) for stems in asked)
+    return [i for i, c in enumerate(channels) if c.subgroup != "AF BW" or not told(_traffic(c.name))]
 
 
 @_remembered
@@ -5250,11 +5288,11 @@ class _Feed:
 class _ReportFeed(_Feed):
     """One IOReport subscription, made at the first need: energy channels each on its own clock, the rest as whole rows."""
 
-    def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]],
-                 want: Callable[[str, str, str, str], bool]) -> None:
+    def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
+                 keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> None:
         _Feed.__init__(self, engine, "ioreport:" + "+".join(dict.fromkeys(g for g, _ in groups)))
         self.groups = groups
-        self.want = want
+        self.picks = (want, keep)
         self.subscription: Any = None
         self.channels: tuple[Any, ...] = ()
         self.starts: tuple[int, ...] = ()           # where each channel's values begin in a row
@@ -5280,7 +5318,7 @@ class _ReportFeed(_Feed):
     def _subscribe(self, now: int) -> None:
         self.tried = now
         try:
-            subscription = self.engine.machine.ioreport.subscribe(self.groups, self.want)
+            subscription = self.engine.machine.ioreport.subscribe(self.groups, *self.picks)
         except AppleGPUError as error:
             self.error = error
             raise
@@ -5351,11 +5389,15 @@ class _ReportFeed(_Feed):
             self.plans[key] = work()
         return self.plans[key]
 
+    def state_lanes(self, name: str) -> list[int]:
+        """The lanes of the state channels of a name: one for each die."""
+        lanes: list[int] = self.planned("state " + name, lambda: [
+            i for i, c in enumerate(self.channels) if c.name == name and c.format == _STATE])
+        return lanes
+
     def state_lane(self, name: str) -> int | None:
         """The lane of a state channel, None when there is none."""
-        lane: int | None = self.planned("state " + name, lambda: next(
-            (i for i, c in enumerate(self.channels) if c.name == name and c.format == 2), None))
-        return lane
+        return next(iter(self.state_lanes(name)), None)
 
     def buckets(self, i: int) -> tuple[float | None, ...]:
         """GB/s of each state of a bandwidth histogram."""
@@ -5464,7 +5506,9 @@ def _want_pmp(group: str, subgroup: str, name: str, unit: str) -> bool:
         return unit in _ENERGY_UNITS and _rail_of(group, subgroup, name) is not None
     if subgroup == "SOC Floor":
         return name == "ANE-AF-BW"
-    return _traffic(name) is not None
+    # RD+WR is both again, and here RD and WR hold their real-time share, which is listed once more (SiliconScope 30).
+    flow = _traffic(name)
+    return flow is not None and flow[1] != "RD+WR" and not any(word in _STREAMS for word in name.split(" "))
 
 
 def _want_ane(group: str, subgroup: str, name: str, unit: str) -> bool:
@@ -5604,7 +5648,7 @@ class _Engine:
         self.facts: dict[str, Any] = {}         # what does not change, or the NotSupported it gave
         self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
         self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),), _want_amc)
-        self.pmp = _ReportFeed(self, _PMP_GROUPS, _want_pmp)
+        self.pmp = _ReportFeed(self, _PMP_GROUPS, _want_pmp, _needed_flows)
         self.ane = _ReportFeed(self, (("ANE", "IOP State"),), _want_ane)
         self.ticks = _TicksFeed(self, "mach")
         self.clients = _ClientsFeed(self, "registry")
@@ -6299,8 +6343,13 @@ class _Engine:
         lanes = self._byte_lanes(feed, direction, stems)
         if not lanes:
             raise self.lacking(feed.source, "no byte counter for this")
+        return self._counted(feed, lanes, window, stems)
+
+    @staticmethod
+    def _counted(feed: _ReportFeed, lanes: Sequence[int], window: int, stems: Sequence[str]) -> _Figure:
+        """Bytes per second of byte counters; a total (stems empty) that stands is a dead counter."""
         feed.refresh(window)
-        with self.lock:
+        with feed.engine.lock:
             counted = [(feed.counted(i, window), _BYTE_UNITS[feed.channels[i].unit]) for i in lanes]
             moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
             if not moved and not stems and span >= _SURE:
@@ -6327,11 +6376,7 @@ class _Engine:
             i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
             and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)])
         if simple and not stems:
-            self.pmp.refresh(window)
-            with self.lock:
-                counted = [(self.pmp.counted(i, window), _BYTE_UNITS[self.pmp.channels[i].unit]) for i in simple]
-            moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
-            return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, self.pmp.named(simple[0]))
+            return self._counted(self.pmp, simple, window, stems)
         return self._histogram_traffic(window, direction, stems)
 
     def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
@@ -6358,11 +6403,15 @@ class _Engine:
     def _histograms(self, window: int, whole: Sequence[int], agents: Sequence[int]) -> _Figure:
         self.pmp.refresh(window)
         with self.lock:
-            read = {i: self.pmp.histogram(i, window) for i in (*whole, *agents)}
-        lanes = whole if whole and (not agents or any(read[i][2] for i in whole)) else agents
-        span = max(one[3] for one in read.values())
-        value = Bandwidth(sum(read[i][0] for i in lanes), True, any(read[i][1] for i in lanes))
-        return _Figure(value, 0.0, span / _NS, self.pmp.named(lanes[0]), True)
+            lanes, read = whole, [self.pmp.histogram(i, window) for i in whole]
+            if agents and not any(one[2] for one in read):
+                try:
+                    lanes, read = agents, [self.pmp.histogram(i, window) for i in agents]
+                except NVMLError_NotReady:      # an agent is silent: the controller's lowest bucket is what is known
+                    if not whole:
+                        raise
+        value = Bandwidth(sum(one[0] for one in read), True, any(one[1] for one in read))
+        return _Figure(value, 0.0, max(one[3] for one in read) / _NS, self.pmp.named(lanes[0]), True)
 
     def ane_bandwidth(self, window: int) -> _Figure:
         return self._both_ways(window, _AGENT_STEMS["ane"])
@@ -6385,15 +6434,17 @@ class _Engine:
         raise self.lacking("ioreport", "nothing tells of the ANE's activity")
 
     def _ane_share(self, feed: _ReportFeed, channel: str, idle: Callable[[str], bool], method: str, window: int) -> _Figure:
+        """Share of time outside idle states, of the busiest die."""
         feed.open()
-        lane = feed.state_lane(channel)
-        if lane is None:
+        lanes = feed.state_lanes(channel)
+        if not lanes:
             raise self.lacking(feed.source, "no %s channel" % channel)
         feed.refresh(window)
         with self.lock:
-            ratios, span = feed.ratios(lane, window)
-        active = sum(r for s, r in zip(feed.channels[lane].states, ratios) if not idle(s))
-        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, span / _NS, feed.named(lane), True)
+            read = [(feed.channels[i].states, *feed.ratios(i, window)) for i in lanes]
+        active = max(sum(r for s, r in zip(states, ratios) if not idle(s)) for states, ratios, _ in read)
+        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, max(span for _, _, span in read) / _NS,
+                       feed.named(lanes[0]), True)
 
     def _ane_floor(self, window: int) -> _Figure:
         return self._ane_share(self.pmp, "ANE-AF-BW", lambda s: s.strip() == "VMIN", ANE_METHOD_FLOOR, window)
@@ -6750,11 +6801,9 @@ class _Engine:
         return bytes(short)
 
     def process_cpu_time(self, window: int, pid: int) -> _Figure:
-        """User + system seconds from proc_taskinfo, whose times are mach ticks."""
-        task = self.machine.libproc.task_info(pid)
-        numer, denom = self.machine.mach.timebase()
-        user, system = struct.unpack_from("<2Q", task, 16)
-        return _Figure((user + system) * numer / denom / 1e9, source="libproc")
+        """User + system seconds from proc_taskinfo: ticks of the hardware's clock, also under Rosetta (htop 765, psutil 2728)."""
+        user, system = struct.unpack_from("<2Q", self.machine.libproc.task_info(pid), 16)
+        return _Figure((user + system) / self.machine.clock.ticks_per_second(), source="libproc")
 
     def process_energy(self, window: int, pid: int) -> _Figure:
         rusage = self.machine.libproc.rusage(pid)

@@ -335,9 +335,10 @@ class ScriptedMac:
     def unix(self):
         return 0.0
 
-    def subscribe(self, groups, want):
+    def subscribe(self, groups, want, keep=None):
         picked = [pair for pair in self.lanes if pair[0].group in [g for g, _ in groups]
                   and want(pair[0].group, pair[0].subgroup, pair[0].name, pair[0].unit)]
+        picked = [picked[i] for i in keep([c for c, _ in picked])] if keep else picked
         if not picked:
             return None
         return types.SimpleNamespace(channels=tuple(c for c, _ in picked), note="",
@@ -1201,6 +1202,7 @@ def test_selection_on_complete_lists(mac, cpu, wanted):
 @pytest.mark.parametrize("name, parsed", [
     ("GFX DCS RD", ("GFX", "RD", True)), ("GFX1 WR", ("GFX1", "WR", False)), ("DCS RD", ("", "RD", True)),
     ("PRIM GFX RD", ("GFX", "RD", False)), ("DIE0 DCS WR", ("", "WR", True)), ("NRT DISP RD", ("DISP", "RD", False)),
+    ("PRIM DISPEXT1 DCS NON-RT RD", ("DISPEXT1", "RD", True)), ("DISPEXT0 RT RD", ("DISPEXT0", "RD", False)), ("RT", None),
     ("ANE L0 RD+WR", ("ANE L0", "RD+WR", False)), ("DCS CAS", None), ("DCS SR CYCLES", None), ("DCS", None),
 ])
 def test_bandwidth_names(name, parsed):
@@ -2268,6 +2270,51 @@ def test_a_channel_absent_from_the_first_sample_comes_later(mac):
     assert made.sample()[1] is None
     mac.gone = set()
     assert made.sample()[1] == (1001, (1,))
+
+
+def test_a_channel_that_only_its_names_tell_comes_later(mac):
+    """Neither its driver nor its place is known from the listing, and the first sample does not hold it."""
+    mac.gone, mac.listing_driver = {1}, False
+    made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 3), lambda g, s, n, u: True)
+    assert made.sample()[1] is None
+    mac.gone = set()
+    assert [row[1] for row in made.sample()] == [(1,), (1,), (1,), (10, 20, 30), (1, 2)]
+
+
+@pytest.mark.parametrize("odd", [lambda whole: whole[:-64], lambda whole: whole[:-1], lambda whole: whole + whole[:64], lambda whole: b""],
+                         ids=["short", "torn", "long", "empty"])
+def test_an_odd_first_sample_spoils_nothing(mac, odd):
+    groups, whole = native_energy(mac, 2), mac.records
+    made = ag._LiveMachine().ioreport.subscribe(groups, lambda *a: True)
+    mac.records = lambda i: odd(whole(i))
+    made.sample()
+    mac.records = whole
+    for _ in range(2):
+        mac.calls = []
+        assert made.sample() == [(1000, (1,)), (1001, (1,)), (555, (10, 20, 30)), (1003, (1, 2))] and made.note == ""
+    assert not any("Residency" in c or "GetIntegerValue" in c for c in mac.calls), "by the records again"
+
+
+def test_a_state_name_missing_in_the_listing_comes_with_the_first_sample(mac):
+    real, asked = mac.IOReportStateGetNameForIndex, []
+
+    def name(item, k):
+        asked.append(k)
+        return 0 if asked.count(1) == 1 and k == 1 else real(item, k)
+    mac.IOReportStateGetNameForIndex = name
+    made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 2), lambda *a: True)
+    assert made.channels[2].states == ("OFF", "P1", "P2")
+
+
+def test_a_group_is_listed_once_for_all_its_subgroups(mac):
+    """A listing has taken 2.5 s on an M5 Max (all-smi 374), so the groups of bandwidth are not asked for each of their parts."""
+    mac.listing = [(1, 10 + i, "PMP0", subgroup, "AGX RD", 2, "24Mticks", ("   1GB/s",)) for i, subgroup in enumerate(("DCS BW", "Bandwidth"))]
+    mac.values = {0: (5,), 1: (7,)}
+    engine = ag._Engine(ag._LiveMachine())
+    mac.calls = []
+    engine.pmp.open()
+    assert [c.subgroup for c in engine.pmp.channels] == ["DCS BW"]
+    assert mac.calls.count("IOReportCopyChannelsInGroup") == 4      # PMP, PMP0, PMP1, Energy Counters
 
 
 def test_equal_names_and_equal_ids_stay_apart(mac):
@@ -3893,6 +3940,58 @@ def test_one_lane_without_data_does_not_end_all_byte_counters():
     assert "amc dead" not in engine.facts
 
 
+def gb(channel, *shares):
+    """A lane of a bandwidth histogram: the share of time in each of its buckets of 1, 2, 3 ... GB/s (times `floor`)."""
+    return channel, lambda t: (t, tuple(int(t * 24000 * share) for share in shares))
+
+
+def flow(name, subgroup="DCS BW", floor=1, count=2):
+    return Channel(name, "PMP0", "24Mticks", ["%4dGB/s" % (floor * n) for n in range(1, count + 1)], subgroup)
+
+
+FLOWS = [       # (lanes of PMP0, agent, GB/s read)
+    ([gb(flow("DISPEXT0 RD"), 0.5, 0.5), gb(flow("DISPEXT0 RT RD"), 0.5, 0.5), gb(flow("DISPEXT0 RD+WR"), 0.0, 1.0), gb(flow("AGX RD"), 0.0, 1.0)],
+     None, 3.5),                        # real-time reads are in the reads, as M5 Max lists them (SiliconScope 30)
+    ([gb(flow("AGX RD"), 0.0, 1.0), gb(flow("AGX RD", "AF BW"), 1.0, 0.0), gb(flow("ANE L0 RD", "AF BW"), 0.0, 1.0)], "ane", 2),
+    ([gb(flow("AGX RD"), 0.0, 1.0), gb(flow("AGX RD", "AF BW"), 1.0, 0.0), gb(flow("ANE L0 RD", "AF BW"), 0.0, 1.0)], None, 2),
+    ([gb(flow("AMCC RD", floor=16), 0.5, 0.5), (flow("AGX RD"), lambda t: (t, (7, 7)))], None, 24),     # a silent agent is not asked
+    ([gb(flow("AMCC RD", floor=16), 1.0, 0.0), (flow("AGX RD"), lambda t: (t, (7, 7)))], None, 16),     # nor in the way
+    ([gb(flow("AMCC RD", floor=16), 1.0, 0.0), gb(flow("AGX RD"), 0.0, 1.0)], None, 2),
+]
+
+
+@pytest.mark.parametrize("lanes, agent, read", FLOWS)
+def test_bandwidth_from_histograms(lanes, agent, read):
+    engine, mac = engine_of(*lanes)
+    figure = engine.settle(lambda w: engine.traffic(w, "RD", agent), engine.window, engine.timeout)
+    assert figure.value.bytes_per_s == pytest.approx(read * 1e9, rel=1e-3) and figure.estimated
+
+
+def test_a_flow_is_subscribed_to_once():
+    """RD+WR is both again, the fabric's side is needed only for whom the DRAM side does not list."""
+    names = ["AGX RD", "AGX WR", "AGX RD+WR", "DISPINT RD", "DISPINT RT RD"]
+    engine, _ = engine_of(*[gb(flow(n), 1.0, 0.0) for n in names], *[gb(flow(n, "AF BW"), 1.0, 0.0) for n in names + ["ANE L0 RD", "PRORES WR"]])
+    engine.pmp.open()
+    assert [(c.subgroup, c.name) for c in engine.pmp.channels] == [
+        ("DCS BW", "AGX RD"), ("DCS BW", "AGX WR"), ("DCS BW", "DISPINT RD"), ("AF BW", "ANE L0 RD"), ("AF BW", "PRORES WR")]
+
+
+def test_ane_use_is_of_both_dies():
+    """Each die has a floor of its own in PMP0 and PMP1; the second may be the one that works."""
+    def floor(group, share):
+        lane = Channel("ANE-AF-BW", group, "24Mticks", ("VMIN", "VNOM"), "SOC Floor")
+        return lane, lambda t: (t, (int(t * 24000 * (1 - share)), int(t * 24000 * share)))
+    engine, _ = engine_of(floor("PMP0", 0.0), floor("PMP1", 0.5))
+    figure = engine.settle(engine.ane_utilization, engine.window, engine.timeout)
+    assert figure.value == (50, ag.ANE_METHOD_FLOOR)
+
+
+def test_cpu_time_under_rosetta(tmp_path):
+    """mach_timebase_info says 1/1 there while proc_taskinfo counts ticks of 24 MHz: 41.7 times too few seconds."""
+    device = changed(tmp_path, "m1-macos11", lambda data: data["time"].update(timebase=[1, 1]))
+    assert ag.ProcessGetCpuTime(device, 929) == pytest.approx(80.00003870833334)
+
+
 def test_utilisation_without_residency_data_is_the_drivers(tmp_path):
     def gone(data):
         for c in data["ioreport"]["channels"]:
@@ -3910,10 +4009,10 @@ def test_a_refused_energy_model_does_not_hide_what_pmp_counts():
     engine, mac = engine_of((dram, batched(2)), (Channel("CPU Energy"), batched(5)))
     real = mac.subscribe
 
-    def subscribe(groups, want):
+    def subscribe(groups, *picks):
         if groups[0][0] == "Energy Model":
             raise ag._fail(ag.ERROR_NOT_SUPPORTED, ag.REASON_MACOS, "ioreport:Energy Model", "refused")
-        return real(groups, want)
+        return real(groups, *picks)
     mac.subscribe = subscribe
     assert ask(engine, engine.rail_power, "dram") == pytest.approx(2)
     with pytest.raises(ag.NVMLError_NotSupported) as caught:
