@@ -4963,24 +4963,39 @@ def _not_ready(reason: str, source: str, detail: str, began: int, lapse: int = 0
     return error
 
 
+_WAITABLE = (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_STALE, REASON_SLOW)
+
+
+def _hope(error: AppleGPUError, entered: int, timeout: int) -> int:
+    """Until when a call that began at `entered` may wait for what this error lacks; 0 where waiting gives nothing."""
+    if timeout <= 0 or error.reason not in _WAITABLE:
+        return 0
+    until: int = getattr(error, "_began", -timeout) + timeout
+    if error.reason == REASON_STALE and getattr(error, "_lapse", 0) > _HOLD:
+        until = max(until, entered + _STEP)     # nobody looked for so long that it may publish with this look
+    return until
+
+
 # ---- histories
 
-def _baseline(clocks: Sequence[int], window: int, shortest: int) -> int | None:
-    """Index of the baseline of the newest point: of those at least half a window old the one nearest to a window."""
-    ages = [clocks[-1] - c for c in clocks]
-    fit = [i for i, age in enumerate(ages) if age >= max(shortest, window // 2)]
-    if fit:
-        return min(fit, key=lambda i: (abs(ages[i] - window), -ages[i]))
-    return 0 if ages and ages[0] >= shortest else None
+def _baseline(points: Sequence[Any], window: int, shortest: int, first: int = 0) -> tuple[int | None, bool]:
+    """(index of the baseline of the newest point, True when all that is missing is a point young enough).
 
-
-def _reach(points: Sequence[Any], window: int, shortest: int) -> tuple[int | None, bool]:
-    """(index of the baseline of the newest point, True when there are only older points than count as the last poll:
-    those that another caller's longer window has kept)."""
-    clocks = [point[0] for point in points]
-    old = sum(clocks[-1] - c > max(_LONGEST, 2 * window) + window for c in clocks) if clocks else 0
-    base = _baseline(clocks[old:], window, shortest) if clocks else None
-    return None if base is None else base + old, 0 < old == len(clocks) - 1
+    Of the points from `first` on that are at least half a window old the one nearest to a window; the oldest where none
+    is that old. What only another caller's longer window has kept is not "since the last poll".
+    """
+    i = len(points) - 2
+    if i < first:
+        return None, False
+    newest, enough = points[-1][0], max(window, shortest)
+    while i > first and newest - points[i][0] < enough:
+        i -= 1
+    age, younger = newest - points[i][0], newest - points[i + 1][0]
+    if age > max(_LONGEST, 2 * window) + window:
+        return (i + 1 if younger >= shortest else None), not younger
+    if younger >= max(shortest, window // 2) and window - younger < age - window:
+        return i + 1, False
+    return (i if age >= shortest else None), False
 
 
 def _prune(points: list[Any], window: int) -> None:
@@ -5010,13 +5025,13 @@ class _Energy:
     `look` takes what one sample shows; `change` gives the last reading, `total` the count that never falls.
     """
 
-    __slots__ = ("scale", "batched", "points", "usable", "offset", "stamp", "value", "time", "stood", "gap", "began",
-                 "reason", "barrier", "lapse")
+    __slots__ = ("scale", "batched", "points", "usable", "offset", "stamp", "value", "time", "stood", "gap", "silent",
+                 "began", "reason", "barrier", "lapse")
 
     def __init__(self, scale: tuple[int, int], batched: bool) -> None:
         self.scale = scale                  # to millijoules
         self.batched = batched              # published by PMGR every second or two, not when sampled
-        self.points: list[tuple[int, int]] = []     # (clock, value)
+        self.points: list[tuple[int, int, int]] = []    # (clock, value, the driver's silence before it)
         self.usable = True                  # the stamps are on our clock
         self.offset = 0                     # what earlier lives of the counter held
         self.stamp: int | None = None
@@ -5024,15 +5039,18 @@ class _Energy:
         self.time = 0                       # of the last sample
         self.stood = 0                      # how long the stamp has not moved
         self.gap = 0                        # distance of the last two publications, when it was too long
+        self.silent = False                 # a point of the history came after a silence that is too long for somebody
         self.began = 0                      # since when a baseline is waited with
         self.reason = REASON_FIRST
-        self.barrier: int | None = None     # after sleep: older publications are no baseline
+        self.barrier = 0                    # older publications are no baseline: the Mac slept since
         self.lapse = 0                      # between the last two samples
 
     def drop(self, t: int, reason: str) -> None:
         """Forget the history: the next publication is a new baseline."""
-        self.points, self.reason, self.began, self.stood, self.gap = [], reason, t, 0, 0
-        self.barrier = t - _SHORTEST if reason == REASON_SLEPT else None
+        self.points, self.reason, self.began, self.stood, self.gap, self.silent = [], reason, t, 0, 0, False
+        self.barrier = t - _SHORTEST if reason == REASON_SLEPT else min(self.barrier, t)
+        if t < self.time:
+            self.time = 0           # the clock went back: nothing is early or late against the last sample
 
     def look(self, t: int, stamp: int | None, value: int | None, window: int, finest: int | None = None) -> None:
         """Take the counter as the sample at `t` shows it. `window` is the longest asked for, `finest` the shortest."""
@@ -5057,11 +5075,11 @@ class _Energy:
 
     def _leave_stamps(self) -> None:
         self.usable, self.stood = False, 0
-        self.points = [(self.time, self.value)] if self.points and self.value is not None else []
+        self.points = [(self.time, self.value, 0)] if self.points and self.value is not None else []
 
     def _take(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
         if self.value is not None and value < self.value:
-            self._restart(t, clock, value, REASON_RESET)
+            self._restart(t, clock, value, value - self.value)
         elif not self.points:
             self._first_point(t, clock, value)
         elif clock == self.points[-1][0]:
@@ -5082,32 +5100,31 @@ class _Energy:
         return _COARSE_SHORTEST if self.batched and not self.usable else _SHORTEST
 
     def _first_point(self, t: int, clock: int, value: int) -> None:
-        if self.barrier is not None and self.usable and clock < self.barrier:
+        if clock < self.barrier:
+            self.reason = REASON_SLEPT
             return
         if self.reason == REASON_ABSENT:
             self.reason = REASON_FIRST
-        self.points, self.stood = [(clock, value)], max(0, t - clock)
-        self.began, self.barrier = t, None
+        self.points, self.stood, self.began = [(clock, value, 0)], max(0, t - clock), t
 
-    def _restart(self, t: int, clock: int, value: int, reason: str) -> None:
-        """A new baseline on which the energy stands: what fell or jumped is no energy."""
-        self.offset += (self.value or 0) - value
-        self.points, self.reason, self.began = [(clock, value)], reason, t
-        self.stood, self.gap, self.barrier = max(0, t - clock), 0, None
+    def _restart(self, t: int, clock: int, value: int, lost: int = 0) -> None:
+        """A new baseline; a step that is `lost`, because it fell or jumped, is no energy."""
+        self.drop(t, REASON_RESET)
+        self.offset -= lost
+        self.points, self.stood = [(clock, value, 0)], max(0, t - clock)
 
     def _publish(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
-        last_clock, last_value = self.points[-1]
-        distance = clock - last_clock
-        floor = _COARSE if self.batched and not self.usable else _SHORTEST
-        if distance < 0 or self._too_much(value - last_value, max(floor, distance)):
-            self._restart(t, clock, value, REASON_RESET)
-            return
-        if self.stood > max(_HOLD, window) or distance > max(_LONGEST, 2 * window):
-            self.points, self.reason, self.gap = [(clock, value)], REASON_SLOW, distance
+        step, distance = value - self.points[-1][1], clock - self.points[-1][0]
+        if self._too_much(step, max(_COARSE if self.batched and not self.usable else _SHORTEST, distance)):
+            self._restart(t, clock, value, step)
+        elif distance < 0:
+            self._restart(t, clock, value)
         else:
-            _append(self.points, (clock, value), window, finest)
-            self.gap = 0
-        self.stood = 0
+            silence = max(self.stood, distance // 2 if distance > _LONGEST else 0)
+            _append(self.points, (clock, value, silence), window, finest)
+            slow = silence > max(_HOLD, finest)
+            self.gap, self.stood = (distance, max(0, t - clock)) if slow else (0, 0)
+            self.silent = self.silent or slow
 
     def age(self) -> int:
         """Nanoseconds from the newest publication to the last sample."""
@@ -5122,12 +5139,17 @@ class _Energy:
             return REASON_ABSENT
         if self.points and self.age() > max(_HOLD, window):
             return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE
-        base, late = _reach(self.points, window, self.shortest())
+        since = self._since(window) if self.silent else 0
+        base, late = _baseline(self.points, window, self.shortest(), since)
         if base is None:
             self.began = self.time if late else self.began
-            return REASON_FIRST if late else self.reason
+            return REASON_FIRST if late else REASON_SLOW if since else self.reason
         change, span = self.points[-1][1] - self.points[base][1], self.points[-1][0] - self.points[base][0]
         return REASON_RESET if self._too_much(change, span) else (change, span)
+
+    def _since(self, window: int) -> int:
+        """Index of the first point that counts for a window: what the driver's silence is longer than is not "now"."""
+        return max((i for i, point in enumerate(self.points) if point[2] > max(_HOLD, window)), default=0)
 
     def total(self) -> tuple[int, int] | str:
         """(count, clock of its publication), or the reason why it cannot be told; the count never falls."""
@@ -5142,7 +5164,7 @@ class _Energy:
         newest = self.total()
         if isinstance(newest, str):
             return []
-        kept = [(clock, self.offset + value) for clock, value in self.points if clock < newest[1]]
+        kept = [(clock, self.offset + value) for clock, value, _ in self.points if clock < newest[1]]
         return [(clock, count * self.scale[0] / self.scale[1]) for clock, count in kept + [(newest[1], newest[0])]]
 
 
@@ -5176,7 +5198,7 @@ class _Series:
 
     def interval(self, window: int, shortest: int) -> tuple[Any, Any, int] | None:
         """(old payload, new payload, span), or None without a baseline."""
-        base, late = _reach(self.points, window, shortest)
+        base, late = _baseline(self.points, window, shortest)
         if base is None:
             self.began = self.points[-1][0] if late else self.began
             return None
@@ -5629,10 +5651,7 @@ class _Engine:
             except NVMLError_NotReady as error:
                 now = clock.now()[0]
                 entered = now if entered is None else entered
-                until = getattr(error, "_began", now - timeout) + timeout
-                if error.reason == REASON_STALE and getattr(error, "_lapse", 0) > _HOLD:
-                    until = max(until, entered + _STEP)
-                if timeout <= 0 or now >= until or error.reason in (REASON_FROZEN, REASON_ABSENT):
+                if now >= _hope(error, entered, timeout):
                     raise
             clock.sleep(_STEP / _NS)
 
@@ -5982,7 +6001,8 @@ class _Engine:
         busy = self._gpu_busy(window) if rail == "gpu" else False
         with self.lock:
             alive = self._group_alive(feed, window)
-            return self._sum_power(feed, lanes, window, rail, lambda e: self._zero_is_doubtful(rail, e, alive, busy))
+            never = rail in ("cpu", "dram") or not self._ever_alive(feed)
+            return self._sum_power(feed, lanes, window, rail, never, lambda e: self._zero_is_doubtful(rail, e, alive, busy))
 
     def _gpu_busy(self, window: int) -> bool:
         try:
@@ -6000,10 +6020,11 @@ class _Engine:
     def _zero_is_doubtful(rail: str, energy: _Energy, alive: bool, busy: bool) -> bool:
         return rail in ("cpu", "dram") or (energy.batched and not alive) or (rail == "gpu" and busy)
 
-    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str,
+    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str, never: bool,
                    doubtful: Callable[[_Energy], bool]) -> _Figure:
+        """`never`: these lanes cannot have used nothing since boot."""
         energies = [feed.energies[i] for i in lanes]
-        changes = [self._lane_change(e, window, doubtful(e)) for e in energies]
+        changes = [self._lane_change(e, window, never, doubtful(e)) for e in energies]
         reasons = [c for c in changes if isinstance(c, str)]
         if reasons:
             raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), what)
@@ -6013,10 +6034,10 @@ class _Engine:
                        any(e.batched and not e.usable for e in energies))
 
     @staticmethod
-    def _lane_change(energy: _Energy, window: int, doubtful: bool) -> tuple[int, int] | str:
+    def _lane_change(energy: _Energy, window: int, never: bool, doubtful: bool) -> tuple[int, int] | str:
         change = energy.change(window)
-        if doubtful and energy.value == 0 and energy.batched:
-            return REASON_FROZEN            # nothing since boot, on a rail that cannot be without
+        if never and doubtful and energy.value == 0 and energy.batched:
+            return REASON_FROZEN
         if isinstance(change, str) or change[0] > 0 or not doubtful:
             return change
         return REASON_FIRST if change[1] < _SURE else REASON_FROZEN
@@ -6024,10 +6045,10 @@ class _Engine:
     @staticmethod
     def _no_power(source: str, energies: Sequence[_Energy], reason: str, what: str) -> AppleGPUError:
         age = max(e.age() for e in energies) / _NS
-        gap = max(e.gap for e in energies) / _NS
+        apart = max((e.points[-1][0] - e.points[-2][0] for e in energies if len(e.points) > 1), default=0) / _NS
         detail = "%s: %s; its last publication is %.1f s old" % (what, _ADVICE[reason], age)
-        if gap:
-            detail += ", the one before came %.1f s earlier" % gap
+        if apart:
+            detail += ", the one before came %.1f s earlier" % apart
         return _not_ready(reason, source, detail, max(e.began for e in energies), max(e.lapse for e in energies))
 
     def rail_energy(self, window: int, rail: str) -> _Figure:
@@ -6657,8 +6678,8 @@ class _Engine:
         lanes = self._cluster_lanes(number)
         self.main.refresh(window)
         with self.lock:
-            alive = self._group_alive(self.main, window)
-            return self._sum_power(self.main, lanes, window, self.cluster(number).name, lambda e: not alive)
+            alive, never = self._group_alive(self.main, window), not self._ever_alive(self.main)
+            return self._sum_power(self.main, lanes, window, self.cluster(number).name, never, lambda e: not alive)
 
     def _cluster_lanes(self, number: int) -> tuple[int, ...]:
         cluster = self.cluster(number)
@@ -7630,7 +7651,6 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("system", "memory"), _Engine.memory_pressure, (), (("system_memory_pressure", None),)),
     (("system",), _Engine.power_source, (), (("system_power_source", None),)),
 )
-_WAITABLE = (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_STALE, REASON_SLOW)
 
 
 class Snapshot:
@@ -7809,7 +7829,7 @@ def DeviceGetSnapshot(device: Device, parts: Sequence[str] | None = None, timeou
         if row not in rows:
             snapshot._miss(row, REASON_NOT_ASKED, _ADVICE[REASON_NOT_ASKED])
     began = engine.machine.clock.now()[0]
-    while any([_collect(engine, snapshot, row, wait) for row in rows]):
+    while any([_collect(engine, snapshot, row, began, wait) for row in rows]):
         if engine.machine.clock.now()[0] - began >= wait:
             break
         engine.machine.clock.sleep(_STEP / _NS)
@@ -7818,14 +7838,13 @@ def DeviceGetSnapshot(device: Device, parts: Sequence[str] | None = None, timeou
     return snapshot
 
 
-def _collect(engine: _Engine, snapshot: Snapshot, row: tuple[Any, ...], wait: int) -> bool:
+def _collect(engine: _Engine, snapshot: Snapshot, row: tuple[Any, ...], began: int, wait: int) -> bool:
     """Fill the fields of a row; True when waiting might still give what is missing."""
     try:
         figure = row[1](engine, engine.window, *row[2])
     except AppleGPUError as error:
         snapshot._miss(row, error.reason or REASON_SOURCE_FAILED, str(error))
-        now = engine.machine.clock.now()[0]
-        return bool(wait) and error.reason in _WAITABLE and getattr(error, "_began", now - wait) + wait > now
+        return _hope(error, began, wait) > engine.machine.clock.now()[0]
     snapshot._take(row, figure)
     return row[1] is _Engine.processes and figure.interval_s is None and bool(wait)
 

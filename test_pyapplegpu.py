@@ -83,9 +83,9 @@ def fresh_library(monkeypatch):
     ([10000 * n for n in range(1, 9)], 60, 60000),
 ])
 def test_baseline(ages_ms, window_s, chosen_ms):
-    clocks = sorted([-age * MS for age in ages_ms]) + [0]
-    got = ag._baseline(clocks, window_s * ag._NS, ag._SHORTEST)
-    assert (None if got is None else -clocks[got] // MS) == chosen_ms
+    points = [(-age * MS,) for age in sorted(ages_ms, reverse=True)] + [(0,)]
+    got, late = ag._baseline(points, window_s * ag._NS, ag._SHORTEST)
+    assert (None if got is None else -points[got][0] // MS) == chosen_ms and not late
 
 
 def energy(unit="mJ"):
@@ -157,8 +157,30 @@ EARLY = [       # stamps 5 ms after the look
 CLOCK_BACK = [  # a stamp earlier than the last one, but not long before our last look
     (1, 0.001, 5000, "first", 5000),
     (2001, 2000, 7000, 1.0, 7000),
-    (2300, 1900, 7100, "reset", 7000),
-    (4001, 3900, 9100, 1.0, 9000),
+    (2300, 1900, 7100, "reset", 7100),      # what was used was used
+    (4001, 3900, 9100, 1.0, 9100),
+]
+TWICE_SLOW = [  # publications each twenty seconds or more, looks each nine: the age of one at first sight counts
+    (1, 0.001, 0, "first", 0),
+    (9000, "same", 0, "first", 0),
+    (18000, "same", 0, "stale", "stale"),
+    (27000, "same", 0, "stale", "stale"),
+    (36000, 30000, 30000, "slow", 30000),
+    (45000, "same", 30000, "slow", 30000),
+    (54000, 50000, 50000, "slow", 50000),
+    (55000, 54500, 54500, 1.0, 54500),
+]
+SOON_AFTER_SILENCE = [      # what comes 0.3 s after the silence is measured from its end, not across it
+    (1, 0.001, 0, "first", 0),
+] + [(t, "same", 0, "stale" if t > 10000 else "first", "stale" if t > 10000 else 0) for t in range(6000, 30001, 6000)] + [
+    (30100, 30000, 90000, "slow", 90000),
+    (30400, 30300, 90600, 2.0, 90600),
+    (30700, 30600, 91200, 2.0, 91200),
+]
+DIES_AFTER_EIGHT_SECONDS = [    # two publications that were not too far apart promise nothing
+    (1, 0.001, 0, "first", 0),
+    (8001, 8000, 8000, 1.0, 8000),
+    (18500, "same", 8000, "stale", "stale"),
 ]
 
 
@@ -175,8 +197,9 @@ OLD_AT_FIRST_SIGHT = [
 
 
 @pytest.mark.parametrize("rows", [BATCHED, SLOW, FALLS, JUMPS, MISSING, EARLY, CLOCK_BACK, POLLED_EACH_MINUTE,
-                                  OLD_AT_FIRST_SIGHT],
-                         ids=["batched", "slow", "falls", "jumps", "missing", "early", "clock-back", "minutes", "old"])
+                                  OLD_AT_FIRST_SIGHT, TWICE_SLOW, SOON_AFTER_SILENCE, DIES_AFTER_EIGHT_SECONDS],
+                         ids=["batched", "slow", "falls", "jumps", "missing", "early", "clock-back", "minutes", "old", "twice-slow", "soon-after",
+                              "dies"])
 def test_energy_channel(rows):
     e = energy()
     for t, stamp, value, power, count in rows:
@@ -442,6 +465,13 @@ def test_cpu_energy_of_zero_is_frozen_also_on_one_die_of_two():
     assert ask(engine, engine.rail_power, "cpu") == "frozen"
 
 
+def test_a_zero_since_boot_is_waited_for_where_it_can_be_true():
+    """An engine that nobody has used since boot: its first reading is 0 W, not a dead counter."""
+    engine, mac = engine_of((CPU, batched(2)), (ANE, lambda t: (math.floor(t / 2000) * 2000, 0)))
+    assert ask(engine, engine.rail_power, "ane", timeout=0) == "first"
+    assert ask(engine, engine.rail_power, "ane") == 0.0
+
+
 def test_dram_is_never_zero():
     engine, _ = engine_of((CPU, batched(2)), (Channel("DRAM0"), lambda t: (math.floor(t / 2000) * 2000, 500)))
     assert ask(engine, engine.rail_power, "dram") == "frozen"
@@ -579,6 +609,51 @@ def test_sleep_starts_batched_counters_anew():
     assert ask(engine, engine.rail_power, "cpu", timeout=0) == 1.0
 
 
+def test_what_was_published_before_sleep_is_no_baseline_also_after_a_missing_value():
+    rows = steps((0, 98000, 0), (100000, 100000, 2000), (100700, 100000, ag.INT64_MIN), (100900, 100000, 2000), (101400, 101400, 900000))
+    engine, mac = engine_of((CPU, rows), start=100500.0)
+    engine.main.refresh()
+    mac.asleep += 3600000
+    for mac.t, reason in ((100600, "slept"), (100750, "absent"), (101000, "slept"), (101500, "slept")):
+        assert ask(engine, engine.rail_power, "cpu", timeout=0) == reason, mac.t
+
+
+def test_stamps_stay_usable_when_the_clock_goes_back():
+    went_back = [0]
+    engine, mac = engine_of((CPU, lambda t: (batched(2)(t)[0], batched(2)(t)[1] + 2 * went_back[0])))
+    assert ask(engine, engine.rail_power, "cpu") == 2.0
+    mac.t, went_back[0] = mac.t - 50000, 50000
+    assert ask(engine, engine.rail_power, "cpu", timeout=0) == "reset"
+    mac.t += 4000
+    assert ask(engine, engine.rail_power, "cpu") == 2.0 and all(e.usable for e in engine.main.energies.values())
+
+
+def test_a_rail_is_slow_for_who_asks_not_for_who_has_asked():
+    """A publication each 30 s is a reading of a minute's window, and none of a second's, in either order."""
+    for windows in ((1, 60), (60, 1)):
+        engine, mac = engine_of((CPU, batched(1, every=30000)), start=300100.0)
+        for n in range(200):
+            got = {}
+            for window in windows:
+                try:
+                    got[window] = engine.rail_power(window * ag._NS, "cpu").value
+                except ag.NVMLError_NotReady as error:
+                    got[window] = error.reason
+            if n > 100:
+                assert got == {60: 1000, 1: "slow"}, (windows, n)
+            mac.t += 1000
+
+
+def test_the_message_says_how_old_and_how_far_apart_publications_are():
+    engine, mac = engine_of((CPU, steps((0, 98000, 0), (100100, 99500, 2000))))
+    engine.rail("cpu"), engine.main.refresh()
+    mac.t += 1000
+    engine.main.refresh()
+    mac.t += 20000
+    with pytest.raises(ag.NVMLError_NotReady, match="cpu: .* its last publication is 21.5 s old, the one before came 1.5 s earlier"):
+        engine.rail_power(ag._NS, "cpu")
+
+
 def test_sleep_starts_live_counters_anew():
     engine, mac = engine_of((GPU, live(20)))
     ask(engine, engine.rail_power, "gpu")
@@ -689,6 +764,39 @@ def test_per_process_gpu_time():
     assert shares == {7: 50.0, 8: 0.0, 9: 100.0}        # closed: 0, fallen: 0, new: at most the interval
 
 
+def test_a_caller_with_a_long_window_does_not_coarsen_the_others():
+    engine, mac = engine_of(gpuph(0.5), (CPU, live(1)), (Channel("GPU Energy", unit="nJ"), live(3)))
+    spans = []
+    for second in range(200):
+        for window in (ag._NS, 60 * ag._NS) if second % 5 == 0 else (ag._NS,):
+            try:
+                power, active = engine.rail_power(window, "gpu"), engine.gpu_active(window)
+            except ag.AppleGPUError:
+                continue
+            if second > 120:
+                spans.append((window // ag._NS, power.interval_s, active.interval_s))
+        mac.t += 1000
+    assert all(0.9 < s < 1.6 for w, *both in spans if w == 1 for s in both)
+    assert all(40 < s < 90 for w, *both in spans if w == 60 for s in both)
+    assert len(engine.main.series.points) <= 19
+
+
+def test_a_long_window_once_does_not_make_an_old_baseline_new():
+    engine, mac = engine_of(gpuph(0.5), (CPU, live(1)))
+    with pytest.raises(ag.NVMLError_NotReady):
+        engine.gpu_active(3600 * ag._NS)
+    mac.t += 1800 * 1000
+    figure = engine.settle(engine.gpu_active, ag._NS, engine.timeout)
+    assert figure.interval_s < 3, "half an hour is not since the last poll"
+
+
+@pytest.mark.parametrize("ages_ms, chosen_ms, late", [([200000], None, True), ([200000, 30], None, False), ([200000, 300], 300, False),
+                                                     ([120000], 120000, False)])
+def test_what_only_a_longer_window_kept_is_not_the_last_poll(ages_ms, chosen_ms, late):
+    got = ag._baseline([(-age * MS,) for age in ages_ms] + [(0,)], ag._NS, ag._SHORTEST)
+    assert got == (None if chosen_ms is None else ages_ms.index(chosen_ms), late)
+
+
 SAMPLING_TESTS = [value for name, value in sorted(globals().items()) if name.startswith("test_")]
 MUTATIONS = [       # (text of the library, what it is changed to): each must make a case above fail
     ("_WINDOW = _NS ", "_WINDOW = 2 * _NS "), ("_WINDOW = _NS ", "_WINDOW = _NS // 2 "),
@@ -705,23 +813,32 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("_GRAINS = 16", "_GRAINS = 1000"), ("_GRAINS = 16", "_GRAINS = 2"),
     ("_SLEPT = _NS // 2", "_SLEPT = 10 ** 6 * _NS"), ("_MOST_POINTS = 19", "_MOST_POINTS = 40"), ("_MOST_POINTS = 19", "_MOST_POINTS = 3"),
     ("_TICKS_SHORTEST = _NS // 5", "_TICKS_SHORTEST = _NS // 20"), ("_TICKS_SHORTEST = _NS // 5", "_TICKS_SHORTEST = _NS"),
-    ("max(shortest, window // 2)]", "max(shortest, window // 4)]"), ("(abs(ages[i] - window), -ages[i])", "(abs(ages[i] - window), ages[i])"),
-    ("return 0 if ages and ages[0] >= shortest else None", "return None"),
+    ("younger >= max(shortest, window // 2) and", "younger >= max(shortest, window // 4) and"), ("younger >= max(shortest, window // 2) and", "False and"),
+    ("window - younger < age - window:", "window - younger <= age - window:"), ("newest - points[i][0] < enough:", "newest - points[i][0] < shortest:"),
+    ("return (i if age >= shortest else None), False", "return i, False"), ("return (i if age >= shortest else None), False", "return None, False"),
+    ("if age > max(_LONGEST, 2 * window) + window:", "if False:"), ("(i + 1 if younger >= shortest else None), not younger", "None, True"),
     ("if points[-1][0] - points[i][0] >= window:", "if points[-1][0] - points[i][0] >= window // 2:"),
-    ("self.barrier = t - _SHORTEST if reason == REASON_SLEPT else None", "self.barrier = None"),
+    ("self.barrier = t - _SHORTEST if reason == REASON_SLEPT else min(self.barrier, t)", "self.barrier = 0"),
+    ("self.barrier = t - _SHORTEST if reason == REASON_SLEPT else min(self.barrier, t)", "self.barrier = t - _SHORTEST if reason == REASON_SLEPT else 0"),
+    ("if t < self.time:\n            self.time = 0", "if False:\n            self.time = 0"),
     ("if value is None or value < 0:\n            self.drop(t, REASON_ABSENT)", "if value is None:\n            self.drop(t, REASON_ABSENT)"),
     ("if stamp is None or stamp <= 0 or stamp > t + _LEAD:", "if stamp is None:"),
     ("return value != self.value\n        return stamp < self.time - _LEAD and value >= self.value", "return False\n        return stamp < self.time - _LEAD"),
     ("return stamp < self.time - _LEAD and value >= self.value", "return False"),
-    ("self.points = [(self.time, self.value)] if self.points and self.value is not None else []", "self.points = []"),
+    ("self.points = [(self.time, self.value, 0)] if self.points and self.value is not None else []", "self.points = []"),
     ("self.usable, self.stood = False, 0", "self.usable = False"),
     ("if self.value is not None and value < self.value:", "if False:"),
     ("self.stood += self.lapse if self.lapse <= _HOLD else 0", "pass"),
-    ("self.points, self.stood = [(clock, value)], max(0, t - clock)", "self.points, self.stood = [(clock, value)], 0"),
-    ("self.offset += (self.value or 0) - value", "pass"),
-    ("if distance < 0 or self._too_much", "if self._too_much"),
-    ("or distance > max(_LONGEST, 2 * window)", ""), ("self.stood > max(_HOLD, window) or", ""),
-    ("self.points, self.reason, self.gap = [(clock, value)], REASON_SLOW, distance", "self.points, self.reason = [(clock, value)], REASON_SLOW"),
+    ("self.points, self.stood, self.began = [(clock, value, 0)], max(0, t - clock), t", "self.points, self.stood, self.began = [(clock, value, 0)], 0, t"),
+    ("self.offset -= lost", "pass"), ("self._restart(t, clock, value, step)", "self._restart(t, clock, value)"),
+    ("self._restart(t, clock, value)\n", "self._restart(t, clock, value, step)\n"), ("elif distance < 0:", "elif False:"),
+    ("distance // 2 if distance > _LONGEST else 0)", "0)"), ("silence = max(self.stood, ", "silence = max(0, "),
+    ("(distance, max(0, t - clock)) if slow else (0, 0)", "(0, max(0, t - clock)) if slow else (0, 0)"),
+    ("(distance, max(0, t - clock)) if slow else (0, 0)", "(distance, 0) if slow else (0, 0)"),
+    ("(distance, max(0, t - clock)) if slow else (0, 0)", "(distance, max(0, t - clock))"),
+    ("slow = silence > max(_HOLD, finest)", "slow = silence > max(_HOLD, window)"), ("self.silent = self.silent or slow", "self.silent = slow"),
+    ("if point[2] > max(_HOLD, window)), default=0)", "if point[2] > _HOLD), default=0)"),
+    ("REASON_SLOW if since else self.reason", "self.reason"),
     ("return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE", "return REASON_STALE"),
     ("if self.age() > max(_HOLD, 2 * self.gap):", "if self.age() > _HOLD:"), ("if self.age() > max(_HOLD, 2 * self.gap):", "if False:"),
     ("if self.points and self.age() > max(_HOLD, window):", "if False:"),
@@ -734,9 +851,9 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ('return rail in ("cpu", "dram") or (energy.batched and not alive) or (rail == "gpu" and busy)', "return False"),
     ('return rail in ("cpu", "dram") or', "return"), ("(energy.batched and not alive) or", ""), ('or (rail == "gpu" and busy)', ""),
     ("return REASON_FIRST if change[1] < _SURE else REASON_FROZEN", "return REASON_FROZEN"),
-    ("if doubtful and energy.value == 0 and energy.batched:", "if False:"), ("min(reasons, key=_BADNESS.index)", "max(reasons, key=_BADNESS.index)"),
-    ("if error.reason == REASON_STALE and getattr", "if False and getattr"), ("or error.reason in (REASON_FROZEN, REASON_ABSENT):", ":"),
-    ("if timeout <= 0 or now >= until", "if now >= until"),
+    ("if never and doubtful and energy.value == 0 and energy.batched:", "if False:"), ("if never and doubtful and", "if doubtful and"), ("min(reasons, key=_BADNESS.index)", "max(reasons, key=_BADNESS.index)"),
+    ("if error.reason == REASON_STALE and getattr", "if False and getattr"), ("if timeout <= 0 or error.reason not in _WAITABLE:", "if timeout <= 0:"),
+    ("if timeout <= 0 or error", "if error"),
     ("gone = max(0, ns - before[2]) if before is not None else min(ns, span_ns)", "gone = ns - before[2] if before is not None else min(ns, span_ns)"),
     ("else min(ns, span_ns)", "else ns"), ("gone = [(a - b) & 0xFFFFFFFF", "gone = [(a - b)"),
     ("if not moved and not stems and span >= _SURE:", "if False:"),
@@ -3848,32 +3965,6 @@ def changed(tmp_path, name, change, **more):
     path = tmp_path / "changed.json"
     path.write_text(json.dumps(data))
     return ag.LibraryOpen(str(path), speed=0, **more)
-
-
-def test_a_caller_with_a_long_window_does_not_coarsen_the_others():
-    engine, mac = engine_of(gpuph(0.5), (CPU, live(1)), (Channel("GPU Energy", unit="nJ"), live(3)))
-    spans = []
-    for second in range(200):
-        for window in (NS, 60 * NS) if second % 5 == 0 else (NS,):
-            try:
-                power, active = engine.rail_power(window, "gpu"), engine.gpu_active(window)
-            except ag.AppleGPUError:
-                continue
-            if second > 120:
-                spans.append((window // NS, power.interval_s, active.interval_s))
-        mac.t += 1000
-    assert all(0.9 < s < 1.6 for w, *both in spans if w == 1 for s in both)
-    assert all(40 < s < 90 for w, *both in spans if w == 60 for s in both)
-    assert len(engine.main.series.points) <= 19
-
-
-def test_a_long_window_once_does_not_make_an_old_baseline_new():
-    engine, mac = engine_of(gpuph(0.5), (CPU, live(1)))
-    with pytest.raises(ag.NVMLError_NotReady):
-        engine.gpu_active(3600 * NS)
-    mac.t += 1800 * 1000
-    figure = engine.settle(engine.gpu_active, NS, engine.timeout)
-    assert figure.interval_s < 3, "half an hour is not since the last poll"
 
 
 def test_one_lane_without_data_does_not_end_all_byte_counters():
