@@ -3569,6 +3569,22 @@ def _grown_bytes(now: bytes, first: bytes, last: bytes, rounds: int, offsets: It
     return bytes(out)
 
 
+def _is_published(channel: dict[str, Any]) -> bool:
+    """True for an energy counter: its stamp says when its value held, which is some time before the sample."""
+    return int(channel["unit"], 16) >> 56 == 3 and "states" not in channel
+
+
+def _span_gain(rows: Sequence[Sequence[int]], span: int, gain: int) -> int:
+    """What an energy counter gains in one round, by its stamps: they may lie closer together than the round is long, or
+    further apart. Then the mean power fills up, or what lies beyond the round is left out. `gain` where rows do not rise."""
+    if not rows or any(b[0] < a[0] or b[1] < a[1] for a, b in zip(rows, rows[1:])) or rows[0][0] == rows[-1][0]:
+        return gain
+    first, last = rows[0], rows[-1]
+    begin = max(first[0], last[0] - span)
+    a, b = next((a, b) for a, b in zip(rows, rows[1:]) if b[0] > begin)
+    return (last[1] - a[1] - (b[1] - a[1]) * (begin - a[0]) // (b[0] - a[0])) * span // (last[0] - begin)
+
+
 class _Recording:
     """A recording that has been checked, and what it says at step 0, 1, 2 ...
 
@@ -3663,8 +3679,13 @@ class _Recording:
             stamp, *gains = [max(0, column[-1] - column[0]) for column in columns]
             if int(channel["unit"], 16) >> 56 in (2, 10):       # power, temperature: gauges
                 gains = [0] * len(gains)
+            elif stamp and _is_published(channel):
+                gains = [_span_gain([row for row in rows if row[1] != INT64_MIN], self.span, gains[0])]
             known = self._gains[id(channel)] = (self.span if stamp else 0, *gains)
         return known
+
+    def _carried_row(self, channel: dict[str, Any], row: Sequence[int], rounds: int) -> list[int]:
+        return [v if v == INT64_MIN else _signed(v + rounds * gain) for v, gain in zip(row, self._gain(channel))]
 
     def row(self, channel: dict[str, Any], step: int) -> tuple[int, tuple[int, ...]] | None:
         """(stamp, values) of an IOReport channel at a step; None when it is absent from that sample."""
@@ -3673,7 +3694,12 @@ class _Recording:
         if row is None:
             return None
         if rounds:
-            row = [v if v == INT64_MIN else _signed(v + rounds * gain) for v, gain in zip(row, self._gain(channel))]
+            before, row = channel["rows"][-1], self._carried_row(channel, row, rounds)
+            if before is not None and _is_published(channel) and self._gain(channel)[0]:
+                held = self._carried_row(channel, before, rounds - 1)
+                # Until there is a newer publication, and one that the round's last instants would not have shown.
+                if row[0] <= max(held[0], self._ticks[-2] + (rounds - 1) * self.span):
+                    row = held
         return row[0], tuple(row[1:])
 
     # -- registry --

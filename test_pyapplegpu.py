@@ -3056,6 +3056,39 @@ def test_a_counter_that_fell_is_not_carried_below_itself():
     assert [r.row(data["ioreport"]["channels"][0], s)[1][0] for s in (0, 1, 2, 3, 4)] == [500, 700, 10, 500, 700]
 
 
+@pytest.mark.parametrize("phase", (0.0, 0.05, 0.9, 1.6, 2.05))
+@pytest.mark.parametrize("seconds", (7, 8.5, 12))
+def test_energy_goes_on_evenly_when_the_recording_starts_again(phase, seconds):
+    """1 W in batches each 2.12 s: the seam falls anywhere between two of them."""
+    data, moments = tiny(), [n * SECOND // 2 for n in range(int(seconds * 2) + 1)]
+    data["time"] = {"timebase": [125, 3], "ticks": [T0 + t for t in moments]}
+    stamps = [int((t / SECOND - phase) // 2.12 * 2.12 * SECOND + phase * SECOND) for t in moments]
+    rows = [[T0 + stamp, 100000 + stamp * 1000 // SECOND] for stamp in stamps]
+    data["ioreport"]["channels"][0].update(name="CPU Energy", rows=rows)
+    engine = ag._Engine(machine(data))
+    for step in range(4 * len(moments)):
+        figure = ag.Try(lambda: engine.rail_power(ag._NS, "cpu"))
+        assert figure.reason == "first" if step < 5 and figure.reason else 998 <= figure.value.value <= 1002, (step, figure)
+        engine.machine.clock.sleep(1)
+
+
+@pytest.mark.parametrize("mac", [name for name in MACS if not name.startswith("vm")])
+def test_no_rail_jumps_when_a_recording_starts_again(mac):
+    engine = ag.LibraryOpen(recording(mac), speed=0)._engine
+    instants = engine.machine.recording.instants - 1
+    rounds = [{}, {}, {}]
+    for step in range(3 * instants + 1):
+        for rail in ag.RAILS:
+            got = ag.Try(engine.rail_power, ag._NS, rail)
+            if step:
+                rounds[(step - 1) // instants].setdefault(rail, []).append(got.value.value if got.value else got.reason)
+        engine.machine.clock.sleep(1)
+    for later in rounds[1:]:
+        for rail, values in later.items():
+            known = [v for v in rounds[0][rail] if isinstance(v, int)] or [rounds[0][rail][-1]]
+            assert {type(v) for v in values} == {type(v) for v in known} and max(values) <= max(known) and min(values) >= min(known)
+
+
 def test_a_short_rusage_is_carried_as_far_as_it_goes():
     data = tiny()
     data["libproc"]["processes"][1]["rusage"] = [[0, rusage(1, 0, 296)], [3, rusage(3, 0, 296)]]
