@@ -5441,11 +5441,19 @@ class _ReportFeed(_Feed):
 
     def _ratios_now(self, i: int, window: int) -> tuple[list[float], int]:
         old, new, span = self.interval(window)
-        tick = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}.get(self.channels[i].unit, 0)
         try:
-            return _ratios(self.lane(old, i), self.lane(new, i), span, tick), span
+            return _ratios(self.lane(old, i), self.lane(new, i), span, _TICK_NS.get(self.channels[i].unit, 0)), span
         except ValueError as error:
             raise self.missing(str(error), self.channels[i].name) from None
+
+    def newest(self, i: int) -> array[int]:
+        """The values of channel i as last sampled."""
+        if not self.series.points:
+            raise self.missing(self.series.reason, self.channels[i].name)
+        values = self.lane(self.series.points[-1][1], i)
+        if INT64_MIN in values:
+            raise self.missing(REASON_ABSENT, self.channels[i].name)
+        return values
 
     def counted(self, i: int, window: int) -> tuple[int, int]:
         """(change, span) of a plain counter."""
@@ -5456,6 +5464,9 @@ class _ReportFeed(_Feed):
         if before == INT64_MIN or after < before:
             raise self.missing(REASON_RESET, self.channels[i].name)
         return after - before, span
+
+
+_TICK_NS = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}      # of a residency
 
 
 class _TicksFeed(_Feed):
@@ -5878,6 +5889,23 @@ class _Engine:
     def gpu_active(self, window: int) -> _Figure:
         states, ratios, figure = self.gpu_ratios(window)
         return figure._replace(value=_active(states, ratios))
+
+    def gpu_active_time(self, window: int) -> _Figure:
+        """Seconds active since the driver began to count; not told while it counts nothing at all."""
+        lane, states = self.gpu_states()
+        tick = _TICK_NS.get(self.main.channels[lane].unit)
+        if tick is None:
+            raise self.lacking(self.main.named(lane), "GPUPH counts in an unknown unit")
+        self.main.refresh(window)
+        with self.lock:
+            try:
+                self.main.ratios(lane, window)
+            except NVMLError_NotReady as error:
+                if error.reason == REASON_STALE:
+                    raise
+            values = self.main.newest(lane)
+        active = sum(value for state, value in zip(states, values) if not _is_idle(state))
+        return _Figure(active * tick / _NS, 0.0, None, "ioreport:GPU Stats")
 
     def gpu_utilization(self, window: int) -> _Figure:
         """GPUPH active residency, as powermetrics; the driver's own figure where that cannot be had."""
@@ -6353,6 +6381,23 @@ class _Engine:
             if not moved and not stems and span >= _SURE:
                 raise feed.missing(REASON_FROZEN, "DRAM traffic")
         return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.named(lanes[0]))
+
+    def traffic_total(self, window: int, direction: str) -> _Figure:
+        """Bytes in a direction since the driver began to count, where AMC Stats counts bytes; a flat total is not told."""
+        if "amc dead" in self.facts:
+            raise self.facts["amc dead"].with_traceback(None)
+        self.amc.open()
+        lanes = self._byte_lanes(self.amc, direction, ())
+        if not lanes:
+            raise self.lacking(self.amc.source, "no byte counter of all traffic")
+        try:
+            self._counted_traffic(self.amc, window, direction, ())
+        except NVMLError_NotReady as error:
+            if error.reason == REASON_FROZEN:
+                raise
+        with self.lock:
+            total = sum(self.amc.newest(i)[0] * _BYTE_UNITS[self.amc.channels[i].unit] for i in lanes)
+        return _Figure(total, 0.0, None, self.amc.named(lanes[0]))
 
     def _byte_lanes(self, feed: _ReportFeed, direction: str, stems: Sequence[str]) -> list[int]:
         lanes: list[int] = feed.planned((direction, *stems), lambda: self._traffic_lanes(feed, direction, stems))
@@ -7623,6 +7668,7 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
                                          ("gpu_tiler_percent", "tiler_percent"))),
     (("gpu",), _Engine.gpu_active, (), (("gpu_active_ratio", None),)),
     (("gpu", "clocks"), _Engine.gpu_scaled, (), (("gpu_scaled_ratio", None),)),
+    (("gpu",), _Engine.gpu_active_time, (), (("gpu_active_s", None),)),
     (("gpu",), _Engine.gpu_recoveries, (), (("gpu_recovery_count", None),)),
     (("clocks",), _Engine.gpu_clock, (), (("gpu_clock_mhz", None),)),
     (("clocks",), _Engine.gpu_max_clock, (), (("gpu_max_clock_mhz", None),)),
@@ -7658,6 +7704,8 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("bandwidth",), _Engine.traffic, (way, agent), (("memory_%s_%s" % (agent, word), None),))
     for agent in AGENTS for way, word in (("RD", "read"), ("WR", "write"))
 ) + (
+    (("bandwidth",), _Engine.traffic_total, ("RD",), (("memory_read_total_bytes", None),)),
+    (("bandwidth",), _Engine.traffic_total, ("WR",), (("memory_write_total_bytes", None),)),
     (("bandwidth",), _Engine.memory_max_bandwidth, (), (("memory_max_bytes_per_s", None),)),
     (("ane",), _Engine.ane_utilization, (), (("ane_utilization_percent", "percent"), ("ane_utilization_method", "method"))),
     (("ane",), _Engine.ane_state, (), (("ane_power_state", "power_state"),)),
@@ -7707,6 +7755,7 @@ class Snapshot:
     gpu_tiler_percent: int | None
     gpu_active_ratio: float | None
     gpu_scaled_ratio: float | None
+    gpu_active_s: float | None      # a counter, as the energies are: only its differences mean something
     gpu_recovery_count: int | None
     gpu_clock_mhz: int | None
     gpu_max_clock_mhz: int | None
@@ -7750,6 +7799,8 @@ class Snapshot:
     memory_display_write: Bandwidth | None
     memory_io_read: Bandwidth | None
     memory_io_write: Bandwidth | None
+    memory_read_total_bytes: int | None
+    memory_write_total_bytes: int | None
     memory_max_bytes_per_s: float | None
     ane_utilization_percent: int | None
     ane_utilization_method: str | None
@@ -7779,8 +7830,6 @@ class Snapshot:
         self.estimated = ()
         self.published = {}
         self._points: dict[str, list[list[tuple[int, float]]]] = {}     # per rail and channel, for SnapshotDelta
-        self._active_ns: tuple[int, float] | None = None            # (time, GPU seconds active since boot)
-        self._bytes: dict[str, tuple[int, int]] = {}
         self._clients: dict[int, tuple[int, str, int]] | None = None
 
     def _stamp(self, engine: _Engine) -> None:
@@ -7884,44 +7933,9 @@ def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
                 snapshot._points[rail] = engine.rail_points(rail)
                 if snapshot._points[rail]:
                     snapshot.published[rail] = min(lane[-1][0] for lane in snapshot._points[rail]) / _NS
-    if "gpu" in snapshot.parts and engine.main.subscription is not None:
-        snapshot._active_ns = _active_counter(engine)
-    if "bandwidth" in snapshot.parts:
-        snapshot._bytes = _byte_counters(engine)
     if snapshot.processes is not None:
         points = engine.clients.series.points[-1:]
         snapshot._clients = points[0][1] if points else None
-
-
-def _active_counter(engine: _Engine) -> tuple[int, float] | None:
-    """(time, seconds the GPU was active since boot) of the newest sample."""
-    try:
-        lane, states = engine.gpu_states()
-    except AppleGPUError:
-        return None
-    with engine.lock:
-        if not engine.main.series.points:
-            return None
-        t, row = engine.main.series.points[-1]
-        values = engine.main.lane(row, lane)
-    if INT64_MIN in values:
-        return None
-    return t, sum(v for s, v in zip(states, values) if not _is_idle(s)) / engine.machine.clock.ticks_per_second()
-
-
-def _byte_counters(engine: _Engine) -> dict[str, tuple[int, int]]:
-    """direction -> (time, bytes since boot), where there are byte counters."""
-    counters = {}
-    with engine.lock:
-        if engine.amc.subscription is None or not engine.amc.series.points:
-            return {}
-        t, row = engine.amc.series.points[-1]
-        for way in ("RD", "WR"):
-            lanes = engine._byte_lanes(engine.amc, way, ())
-            values = [engine.amc.lane(row, i)[0] * _BYTE_UNITS[engine.amc.channels[i].unit] for i in lanes]
-            if values and min(values) >= 0:
-                counters[way] = (t, sum(values))
-    return counters
 
 
 def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> Delta:
@@ -7942,10 +7956,9 @@ def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> De
     joules, unsure = {}, {}
     for rail in RAILS:
         joules[rail], unsure[rail] = _rail_delta(snapshots, rail, reasons)
-    active = _counter_delta(a._active_ns, b._active_ns, "gpu_active_s", reasons)
-    moved = {way: _counter_delta(a._bytes.get(way), b._bytes.get(way), field, reasons)
-             for way, field in (("RD", "read_bytes"), ("WR", "write_bytes"))}
-    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), moved["RD"], moved["WR"], reasons)
+    active, read, written = (_counter_delta(a, b, field, name, reasons) for field, name in (
+        ("gpu_active_s", "gpu_active_s"), ("memory_read_total_bytes", "read_bytes"), ("memory_write_total_bytes", "write_bytes")))
+    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), read, written, reasons)
 
 
 def _rail_delta(snapshots: Sequence[Snapshot], rail: str, reasons: dict[str, str]) -> tuple[float | None, float | None]:
@@ -7980,14 +7993,12 @@ def _count_at(counts: Sequence[tuple[int, float]], moment: int) -> tuple[float, 
     return e0 + power * (moment - t0), power * min(moment - t0, t1 - moment)
 
 
-def _counter_delta(before: tuple[int, float] | None, after: tuple[int, float] | None, field: str,
-                   reasons: dict[str, str]) -> float | None:
-    if before is None or after is None:
-        reasons[field] = REASON_ABSENT
-    elif after[1] < before[1]:
-        reasons[field] = REASON_RESET
-    else:
-        return after[1] - before[1]
+def _counter_delta(a: Snapshot, b: Snapshot, field: str, name: str, reasons: dict[str, str]) -> float | None:
+    before, after = getattr(a, field), getattr(b, field)
+    if before is not None and after is not None and after >= before:
+        return float(after - before)
+    missing = a.reasons.get(field) or b.reasons.get(field)
+    reasons[name] = missing or REASON_RESET
     return None
 
 
@@ -11795,7 +11806,7 @@ _SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("_mj", lambda v: "%.3f J" % (v / 1000)),
     ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
     ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
-    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_active_s", lambda v: "%.3f s active" % v), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
     ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]),
 )
 _FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot
