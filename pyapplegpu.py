@@ -33,7 +33,7 @@ import os
 import struct
 import sys
 import time
-from _operator import itemgetter
+from _operator import itemgetter, mul, sub
 from _thread import RLock, _local, allocate_lock, get_ident  # noqa: F401
 from _weakref import ref as _weak       # what weakref would give, without the 0.5 ms of the rest of it
 from _weakrefset import WeakSet
@@ -321,7 +321,10 @@ if not TYPE_CHECKING:
             return dict(zip(self._fields, self))
 
         def _replace(self, **named):
-            return type(self)(**dict(self._asdict(), **named))
+            values = [named.pop(f, v) for f, v in zip(self._fields, self)]
+            if named:
+                raise TypeError("%s has no field %s" % (type(self).__name__, ", ".join(named)))
+            return tuple.__new__(type(self), values)
 
         def __getnewargs__(self):
             return tuple(self)
@@ -4570,12 +4573,17 @@ def _state_number(state: str) -> int | None:
     return int(digits) if digits and state.strip()[0] in "PV" else None
 
 
-def _state_clock(state: str, clocks: Sequence[int]) -> int | None:
-    """MHz of a state by the number in its name: M1 Pro and M2 Ultra declare 16 states over fewer clocks."""
-    number = _state_number(state)
-    if _is_idle(state) or number is None or number >= len(clocks):
-        return None
-    return clocks[number] or None
+@_remembered
+def _state_clocks(states: tuple[str, ...], clocks: tuple[int, ...]) -> tuple[int, ...]:
+    """MHz of each state by the number in its name, 0 where it has none: M1 Pro and M2 Ultra declare 16 states over fewer
+    clocks."""
+    numbers = [None if _is_idle(state) else _state_number(state) for state in states]
+    return tuple(0 if number is None or number >= len(clocks) else clocks[number] for number in numbers)
+
+
+@_remembered
+def _awake(states: tuple[str, ...]) -> tuple[bool, ...]:
+    return tuple(not _is_idle(state) for state in states)
 
 
 def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float) -> list[float]:
@@ -4586,32 +4594,33 @@ def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float
     """
     if INT64_MIN in new:
         raise ValueError(REASON_ABSENT)
-    if INT64_MIN in old or any(n < o for o, n in zip(old, new)):
+    gone = list(map(sub, new, old))         # map: these rows are most of what a sample holds
+    if INT64_MIN in old or min(gone, default=0) < 0:
         raise ValueError(REASON_RESET)
-    gone = [n - o for o, n in zip(old, new)]
     total = sum(gone)
     if total == 0:
         raise ValueError(REASON_STALE)
     if total * tick_ns > 1.25 * span_ns + 1e8:
         raise ValueError(REASON_RESET)
-    return [g / total for g in gone]
+    return list(map(total.__rtruediv__, gone))
 
 
 def _active(states: Sequence[str], ratios: Sequence[float]) -> float:
-    return min(1.0, sum(r for s, r in zip(states, ratios) if not _is_idle(s)))
+    return float(min(1.0, sum(map(mul, _awake(tuple(states)), ratios))))
 
 
 def _mean_clock(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> float | None:
     """MHz weighted by residency over the active states that have a clock, as powermetrics; None when never active."""
-    pairs = [(_state_clock(s, clocks), r) for s, r in zip(states, ratios)]
-    weight = sum(r for mhz, r in pairs if mhz)
-    return sum(mhz * r for mhz, r in pairs if mhz) / weight if weight else None
+    table = _state_clocks(tuple(states), tuple(clocks))
+    weight = sum(map(mul, map(bool, table), ratios))
+    return float(sum(map(mul, table, ratios)) / weight) if weight else None
 
 
 def _beyond(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> bool:
     """True when more than a hundredth of the active time was spent in states that the table has no clock for."""
-    active = [(_state_clock(s, clocks), r) for s, r in zip(states, ratios) if not _is_idle(s)]
-    return sum(r for mhz, r in active if not mhz) > 0.01 * sum(r for _, r in active)
+    active = list(map(mul, _awake(tuple(states)), ratios))
+    known = sum(map(mul, map(bool, _state_clocks(tuple(states), tuple(clocks))), active))
+    return bool(sum(active) - known > 0.01 * sum(active))
 
 
 def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> float | None:
@@ -4619,7 +4628,7 @@ def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int
     top = max(clocks, default=0)
     if not top:
         return None
-    return min(1.0, sum((_state_clock(s, clocks) or 0) / top * r for s, r in zip(states, ratios)))
+    return float(min(1.0, sum(map(mul, _state_clocks(tuple(states), tuple(clocks)), ratios)) / top))
 
 
 # ---- which channel is what: exact names and anchored patterns, never substrings (all-smi 412: 106.68 W for a true 36.17 W)
@@ -4745,15 +4754,14 @@ def _bucket_gb(state: str) -> float | None:
 
 def _histogram(buckets: Sequence[float | None], ratios: Sequence[float]) -> tuple[float, bool, bool]:
     """(bytes per second, saturated, above the floor) of a bandwidth histogram whose buckets are in GB/s."""
-    pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
-    if not pairs:
+    rates: Any = [gb for gb in buckets if gb is not None] if None in buckets else buckets
+    if len(rates) < len(buckets):
+        ratios = [r for gb, r in zip(buckets, ratios) if gb is not None]
+    weight = sum(ratios)
+    if not rates or not weight:
         raise ValueError(REASON_ABSENT)
-    low, top = min(pairs)[0], max(pairs)[0]
-    weight = sum([r for _, r in pairs])         # lists: half the time of generators, and 64 buckets x 56 channels a sample
-    if not weight:
-        raise ValueError(REASON_ABSENT)
-    mean = sum([gb * r for gb, r in pairs]) / weight
-    return mean * 1e9, sum([r for gb, r in pairs if gb == top]) / weight > 0.01, mean > low
+    mean, top = sum(map(mul, rates, ratios)) / weight, max(rates)     # map: 64 buckets x 56 channels a sample
+    return mean * 1e9, sum(map(mul, map(top.__eq__, rates), ratios)) / weight > 0.01, mean > min(rates)
 
 
 def _floor_share(buckets: Sequence[float | None], ratios: Sequence[float]) -> float:
@@ -5052,7 +5060,7 @@ class _Energy:
     """
 
     __slots__ = ("scale", "batched", "points", "usable", "offset", "stamp", "value", "time", "stood", "gap", "silent",
-                 "began", "reason", "barrier", "lapse")
+                 "began", "reason", "barrier", "lapse", "told")
 
     def __init__(self, scale: tuple[int, int], batched: bool) -> None:
         self.scale = scale                  # to millijoules
@@ -5070,9 +5078,11 @@ class _Energy:
         self.reason = REASON_FIRST
         self.barrier = 0                    # older publications are no baseline: the Mac slept since
         self.lapse = 0                      # between the last two samples
+        self.told: dict[int, tuple[int, int] | str] = {}    # changes per window, as of the last sample
 
     def drop(self, t: int, reason: str) -> None:
         """Forget the history: the next publication is a new baseline."""
+        self.told.clear()
         self.points, self.reason, self.began, self.stood, self.gap, self.silent = [], reason, t, 0, 0, False
         self.barrier = t - _SHORTEST if reason == REASON_SLEPT else min(self.barrier, t)
         if t < self.time:
@@ -5080,6 +5090,7 @@ class _Energy:
 
     def look(self, t: int, stamp: int | None, value: int | None, window: int, finest: int | None = None) -> None:
         """Take the counter as the sample at `t` shows it. `window` is the longest asked for, `finest` the shortest."""
+        self.told.clear()
         self.lapse = t - self.time if self.time else 0
         if value is None or value < 0:
             self.drop(t, REASON_ABSENT)
@@ -5160,6 +5171,11 @@ class _Energy:
 
     def change(self, window: int) -> tuple[int, int] | str:
         """(change of the raw value, span) of the last reading, or the reason why there is none."""
+        if window not in self.told:
+            self.told[window] = self._change(window)
+        return self.told[window]
+
+    def _change(self, window: int) -> tuple[int, int] | str:
         window = self.span(window)
         if self.reason == REASON_ABSENT:
             return REASON_ABSENT
@@ -5204,16 +5220,18 @@ def _worst(reasons: Iterable[str]) -> str:
 class _Series:
     """Whole samples of one source on the sample's own clock: (t, payload) points, and when they began."""
 
-    __slots__ = ("points", "began", "reason", "lapse")
+    __slots__ = ("points", "began", "reason", "lapse", "told")
 
     def __init__(self) -> None:
         self.points: list[tuple[int, Any]] = []
+        self.told: dict[tuple[Any, ...], Any] = {}      # what has been worked out of the newest point
         self.began = 0
         self.reason = REASON_FIRST
         self.lapse = 0
 
     def drop(self, t: int, reason: str) -> None:
         self.points, self.reason, self.began = [], reason, t
+        self.told.clear()
 
     def add(self, t: int, payload: Any, window: int, finest: int | None = None) -> None:
         if self.points:
@@ -5221,14 +5239,16 @@ class _Series:
         elif self.reason == REASON_FIRST:
             self.began = t
         _append(self.points, (t, payload), window, finest)
+        self.told.clear()
 
     def interval(self, window: int, shortest: int) -> tuple[Any, Any, int] | None:
         """(old payload, new payload, span), or None without a baseline."""
-        base, late = _baseline(self.points, window, shortest)
-        if base is None:
+        if (window, shortest) not in self.told:
+            base, late = _baseline(self.points, window, shortest)
             self.began = self.points[-1][0] if late else self.began
-            return None
-        return self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0]
+            self.told[window, shortest] = None if base is None else (
+                self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0])
+        return self.told[window, shortest]      # type: ignore[no-any-return]
 
 
 # ---- feeds: one source sampled into histories
@@ -5249,13 +5269,14 @@ class _Feed:
 
     def refresh(self, window: int | None = None) -> None:
         """Sample, unless the last sample is so young that every caller of one poll should share it."""
+        clock = self.engine.machine.clock
         with self.lock:
-            self.window, self.finest = max(self.window, window or 0), min(self.finest, window or self.finest)
-            now, _ = self.engine.machine.clock.now()
-            if self.time is not None and 0 <= now - self.time < _SHORTEST:
+            if window is not None and not self.finest <= window <= self.window:
+                self.window, self.finest = max(self.window, window), min(self.finest, window)
+            if self.time is not None and 0 <= clock.now()[0] - self.time < _SHORTEST:
                 return
             payload = self.read()
-            t, continuous = self.engine.machine.clock.now()
+            t, continuous = clock.now()
             with self.engine.lock:
                 self._events(t, continuous)
                 self.keep(t, payload)
@@ -5305,13 +5326,14 @@ class _ReportFeed(_Feed):
         self.want = want
         self.subscription: Any = None
         self.channels: tuple[Any, ...] = ()
-        self.starts: tuple[int, ...] = ()           # where each channel's values begin in a row
+        self.sizes: tuple[int, ...] = ()            # how many values each channel has in a row
+        self.starts: tuple[int, ...] = ()           # where they begin
+        self.meters: tuple[_Energy | None, ...] = ()
         self.energies: dict[int, _Energy] = {}
         self.error: AppleGPUError | None = None
         self.tried = 0
         self.opening = allocate_lock()
         self.plans: dict[Any, Any] = {}             # what follows from the channels alone
-        self.shares: tuple[int, dict[Any, Any]] = (0, {})   # ratios already taken of the newest sample
 
     def open(self) -> None:
         """Subscribe, once for the life of the process; a failure that may pass is tried again after 5 s."""
@@ -5346,13 +5368,11 @@ class _ReportFeed(_Feed):
         return self.engine.lacking(self.source, "no such channels")
 
     def _lay_out(self) -> None:
-        starts, at = [], 0
-        for i, channel in enumerate(self.channels):
-            starts.append(at)
-            at += max(1, len(channel.states))
-            if channel.unit in _ENERGY_UNITS and channel.format == 1:
-                self.energies[i] = _Energy(_ENERGY_UNITS[channel.unit], channel.unit != "nJ")
-        self.starts = tuple(starts) + (at,)
+        self.sizes = tuple([max(1, len(channel.states)) for channel in self.channels])
+        self.starts = tuple([sum(self.sizes[:i]) for i in range(len(self.sizes) + 1)])
+        self.energies = {i: _Energy(_ENERGY_UNITS[channel.unit], channel.unit != "nJ") for i, channel in enumerate(self.channels)
+                         if channel.unit in _ENERGY_UNITS and channel.format == 1}
+        self.meters = tuple(map(self.energies.get, range(len(self.channels))))
 
     def refresh(self, window: int | None = None) -> None:
         self.open()
@@ -5367,18 +5387,17 @@ class _ReportFeed(_Feed):
             energy.drop(t, reason)
 
     def keep(self, t: int, payload: Any) -> None:
-        row = array("q", bytes(8 * self.starts[-1]))
+        row: list[int] = []
+        nothing: tuple[Any, Any] = None, ()
         hz = self.engine.machine.clock.ticks_per_second()
-        for i, got in enumerate(payload):
-            start, end = self.starts[i], self.starts[i + 1]
-            values = tuple(got[1]) if got is not None else ()
-            if len(values) != end - start:
-                values = (INT64_MIN,) * (end - start)
-            row[start:end] = array("q", values)
-            if i in self.energies:
-                stamp = got[0] * _NS // hz if got is not None and got[0] is not None else None
-                self.energies[i].look(t, stamp, values[0], self.window, self.finest)
-        _Feed.keep(self, t, row)
+        for got, size, energy in zip(payload, self.sizes, self.meters):
+            stamp, values = got or nothing
+            if len(values) != size:
+                values = (INT64_MIN,) * size
+            row += values
+            if energy is not None:
+                energy.look(t, None if stamp is None else stamp * _NS // hz, values[0], self.window, self.finest)
+        _Feed.keep(self, t, array("q", row))
 
     def silent(self) -> bool:
         """True when no channel has a value in the newest sample (AMC Stats of an M3 Max on macOS 27 betas)."""
@@ -5420,23 +5439,20 @@ class _ReportFeed(_Feed):
 
     def ratios(self, i: int, window: int) -> tuple[list[float], int]:
         """(share of each state, span) of a state or histogram channel; taken once of each sample."""
-        newest = self.series.points[-1][0] if self.series.points else 0
-        if self.shares[0] != newest:
-            self.shares = newest, {}
-        if (i, window) not in self.shares[1]:
-            self.shares[1][i, window] = self._ratios_now(i, window)
-        got: tuple[list[float], int] = self.shares[1][i, window]
+        got = self.series.told.get(("ratios", i, window))
+        if got is None:
+            got = self.series.told["ratios", i, window] = self._ratios_now(i, window)
         return got
 
     def histogram(self, i: int, window: int) -> tuple[float, bool, bool, int]:
         """(bytes per second, saturated, above the floor, span) of a bandwidth histogram; worked out once of each sample."""
-        ratios, span = self.ratios(i, window)
-        if (i, window, "histogram") not in self.shares[1]:
+        got = self.series.told.get(("histogram", i, window))
+        if got is None:
+            ratios, span = self.ratios(i, window)
             try:
-                self.shares[1][i, window, "histogram"] = _histogram(self.buckets(i), ratios) + (span,)
+                got = self.series.told["histogram", i, window] = _histogram(self.buckets(i), ratios) + (span,)
             except ValueError:      # no state of it names a bandwidth
                 raise self.missing(REASON_ABSENT, self.channels[i].name) from None
-        got: tuple[float, bool, bool, int] = self.shares[1][i, window, "histogram"]
         return got
 
     def _ratios_now(self, i: int, window: int) -> tuple[list[float], int]:
@@ -5481,6 +5497,10 @@ class _TicksFeed(_Feed):
 class _ClientsFeed(_Feed):
     """GPU time of every user client of the accelerator, by registry entry id (never reused, so a reused pid does no harm)."""
 
+    def __init__(self, engine: _Engine, source: str) -> None:
+        _Feed.__init__(self, engine, source)
+        self.creators: dict[int, tuple[int, str]] = {}      # by entry id: (pid, name), which stay
+
     def newest(self) -> Any:
         """The last sample; another thread may have dropped it since (a GPU restart)."""
         if not self.series.points:
@@ -5489,14 +5509,16 @@ class _ClientsFeed(_Feed):
 
     def read(self) -> Any:
         registry = self.engine.machine.registry
-        clients, silent = {}, False
+        clients, before, self.creators = {}, self.creators, {}
         for entry in registry.children(self.engine.accelerator()):
-            who = _client_pid(registry.get(entry, "IOUserClientCreator"))
-            usage = registry.get(entry, "AppUsage") if who is not None else None
-            if who is not None and isinstance(usage, list):     # an empty one is 0 ns; none at all says nothing
-                clients[registry.identity(entry)] = (who[0], who[1], _client_gpu_ns(usage))
-            silent = silent or who is not None
-        if silent and not clients:
+            number = registry.identity(entry)
+            who = before.get(number) or _client_pid(registry.get(entry, "IOUserClientCreator"))
+            if who is not None:
+                self.creators[number] = who
+                usage = registry.get(entry, "AppUsage")
+                if isinstance(usage, list):     # an empty one is 0 ns; none at all says nothing
+                    clients[number] = (who[0], who[1], _client_gpu_ns(usage))
+        if self.creators and not clients:
             raise _fail(ERROR_NO_DATA, REASON_ABSENT, "registry", "no client of the GPU says how long it used it")
         return clients
 
@@ -5542,6 +5564,8 @@ class _Sensors:
         self.walked: list[str] | None = None        # every key, after a full walk
         self.spans: dict[str, list[str]] = {}
         self.values: dict[str, tuple[int, float | None]] = {}   # key -> (when, value)
+        self.floats: dict[tuple[str, ...], list[str]] = {}      # temperature keys under prefixes
+        self.heat: dict[tuple[str, ...], tuple[int, list[TemperatureSensor]]] = {}      # (when, what they said)
         self.services: tuple[int, list[tuple[str, int, float | None]]] | None = None     # HID: (when, what all said)
 
     def hid(self, now: int) -> tuple[int, list[tuple[str, int, float | None]]]:
@@ -5616,12 +5640,18 @@ class _Sensors:
         data = self.machine.smc.read(key) if info is not None else None
         return _smc_number(key, info[1], data) if data is not None else None
 
-    def temperatures(self, prefixes: Sequence[str], now: int) -> tuple[list[TemperatureSensor], int]:
-        """(plausible sensors of type flt, how many keys there are) under the prefixes."""
-        keys = [key for prefix in prefixes for key in self.keys(prefix)]
-        flt = [key for key in keys if (self.machine.smc.info(key) or (0, ""))[1] == "flt "]
-        read = [(key, self.number(key, now)) for key in flt]
-        return [TemperatureSensor(key, value) for key, value in read if value is not None and _plausible_celsius(value)], len(flt)
+    def temperatures(self, prefixes: tuple[str, ...], now: int) -> tuple[int, list[TemperatureSensor], int]:
+        """(when, plausible sensors of type flt, how many keys there are) under the prefixes; at most 2 s old."""
+        if prefixes not in self.floats:
+            keys = [key for prefix in prefixes for key in self.keys(prefix)]
+            self.floats[prefixes] = [key for key in keys if (self.machine.smc.info(key) or (0, ""))[1] == "flt "]
+        when, found = self.heat.get(prefixes, (0, None))
+        if found is None or not 0 <= now - when < _SENSOR_AGE:
+            read = [(key, self._read(key)) for key in self.floats[prefixes]]
+            found = [TemperatureSensor(key, value) for key, value in read if value is not None and _plausible_celsius(value)]
+            when = now
+            self.heat[prefixes] = when, found
+        return when, found, len(self.floats[prefixes])
 
 
 class _Cluster(NamedTuple):
@@ -5661,6 +5691,7 @@ class _Engine:
     def _begin(self) -> None:
         self.lock = allocate_lock()             # histories
         self.facts: dict[str, Any] = {}         # what does not change, or the NotSupported it gave
+        self.gauges: dict[str, tuple[int, Any]] = {}    # (when, what was read)
         self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
         self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),), _want_amc)
         self.pmp = _ReportFeed(self, _PMP_GROUPS, _want_pmp)
@@ -5691,6 +5722,14 @@ class _Engine:
                 if now >= _hope(error, entered, timeout):
                     raise
             clock.sleep(_STEP / _NS)
+
+    def gauge(self, name: str, read: Callable[[], Any]) -> Any:
+        """Something of this moment, not read twice within 50 ms: the getters of one poll describe one moment."""
+        now = self.machine.clock.now()[0]
+        kept = self.gauges.get(name)
+        if kept is None or not 0 <= now - kept[0] < _SHORTEST:
+            kept = self.gauges[name] = now, read()
+        return kept[1]
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """A fact that does not change; NotSupported is remembered too, a failure that may pass is not."""
@@ -5762,7 +5801,7 @@ class _Engine:
 
     def statistics(self) -> dict[str, Any]:
         """PerformanceStatistics of the accelerator; a changed recoveryCount starts the GPU's histories anew."""
-        got = self.gpu_property("PerformanceStatistics")
+        got = self.gauge("PerformanceStatistics", lambda: self.gpu_property("PerformanceStatistics"))
         if not isinstance(got, dict):
             raise self.lacking("registry", "the accelerator has no PerformanceStatistics")
         count = got.get("recoveryCount")
@@ -5932,8 +5971,8 @@ class _Engine:
     def gpu_residency(self, window: int) -> _Figure:
         states, ratios, figure = self.gpu_ratios(window)
         clocks = self.gpu_clocks(quiet=True)
-        rows = tuple(StateResidency(s, _state_clock(s, clocks), r) for s, r in zip(states, ratios))
-        return figure._replace(value=rows)
+        rows = zip(states, _state_clocks(states, clocks), ratios)
+        return figure._replace(value=tuple([StateResidency(state, mhz or None, ratio) for state, mhz, ratio in rows]))
 
     def device_tree(self, name: str) -> Any:
         """A device-tree node, kept."""
@@ -6137,7 +6176,7 @@ class _Engine:
         except AppleGPUError as error:
             if error.reason in (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_SLOW):
                 raise
-            value = self.gpu_property("FilteredGPUPower")
+            value = self.gauge("FilteredGPUPower", lambda: self.gpu_property("FilteredGPUPower"))
             if not isinstance(value, int) or value < 0:
                 raise
             return _Figure(value, 0.0, None, "registry:FilteredGPUPower")
@@ -6192,32 +6231,29 @@ class _Engine:
 
     # ---- heat
 
-    def _die_sensors(self, prefixes: Sequence[str], hid_names: Sequence[str], what: str) -> _Figure:
+    def _die_sensors(self, prefixes: tuple[str, ...], hid_names: Sequence[str], what: str) -> _Figure:
         """Plausible sensors: SMC by prefix, else HID services by name."""
         now = self.machine.clock.now()[0]
         keys, source = 0, "smc"
         try:
-            sensors, keys = self.sensors.temperatures(prefixes, now)
+            when, sensors, keys = self.sensors.temperatures(prefixes, now)
         except (NVMLError_NotSupported, NVMLError_NoPermission):
-            sensors = []
+            when, sensors = now, []
         if not sensors:
-            sensors, source = self._hid_sensors(hid_names, now), "hid"
+            (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
         if not sensors:
             if keys:
                 raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
                             "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
             raise self.lacking("smc", "no %s temperature sensor is known here" % what)
-        ages = [now - self.sensors.values[s.key][0] for s in sensors if s.key in self.sensors.values]
-        if source == "hid":
-            ages = [now - self.sensors.hid(now)[0]]
-        return _Figure(tuple(sensors), max(ages, default=0) / _NS, None, source)
+        return _Figure(tuple(sensors), (now - when) / _NS, None, source)
 
-    def _hid_sensors(self, names: Sequence[str], now: int) -> list[TemperatureSensor]:
+    def _hid_sensors(self, names: Sequence[str], now: int) -> tuple[int, list[TemperatureSensor]]:
         try:
-            got = self.sensors.hid(now)[1]
+            when, got = self.sensors.hid(now)
         except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
-            return []
-        return [TemperatureSensor(product, celsius) for product, _, celsius in got
+            return now, []
+        return when, [TemperatureSensor(product, celsius) for product, _, celsius in got
                 if celsius is not None and product and product.startswith(tuple(names)) and _plausible_celsius(celsius)]
 
     def gpu_sensors(self, window: int) -> _Figure:
@@ -6317,7 +6353,7 @@ class _Engine:
         if not total:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "hw.memsize is not there")
         mach = self.machine.mach
-        return _Figure(_memory_info(mach.vm_statistics(), mach.page_size(), total), source="mach")
+        return _Figure(self.gauge("memory", lambda: _memory_info(mach.vm_statistics(), mach.page_size(), total)), source="mach")
 
     def swap(self, window: int) -> _Figure:
         data = self.machine.sysctl.raw("vm.swapusage")
@@ -7822,39 +7858,37 @@ class Snapshot:
     system_power_source: PowerSource | None
 
     def __init__(self, engine: _Engine, parts: tuple[str, ...]) -> None:
-        self._stamp(engine)
+        self._begin(engine)
         self.interval_s = None
         self.source = engine.machine.name
         self.parts = parts
-        self.reasons, self.messages, self.ages, self.intervals, self.sources = {}, {}, {}, {}, {}
-        self.estimated = ()
         self.published = {}
         self._points: dict[str, list[list[tuple[int, float]]]] = {}     # per rail and channel, for SnapshotDelta
         self._clients: dict[int, tuple[int, str, int]] | None = None
 
-    def _stamp(self, engine: _Engine) -> None:
+    def _begin(self, engine: _Engine) -> None:
+        """Nothing is known yet, and it is now."""
+        self.reasons, self.messages, self.ages, self.intervals, self.sources = {}, {}, {}, {}, {}
+        self.estimated = ()
         self.time_unix_s, self.time_mono_s = engine.machine.clock.unix(), engine.machine.clock.now()[0] / _NS
 
     def _take(self, row: tuple[Any, ...], figure: _Figure) -> None:
+        value, age, interval, source, estimated = figure
         for field, attribute in row[3]:
-            setattr(self, field, figure.value if attribute is None else getattr(figure.value, attribute))
-            self.reasons.pop(field, None)
-            self.messages.pop(field, None)
-            if figure.age_s is not None:
-                self.ages[field] = figure.age_s
-            if figure.interval_s is not None:
-                self.intervals[field] = figure.interval_s
-            if figure.source:
-                self.sources[field] = figure.source
-            if figure.estimated and field not in self.estimated:
+            setattr(self, field, value if attribute is None else getattr(value, attribute))
+            if age is not None:
+                self.ages[field] = age
+            if interval is not None:
+                self.intervals[field] = interval
+            if source:
+                self.sources[field] = source
+            if estimated:
                 self.estimated += (field,)
 
     def _miss(self, row: tuple[Any, ...], reason: str, message: str) -> None:
         for field, _ in row[3]:
             setattr(self, field, None)
             self.reasons[field], self.messages[field] = reason, message
-            self.ages.pop(field, None), self.intervals.pop(field, None), self.sources.pop(field, None)
-            self.estimated = tuple(name for name in self.estimated if name != field)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings; keys are stable and only ever added to."""
@@ -7899,29 +7933,28 @@ def DeviceGetSnapshot(device: Device, parts: Sequence[str] | None = None, timeou
     engine, wanted, wait = _of(device), _wanted_parts(parts), _timeout_ns(timeout)
     engine.machine.clock.step()
     snapshot = Snapshot(engine, wanted)
-    rows = [row for row in _SNAPSHOT if set(row[0]) & set(wanted)]
-    for row in _SNAPSHOT:
-        if row not in rows:
-            snapshot._miss(row, REASON_NOT_ASKED, _ADVICE[REASON_NOT_ASKED])
     began = engine.machine.clock.now()[0]
-    while any([_collect(engine, snapshot, row, began, wait) for row in rows]):
+    while any([_collect(engine, snapshot, row, began, wait) for row in _SNAPSHOT]):
         if engine.machine.clock.now()[0] - began >= wait:
             break
         engine.machine.clock.sleep(_STEP / _NS)
-        snapshot._stamp(engine)     # and all rows anew: a snapshot is of one moment
+        snapshot._begin(engine)     # all rows anew: a snapshot is of one moment
     _finish_snapshot(engine, snapshot)
     return snapshot
 
 
 def _collect(engine: _Engine, snapshot: Snapshot, row: tuple[Any, ...], began: int, wait: int) -> bool:
     """Fill the fields of a row; True when waiting might still give what is missing."""
+    if set(snapshot.parts).isdisjoint(row[0]):
+        snapshot._miss(row, REASON_NOT_ASKED, _ADVICE[REASON_NOT_ASKED])
+        return False
     try:
         figure = row[1](engine, engine.window, *row[2])
     except AppleGPUError as error:
         snapshot._miss(row, error.reason or REASON_SOURCE_FAILED, str(error))
-        return _hope(error, began, wait) > engine.machine.clock.now()[0]
+        return bool(_hope(error, began, wait) > engine.machine.clock.now()[0])
     snapshot._take(row, figure)
-    return row[1] is _Engine.processes and figure.interval_s is None and bool(wait)
+    return bool(wait and figure.interval_s is None and row[1] is _Engine.processes)
 
 
 def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
@@ -11410,7 +11443,7 @@ def _attribute(name: str) -> Any:
     """The module's __getattr__: __all__ when a star import asks for it, which an import need not pay for; else Metal's."""
     if name != "__all__":
         return _metal_attribute(name)
-    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "WeakSet", "itemgetter", "RLock", "allocate_lock",
+    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "WeakSet", "itemgetter", "mul", "sub", "RLock", "allocate_lock",
               "get_ident", "array", "TYPE_CHECKING", "NamedTuple", "main"}
     found = [one for one in globals() if one[0] != "_" and one not in hidden]
     # gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do

@@ -734,6 +734,37 @@ def test_six_getters_of_one_poll_take_one_sample():
     assert mac.samples - before == 1
 
 
+def test_a_gauge_is_not_read_twice_within_50_ms():
+    engine, mac = engine_of(gpuph(0.5))
+    asked = []
+
+    def get(entry, key):
+        asked.append(key)
+        return {"In use system memory": 5, "Alloc system memory": 7, "recoveryCount": 0} if key == "PerformanceStatistics" else None
+    mac.get = get
+    for later, times in ((0, 1), (49, 1), (1, 2)):
+        mac.t += later
+        assert (engine.memory_used().value, engine.memory_allocated(0).value) == (5, 7) and asked.count("PerformanceStatistics") == times
+
+
+def test_who_a_client_is_stays():
+    """An entry id is never reused: its creator is asked once, what it used at each sample."""
+    engine, mac = engine_of(gpuph(0.5))
+    asked, there = [], [11, 12]
+
+    def get(entry, key):
+        asked.append((entry, key))
+        return "pid %d, app" % entry if key == "IOUserClientCreator" else [{"accumulatedGPUTime": 1000 * entry}]
+    mac.get, mac.children, mac.identity, mac.own_pid = get, lambda entry: list(there), lambda entry: entry, lambda: 1
+    mac.libproc = mac
+    engine._footprint_or_none = lambda pid: None
+    for now in ([11, 12], [12, 13], [13]):
+        there[:] = now
+        assert {p.pid for p in engine.processes(ag._NS).value} == set(now)
+        mac.t += 1000
+    assert [entry for entry, key in asked if key == "IOUserClientCreator"] == [11, 12, 13] and set(engine.clients.creators) == {13}
+
+
 def test_frozen_byte_totals():
     lanes = [(Channel("DCS RD", "AMC Stats", "B", subgroup="Perf Counters"), lambda t: (t, 77))]
     engine, mac = engine_of(*lanes)
@@ -843,6 +874,7 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("if self.age() > max(_HOLD, 2 * self.gap):", "if self.age() > _HOLD:"), ("if self.age() > max(_HOLD, 2 * self.gap):", "if False:"),
     ("if self.points and self.age() > max(_HOLD, window):", "if False:"),
     ("if self.time is not None and 0 <= now - self.time < _SHORTEST:", "if False:"),
+    ("if kept is None or not 0 <= now - kept[0] < _SHORTEST:", "if True:"),
     ("elif t < self.time:\n            self.drop(t, REASON_RESET)", "elif False:\n            pass"),
     ("elif asleep - before > _SLEPT:", "elif False:"), ("elif t - self.time > max(_LONGEST, 2 * self.window):", "elif False:"),
     ("if total == 0:\n        raise ValueError(REASON_STALE)", "if total == 0:\n        return [0.0 for _ in gone]"),
@@ -1244,8 +1276,7 @@ def test_clock_tables(decode, hexed, first, last, count):
 
 
 def test_unsorted_tables_keep_their_positions():
-    assert ag._state_clock("P8", A18_GPU_MHZ) == 1053 and ag._state_clock("P9", A18_GPU_MHZ) == 1170
-    assert ag._state_clock("P15", (0, 396)) is None and ag._state_clock("OFF", A18_GPU_MHZ) is None
+    assert ag._state_clocks(("P8", "P9", "OFF"), tuple(A18_GPU_MHZ)) == (1053, 1170, 0) and ag._state_clocks(("P15",), (0, 396)) == (0,)
     assert max(A18_GPU_MHZ) == 1470
 
 
@@ -4086,13 +4117,22 @@ def test_a_delta_never_pairs_one_die_with_another():
     assert [lane[-1][1] for lane in engine.rail_points("cpu")] == [1000, 7000]
 
 
-def test_a_figure_that_went_missing_keeps_no_age():
-    engine, mac = engine_of((CPU, live(1)))
-    snapshot = ag.Snapshot(engine, ag.PARTS)
-    row = next(r for r in ag._SNAPSHOT if r[3][0][0] == "cpu_power_mw")
-    snapshot._take(row, ag._Figure(5, 0.1, 1.0, "x", True))
-    snapshot._miss(row, ag.REASON_RESET, "fell")
-    assert snapshot.cpu_power_mw is None and "cpu_power_mw" in snapshot.reasons
+def test_a_figure_that_went_missing_keeps_no_age(monkeypatch):
+    """The rows of a snapshot that had to wait are all taken anew; what was there the first time may be gone the second."""
+    device, turns = ag.LibraryOpen(recording("m5max-macos27"), speed=0), []
+    real = ag._Engine.rail_power
+
+    def power(engine, window, rail):
+        if rail == "cpu":
+            turns.append(rail)
+            if len(turns) == 1:
+                return ag._Figure(5, 0.1, 1.0, "x", True)
+            raise ag._not_ready(ag.REASON_ABSENT, "x", "gone", 0)
+        return real(engine, window, rail)
+    rows = tuple((parts, power if figure is real else figure, *more) for parts, figure, *more in ag._SNAPSHOT)
+    monkeypatch.setattr(ag, "_SNAPSHOT", rows)
+    snapshot = ag.DeviceGetSnapshot(device, ["power"], timeout=0.1)
+    assert len(turns) > 1 and snapshot.cpu_power_mw is None and snapshot.reasons["cpu_power_mw"] == "absent"
     for table in (snapshot.ages, snapshot.intervals, snapshot.sources, snapshot.estimated):
         assert "cpu_power_mw" not in table
 
