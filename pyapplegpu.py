@@ -33,7 +33,7 @@ import os
 import struct
 import sys
 import time
-from _operator import itemgetter
+from _operator import itemgetter, mul, sub
 from _thread import RLock, _local, allocate_lock, get_ident  # noqa: F401
 from _weakref import ref as _weak       # what weakref would give, without the 0.5 ms of the rest of it
 from _weakrefset import WeakSet
@@ -321,7 +321,10 @@ if not TYPE_CHECKING:
             return dict(zip(self._fields, self))
 
         def _replace(self, **named):
-            return type(self)(**dict(self._asdict(), **named))
+            values = [named.pop(f, v) for f, v in zip(self._fields, self)]
+            if named:
+                raise TypeError("%s has no field %s" % (type(self).__name__, ", ".join(named)))
+            return tuple.__new__(type(self), values)
 
         def __getnewargs__(self):
             return tuple(self)
@@ -3595,6 +3598,22 @@ def _grown_bytes(now: bytes, first: bytes, last: bytes, rounds: int, offsets: It
     return bytes(out)
 
 
+def _is_published(channel: dict[str, Any]) -> bool:
+    """True for an energy counter: its stamp says when its value held, which is some time before the sample."""
+    return int(channel["unit"], 16) >> 56 == 3 and "states" not in channel
+
+
+def _span_gain(rows: Sequence[Sequence[int]], span: int, gain: int) -> int:
+    """What an energy counter gains in one round, by its stamps: they may lie closer together than the round is long, or
+    further apart. Then the mean power fills up, or what lies beyond the round is left out. `gain` where rows do not rise."""
+    if not rows or any(b[0] < a[0] or b[1] < a[1] for a, b in zip(rows, rows[1:])) or rows[0][0] == rows[-1][0]:
+        return gain
+    first, last = rows[0], rows[-1]
+    begin = max(first[0], last[0] - span)
+    a, b = next((a, b) for a, b in zip(rows, rows[1:]) if b[0] > begin)
+    return (last[1] - a[1] - (b[1] - a[1]) * (begin - a[0]) // (b[0] - a[0])) * span // (last[0] - begin)
+
+
 class _Recording:
     """A recording that has been checked, and what it says at step 0, 1, 2 ...
 
@@ -3689,8 +3708,13 @@ class _Recording:
             stamp, *gains = [max(0, column[-1] - column[0]) for column in columns]
             if int(channel["unit"], 16) >> 56 in (2, 10):       # power, temperature: gauges
                 gains = [0] * len(gains)
+            elif stamp and _is_published(channel):
+                gains = [_span_gain([row for row in rows if row[1] != INT64_MIN], self.span, gains[0])]
             known = self._gains[id(channel)] = (self.span if stamp else 0, *gains)
         return known
+
+    def _carried_row(self, channel: dict[str, Any], row: Sequence[int], rounds: int) -> list[int]:
+        return [v if v == INT64_MIN else _signed(v + rounds * gain) for v, gain in zip(row, self._gain(channel))]
 
     def row(self, channel: dict[str, Any], step: int) -> tuple[int, tuple[int, ...]] | None:
         """(stamp, values) of an IOReport channel at a step; None when it is absent from that sample."""
@@ -3699,7 +3723,12 @@ class _Recording:
         if row is None:
             return None
         if rounds:
-            row = [v if v == INT64_MIN else _signed(v + rounds * gain) for v, gain in zip(row, self._gain(channel))]
+            before, row = channel["rows"][-1], self._carried_row(channel, row, rounds)
+            if before is not None and _is_published(channel) and self._gain(channel)[0]:
+                held = self._carried_row(channel, before, rounds - 1)
+                # Until there is a newer publication, and one that the round's last instants would not have shown.
+                if row[0] <= max(held[0], self._ticks[-2] + (rounds - 1) * self.span):
+                    row = held
         return row[0], tuple(row[1:])
 
     # -- registry --
@@ -4573,12 +4602,17 @@ def _state_number(state: str) -> int | None:
     return int(digits) if digits and state.strip()[0] in "PV" else None
 
 
-def _state_clock(state: str, clocks: Sequence[int]) -> int | None:
-    """MHz of a state by the number in its name: M1 Pro and M2 Ultra declare 16 states over fewer clocks."""
-    number = _state_number(state)
-    if _is_idle(state) or number is None or number >= len(clocks):
-        return None
-    return clocks[number] or None
+@_remembered
+def _state_clocks(states: tuple[str, ...], clocks: tuple[int, ...]) -> tuple[int, ...]:
+    """MHz of each state by the number in its name, 0 where it has none: M1 Pro and M2 Ultra declare 16 states over fewer
+    clocks."""
+    numbers = [None if _is_idle(state) else _state_number(state) for state in states]
+    return tuple(0 if number is None or number >= len(clocks) else clocks[number] for number in numbers)
+
+
+@_remembered
+def _awake(states: tuple[str, ...]) -> tuple[bool, ...]:
+    return tuple(not _is_idle(state) for state in states)
 
 
 def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float) -> list[float]:
@@ -4589,32 +4623,33 @@ def _ratios(old: Sequence[int], new: Sequence[int], span_ns: int, tick_ns: float
     """
     if INT64_MIN in new:
         raise ValueError(REASON_ABSENT)
-    if INT64_MIN in old or any(n < o for o, n in zip(old, new)):
+    gone = list(map(sub, new, old))         # map: these rows are most of what a sample holds
+    if INT64_MIN in old or min(gone, default=0) < 0:
         raise ValueError(REASON_RESET)
-    gone = [n - o for o, n in zip(old, new)]
     total = sum(gone)
     if total == 0:
         raise ValueError(REASON_STALE)
     if total * tick_ns > 1.25 * span_ns + 1e8:
         raise ValueError(REASON_RESET)
-    return [g / total for g in gone]
+    return list(map(total.__rtruediv__, gone))
 
 
 def _active(states: Sequence[str], ratios: Sequence[float]) -> float:
-    return min(1.0, sum(r for s, r in zip(states, ratios) if not _is_idle(s)))
+    return float(min(1.0, sum(map(mul, _awake(tuple(states)), ratios))))
 
 
 def _mean_clock(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> float | None:
     """MHz weighted by residency over the active states that have a clock, as powermetrics; None when never active."""
-    pairs = [(_state_clock(s, clocks), r) for s, r in zip(states, ratios)]
-    weight = sum(r for mhz, r in pairs if mhz)
-    return sum(mhz * r for mhz, r in pairs if mhz) / weight if weight else None
+    table = _state_clocks(tuple(states), tuple(clocks))
+    weight = sum(map(mul, map(bool, table), ratios))
+    return float(sum(map(mul, table, ratios)) / weight) if weight else None
 
 
 def _beyond(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> bool:
     """True when more than a hundredth of the active time was spent in states that the table has no clock for."""
-    active = [(_state_clock(s, clocks), r) for s, r in zip(states, ratios) if not _is_idle(s)]
-    return sum(r for mhz, r in active if not mhz) > 0.01 * sum(r for _, r in active)
+    active = list(map(mul, _awake(tuple(states)), ratios))
+    known = sum(map(mul, map(bool, _state_clocks(tuple(states), tuple(clocks))), active))
+    return bool(sum(active) - known > 0.01 * sum(active))
 
 
 def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> float | None:
@@ -4622,7 +4657,7 @@ def _scaled(states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int
     top = max(clocks, default=0)
     if not top:
         return None
-    return min(1.0, sum((_state_clock(s, clocks) or 0) / top * r for s, r in zip(states, ratios)))
+    return float(min(1.0, sum(map(mul, _state_clocks(tuple(states), tuple(clocks)), ratios)) / top))
 
 
 # ---- which channel is what: exact names and anchored patterns, never substrings (all-smi 412: 106.68 W for a true 36.17 W)
@@ -4757,15 +4792,14 @@ def _bucket_gb(state: str) -> float | None:
 
 def _histogram(buckets: Sequence[float | None], ratios: Sequence[float]) -> tuple[float, bool, bool]:
     """(bytes per second, saturated, above the floor) of a bandwidth histogram whose buckets are in GB/s."""
-    pairs = [(gb, r) for gb, r in zip(buckets, ratios) if gb is not None]
-    if not pairs:
+    rates: Any = [gb for gb in buckets if gb is not None] if None in buckets else buckets
+    if len(rates) < len(buckets):
+        ratios = [r for gb, r in zip(buckets, ratios) if gb is not None]
+    weight = sum(ratios)
+    if not rates or not weight:
         raise ValueError(REASON_ABSENT)
-    low, top = min(pairs)[0], max(pairs)[0]
-    weight = sum([r for _, r in pairs])         # lists: half the time of generators, and 64 buckets x 56 channels a sample
-    if not weight:
-        raise ValueError(REASON_ABSENT)
-    mean = sum([gb * r for gb, r in pairs]) / weight
-    return mean * 1e9, sum([r for gb, r in pairs if gb == top]) / weight > 0.01, mean > low
+    mean, top = sum(map(mul, rates, ratios)) / weight, max(rates)     # map: 64 buckets x 56 channels a sample
+    return mean * 1e9, sum(map(mul, map(top.__eq__, rates), ratios)) / weight > 0.01, mean > min(rates)
 
 
 def _floor_share(buckets: Sequence[float | None], ratios: Sequence[float]) -> float:
@@ -5001,24 +5035,39 @@ def _not_ready(reason: str, source: str, detail: str, began: int, lapse: int = 0
     return error
 
 
+_WAITABLE = (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_STALE, REASON_SLOW)
+
+
+def _hope(error: AppleGPUError, entered: int, timeout: int) -> int:
+    """Until when a call that began at `entered` may wait for what this error lacks; 0 where waiting gives nothing."""
+    if timeout <= 0 or error.reason not in _WAITABLE:
+        return 0
+    until: int = getattr(error, "_began", -timeout) + timeout
+    if error.reason == REASON_STALE and getattr(error, "_lapse", 0) > _HOLD:
+        until = max(until, entered + _STEP)     # nobody looked for so long that it may publish with this look
+    return until
+
+
 # ---- histories
 
-def _baseline(clocks: Sequence[int], window: int, shortest: int) -> int | None:
-    """Index of the baseline of the newest point: of those at least half a window old the one nearest to a window."""
-    ages = [clocks[-1] - c for c in clocks]
-    fit = [i for i, age in enumerate(ages) if age >= max(shortest, window // 2)]
-    if fit:
-        return min(fit, key=lambda i: (abs(ages[i] - window), -ages[i]))
-    return 0 if ages and ages[0] >= shortest else None
+def _baseline(points: Sequence[Any], window: int, shortest: int, first: int = 0) -> tuple[int | None, bool]:
+    """(index of the baseline of the newest point, True when all that is missing is a point young enough).
 
-
-def _reach(points: Sequence[Any], window: int, shortest: int) -> tuple[int | None, bool]:
-    """(index of the baseline of the newest point, True when there are only older points than count as the last poll:
-    those that another caller's longer window has kept)."""
-    clocks = [point[0] for point in points]
-    old = sum(clocks[-1] - c > max(_LONGEST, 2 * window) + window for c in clocks) if clocks else 0
-    base = _baseline(clocks[old:], window, shortest) if clocks else None
-    return None if base is None else base + old, 0 < old == len(clocks) - 1
+    Of the points from `first` on that are at least half a window old the one nearest to a window; the oldest where none
+    is that old. What only another caller's longer window has kept is not "since the last poll".
+    """
+    i = len(points) - 2
+    if i < first:
+        return None, False
+    newest, enough = points[-1][0], max(window, shortest)
+    while i > first and newest - points[i][0] < enough:
+        i -= 1
+    age, younger = newest - points[i][0], newest - points[i + 1][0]
+    if age > max(_LONGEST, 2 * window) + window:
+        return (i + 1 if younger >= shortest else None), not younger
+    if younger >= max(shortest, window // 2) and window - younger < age - window:
+        return i + 1, False
+    return (i if age >= shortest else None), False
 
 
 def _prune(points: list[Any], window: int) -> None:
@@ -5048,13 +5097,13 @@ class _Energy:
     `look` takes what one sample shows; `change` gives the last reading, `total` the count that never falls.
     """
 
-    __slots__ = ("scale", "batched", "points", "usable", "offset", "stamp", "value", "time", "stood", "gap", "began",
-                 "reason", "barrier", "lapse")
+    __slots__ = ("scale", "batched", "points", "usable", "offset", "stamp", "value", "time", "stood", "gap", "silent",
+                 "began", "reason", "barrier", "lapse", "told")
 
     def __init__(self, scale: tuple[int, int], batched: bool) -> None:
         self.scale = scale                  # to millijoules
         self.batched = batched              # published by PMGR every second or two, not when sampled
-        self.points: list[tuple[int, int]] = []     # (clock, value)
+        self.points: list[tuple[int, int, int]] = []    # (clock, value, the driver's silence before it)
         self.usable = True                  # the stamps are on our clock
         self.offset = 0                     # what earlier lives of the counter held
         self.stamp: int | None = None
@@ -5062,18 +5111,24 @@ class _Energy:
         self.time = 0                       # of the last sample
         self.stood = 0                      # how long the stamp has not moved
         self.gap = 0                        # distance of the last two publications, when it was too long
+        self.silent = False                 # a point of the history came after a silence that is too long for somebody
         self.began = 0                      # since when a baseline is waited with
         self.reason = REASON_FIRST
-        self.barrier: int | None = None     # after sleep: older publications are no baseline
+        self.barrier = 0                    # older publications are no baseline: the Mac slept since
         self.lapse = 0                      # between the last two samples
+        self.told: dict[int, tuple[int, int] | str] = {}    # changes per window, as of the last sample
 
     def drop(self, t: int, reason: str) -> None:
         """Forget the history: the next publication is a new baseline."""
-        self.points, self.reason, self.began, self.stood, self.gap = [], reason, t, 0, 0
-        self.barrier = t - _SHORTEST if reason == REASON_SLEPT else None
+        self.told.clear()
+        self.points, self.reason, self.began, self.stood, self.gap, self.silent = [], reason, t, 0, 0, False
+        self.barrier = t - _SHORTEST if reason == REASON_SLEPT else min(self.barrier, t)
+        if t < self.time:
+            self.time = 0           # the clock went back: nothing is early or late against the last sample
 
     def look(self, t: int, stamp: int | None, value: int | None, window: int, finest: int | None = None) -> None:
         """Take the counter as the sample at `t` shows it. `window` is the longest asked for, `finest` the shortest."""
+        self.told.clear()
         self.lapse = t - self.time if self.time else 0
         if value is None or value < 0:
             self.drop(t, REASON_ABSENT)
@@ -5095,11 +5150,11 @@ class _Energy:
 
     def _leave_stamps(self) -> None:
         self.usable, self.stood = False, 0
-        self.points = [(self.time, self.value)] if self.points and self.value is not None else []
+        self.points = [(self.time, self.value, 0)] if self.points and self.value is not None else []
 
     def _take(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
         if self.value is not None and value < self.value:
-            self._restart(t, clock, value, REASON_RESET)
+            self._restart(t, clock, value, value - self.value)
         elif not self.points:
             self._first_point(t, clock, value)
         elif clock == self.points[-1][0]:
@@ -5120,32 +5175,31 @@ class _Energy:
         return _COARSE_SHORTEST if self.batched and not self.usable else _SHORTEST
 
     def _first_point(self, t: int, clock: int, value: int) -> None:
-        if self.barrier is not None and self.usable and clock < self.barrier:
+        if clock < self.barrier:
+            self.reason = REASON_SLEPT
             return
         if self.reason == REASON_ABSENT:
             self.reason = REASON_FIRST
-        self.points, self.stood = [(clock, value)], max(0, t - clock)
-        self.began, self.barrier = t, None
+        self.points, self.stood, self.began = [(clock, value, 0)], max(0, t - clock), t
 
-    def _restart(self, t: int, clock: int, value: int, reason: str) -> None:
-        """A new baseline on which the energy stands: what fell or jumped is no energy."""
-        self.offset += (self.value or 0) - value
-        self.points, self.reason, self.began = [(clock, value)], reason, t
-        self.stood, self.gap, self.barrier = max(0, t - clock), 0, None
+    def _restart(self, t: int, clock: int, value: int, lost: int = 0) -> None:
+        """A new baseline; a step that is `lost`, because it fell or jumped, is no energy."""
+        self.drop(t, REASON_RESET)
+        self.offset -= lost
+        self.points, self.stood = [(clock, value, 0)], max(0, t - clock)
 
     def _publish(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
-        last_clock, last_value = self.points[-1]
-        distance = clock - last_clock
-        floor = _COARSE if self.batched and not self.usable else _SHORTEST
-        if distance < 0 or self._too_much(value - last_value, max(floor, distance)):
-            self._restart(t, clock, value, REASON_RESET)
-            return
-        if self.stood > max(_HOLD, window) or distance > max(_LONGEST, 2 * window):
-            self.points, self.reason, self.gap = [(clock, value)], REASON_SLOW, distance
+        step, distance = value - self.points[-1][1], clock - self.points[-1][0]
+        if self._too_much(step, max(_COARSE if self.batched and not self.usable else _SHORTEST, distance)):
+            self._restart(t, clock, value, step)
+        elif distance < 0:
+            self._restart(t, clock, value)
         else:
-            _append(self.points, (clock, value), window, finest)
-            self.gap = 0
-        self.stood = 0
+            silence = max(self.stood, distance // 2 if distance > _LONGEST else 0)
+            _append(self.points, (clock, value, silence), window, finest)
+            slow = silence > max(_HOLD, finest)
+            self.gap, self.stood = (distance, max(0, t - clock)) if slow else (0, 0)
+            self.silent = self.silent or slow
 
     def age(self) -> int:
         """Nanoseconds from the newest publication to the last sample."""
@@ -5155,17 +5209,27 @@ class _Energy:
 
     def change(self, window: int) -> tuple[int, int] | str:
         """(change of the raw value, span) of the last reading, or the reason why there is none."""
+        if window not in self.told:
+            self.told[window] = self._change(window)
+        return self.told[window]
+
+    def _change(self, window: int) -> tuple[int, int] | str:
         window = self.span(window)
         if self.reason == REASON_ABSENT:
             return REASON_ABSENT
         if self.points and self.age() > max(_HOLD, window):
             return REASON_SLOW if self.gap and self.age() <= 2 * self.gap else REASON_STALE
-        base, late = _reach(self.points, window, self.shortest())
+        since = self._since(window) if self.silent else 0
+        base, late = _baseline(self.points, window, self.shortest(), since)
         if base is None:
             self.began = self.time if late else self.began
-            return REASON_FIRST if late else self.reason
+            return REASON_FIRST if late else REASON_SLOW if since else self.reason
         change, span = self.points[-1][1] - self.points[base][1], self.points[-1][0] - self.points[base][0]
         return REASON_RESET if self._too_much(change, span) else (change, span)
+
+    def _since(self, window: int) -> int:
+        """Index of the first point that counts for a window: what the driver's silence is longer than is not "now"."""
+        return max((i for i, point in enumerate(self.points) if point[2] > max(_HOLD, window)), default=0)
 
     def total(self) -> tuple[int, int] | str:
         """(count, clock of its publication), or the reason why it cannot be told; the count never falls."""
@@ -5180,7 +5244,7 @@ class _Energy:
         newest = self.total()
         if isinstance(newest, str):
             return []
-        kept = [(clock, self.offset + value) for clock, value in self.points if clock < newest[1]]
+        kept = [(clock, self.offset + value) for clock, value, _ in self.points if clock < newest[1]]
         return [(clock, count * self.scale[0] / self.scale[1]) for clock, count in kept + [(newest[1], newest[0])]]
 
 
@@ -5194,16 +5258,18 @@ def _worst(reasons: Iterable[str]) -> str:
 class _Series:
     """Whole samples of one source on the sample's own clock: (t, payload) points, and when they began."""
 
-    __slots__ = ("points", "began", "reason", "lapse")
+    __slots__ = ("points", "began", "reason", "lapse", "told")
 
     def __init__(self) -> None:
         self.points: list[tuple[int, Any]] = []
+        self.told: dict[tuple[Any, ...], Any] = {}      # what has been worked out of the newest point
         self.began = 0
         self.reason = REASON_FIRST
         self.lapse = 0
 
     def drop(self, t: int, reason: str) -> None:
         self.points, self.reason, self.began = [], reason, t
+        self.told.clear()
 
     def add(self, t: int, payload: Any, window: int, finest: int | None = None) -> None:
         if self.points:
@@ -5211,14 +5277,16 @@ class _Series:
         elif self.reason == REASON_FIRST:
             self.began = t
         _append(self.points, (t, payload), window, finest)
+        self.told.clear()
 
     def interval(self, window: int, shortest: int) -> tuple[Any, Any, int] | None:
         """(old payload, new payload, span), or None without a baseline."""
-        base, late = _reach(self.points, window, shortest)
-        if base is None:
+        if (window, shortest) not in self.told:
+            base, late = _baseline(self.points, window, shortest)
             self.began = self.points[-1][0] if late else self.began
-            return None
-        return self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0]
+            self.told[window, shortest] = None if base is None else (
+                self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0])
+        return self.told[window, shortest]      # type: ignore[no-any-return]
 
 
 # ---- feeds: one source sampled into histories
@@ -5239,13 +5307,14 @@ class _Feed:
 
     def refresh(self, window: int | None = None) -> None:
         """Sample, unless the last sample is so young that every caller of one poll should share it."""
+        clock = self.engine.machine.clock
         with self.lock:
-            self.window, self.finest = max(self.window, window or 0), min(self.finest, window or self.finest)
-            now, _ = self.engine.machine.clock.now()
-            if self.time is not None and 0 <= now - self.time < _SHORTEST:
+            if window is not None and not self.finest <= window <= self.window:
+                self.window, self.finest = max(self.window, window), min(self.finest, window)
+            if self.time is not None and 0 <= clock.now()[0] - self.time < _SHORTEST:
                 return
             payload = self.read()
-            t, continuous = self.engine.machine.clock.now()
+            t, continuous = clock.now()
             with self.engine.lock:
                 self._events(t, continuous)
                 self.keep(t, payload)
@@ -5295,13 +5364,14 @@ class _ReportFeed(_Feed):
         self.picks = (want, keep)
         self.subscription: Any = None
         self.channels: tuple[Any, ...] = ()
-        self.starts: tuple[int, ...] = ()           # where each channel's values begin in a row
+        self.sizes: tuple[int, ...] = ()            # how many values each channel has in a row
+        self.starts: tuple[int, ...] = ()           # where they begin
+        self.meters: tuple[_Energy | None, ...] = ()
         self.energies: dict[int, _Energy] = {}
         self.error: AppleGPUError | None = None
         self.tried = 0
         self.opening = allocate_lock()
         self.plans: dict[Any, Any] = {}             # what follows from the channels alone
-        self.shares: tuple[int, dict[Any, Any]] = (0, {})   # ratios already taken of the newest sample
 
     def open(self) -> None:
         """Subscribe, once for the life of the process; a failure that may pass is tried again after 5 s."""
@@ -5336,13 +5406,11 @@ class _ReportFeed(_Feed):
         return self.engine.lacking(self.source, "no such channels")
 
     def _lay_out(self) -> None:
-        starts, at = [], 0
-        for i, channel in enumerate(self.channels):
-            starts.append(at)
-            at += max(1, len(channel.states))
-            if channel.unit in _ENERGY_UNITS and channel.format == 1:
-                self.energies[i] = _Energy(_ENERGY_UNITS[channel.unit], channel.unit != "nJ")
-        self.starts = tuple(starts) + (at,)
+        self.sizes = tuple([max(1, len(channel.states)) for channel in self.channels])
+        self.starts = tuple([sum(self.sizes[:i]) for i in range(len(self.sizes) + 1)])
+        self.energies = {i: _Energy(_ENERGY_UNITS[channel.unit], channel.unit != "nJ") for i, channel in enumerate(self.channels)
+                         if channel.unit in _ENERGY_UNITS and channel.format == 1}
+        self.meters = tuple(map(self.energies.get, range(len(self.channels))))
 
     def refresh(self, window: int | None = None) -> None:
         self.open()
@@ -5357,18 +5425,17 @@ class _ReportFeed(_Feed):
             energy.drop(t, reason)
 
     def keep(self, t: int, payload: Any) -> None:
-        row = array("q", bytes(8 * self.starts[-1]))
+        row: list[int] = []
+        nothing: tuple[Any, Any] = None, ()
         hz = self.engine.machine.clock.ticks_per_second()
-        for i, got in enumerate(payload):
-            start, end = self.starts[i], self.starts[i + 1]
-            values = tuple(got[1]) if got is not None else ()
-            if len(values) != end - start:
-                values = (INT64_MIN,) * (end - start)
-            row[start:end] = array("q", values)
-            if i in self.energies:
-                stamp = got[0] * _NS // hz if got is not None and got[0] is not None else None
-                self.energies[i].look(t, stamp, values[0], self.window, self.finest)
-        _Feed.keep(self, t, row)
+        for got, size, energy in zip(payload, self.sizes, self.meters):
+            stamp, values = got or nothing
+            if len(values) != size:
+                values = (INT64_MIN,) * size
+            row += values
+            if energy is not None:
+                energy.look(t, None if stamp is None else stamp * _NS // hz, values[0], self.window, self.finest)
+        _Feed.keep(self, t, array("q", row))
 
     def silent(self) -> bool:
         """True when no channel has a value in the newest sample (AMC Stats of an M3 Max on macOS 27 betas)."""
@@ -5414,32 +5481,37 @@ class _ReportFeed(_Feed):
 
     def ratios(self, i: int, window: int) -> tuple[list[float], int]:
         """(share of each state, span) of a state or histogram channel; taken once of each sample."""
-        newest = self.series.points[-1][0] if self.series.points else 0
-        if self.shares[0] != newest:
-            self.shares = newest, {}
-        if (i, window) not in self.shares[1]:
-            self.shares[1][i, window] = self._ratios_now(i, window)
-        got: tuple[list[float], int] = self.shares[1][i, window]
+        got = self.series.told.get(("ratios", i, window))
+        if got is None:
+            got = self.series.told["ratios", i, window] = self._ratios_now(i, window)
         return got
 
     def histogram(self, i: int, window: int) -> tuple[float, bool, bool, int]:
         """(bytes per second, saturated, above the floor, span) of a bandwidth histogram; worked out once of each sample."""
-        ratios, span = self.ratios(i, window)
-        if (i, window, "histogram") not in self.shares[1]:
+        got = self.series.told.get(("histogram", i, window))
+        if got is None:
+            ratios, span = self.ratios(i, window)
             try:
-                self.shares[1][i, window, "histogram"] = _histogram(self.buckets(i), ratios) + (span,)
+                got = self.series.told["histogram", i, window] = _histogram(self.buckets(i), ratios) + (span,)
             except ValueError:      # no state of it names a bandwidth
                 raise self.missing(REASON_ABSENT, self.channels[i].name) from None
-        got: tuple[float, bool, bool, int] = self.shares[1][i, window, "histogram"]
         return got
 
     def _ratios_now(self, i: int, window: int) -> tuple[list[float], int]:
         old, new, span = self.interval(window)
-        tick = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}.get(self.channels[i].unit, 0)
         try:
-            return _ratios(self.lane(old, i), self.lane(new, i), span, tick), span
+            return _ratios(self.lane(old, i), self.lane(new, i), span, _TICK_NS.get(self.channels[i].unit, 0)), span
         except ValueError as error:
             raise self.missing(str(error), self.channels[i].name) from None
+
+    def newest(self, i: int) -> array[int]:
+        """The values of channel i as last sampled."""
+        if not self.series.points:
+            raise self.missing(self.series.reason, self.channels[i].name)
+        values = self.lane(self.series.points[-1][1], i)
+        if INT64_MIN in values:
+            raise self.missing(REASON_ABSENT, self.channels[i].name)
+        return values
 
     def counted(self, i: int, window: int) -> tuple[int, int]:
         """(change, span) of a plain counter."""
@@ -5450,6 +5522,9 @@ class _ReportFeed(_Feed):
         if before == INT64_MIN or after < before:
             raise self.missing(REASON_RESET, self.channels[i].name)
         return after - before, span
+
+
+_TICK_NS = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}      # of a residency
 
 
 class _TicksFeed(_Feed):
@@ -5464,6 +5539,10 @@ class _TicksFeed(_Feed):
 class _ClientsFeed(_Feed):
     """GPU time of every user client of the accelerator, by registry entry id (never reused, so a reused pid does no harm)."""
 
+    def __init__(self, engine: _Engine, source: str) -> None:
+        _Feed.__init__(self, engine, source)
+        self.creators: dict[int, tuple[int, str]] = {}      # by entry id: (pid, name), which stay
+
     def newest(self) -> Any:
         """The last sample; another thread may have dropped it since (a GPU restart)."""
         if not self.series.points:
@@ -5472,14 +5551,16 @@ class _ClientsFeed(_Feed):
 
     def read(self) -> Any:
         registry = self.engine.machine.registry
-        clients, silent = {}, False
+        clients, before, self.creators = {}, self.creators, {}
         for entry in registry.children(self.engine.accelerator()):
-            who = _client_pid(registry.get(entry, "IOUserClientCreator"))
-            usage = registry.get(entry, "AppUsage") if who is not None else None
-            if who is not None and isinstance(usage, list):     # an empty one is 0 ns; none at all says nothing
-                clients[registry.identity(entry)] = (who[0], who[1], _client_gpu_ns(usage))
-            silent = silent or who is not None
-        if silent and not clients:
+            number = registry.identity(entry)
+            who = before.get(number) or _client_pid(registry.get(entry, "IOUserClientCreator"))
+            if who is not None:
+                self.creators[number] = who
+                usage = registry.get(entry, "AppUsage")
+                if isinstance(usage, list):     # an empty one is 0 ns; none at all says nothing
+                    clients[number] = (who[0], who[1], _client_gpu_ns(usage))
+        if self.creators and not clients:
             raise _fail(ERROR_NO_DATA, REASON_ABSENT, "registry", "no client of the GPU says how long it used it")
         return clients
 
@@ -5527,6 +5608,8 @@ class _Sensors:
         self.walked: list[str] | None = None        # every key, after a full walk
         self.spans: dict[str, list[str]] = {}
         self.values: dict[str, tuple[int, float | None]] = {}   # key -> (when, value)
+        self.floats: dict[tuple[str, ...], list[str]] = {}      # temperature keys under prefixes
+        self.heat: dict[tuple[str, ...], tuple[int, list[TemperatureSensor]]] = {}      # (when, what they said)
         self.services: tuple[int, list[tuple[str, int, float | None]]] | None = None     # HID: (when, what all said)
 
     def hid(self, now: int) -> tuple[int, list[tuple[str, int, float | None]]]:
@@ -5601,12 +5684,18 @@ class _Sensors:
         data = self.machine.smc.read(key) if info is not None else None
         return _smc_number(key, info[1], data) if data is not None else None
 
-    def temperatures(self, prefixes: Sequence[str], now: int) -> tuple[list[TemperatureSensor], int]:
-        """(plausible sensors of type flt, how many keys there are) under the prefixes."""
-        keys = [key for prefix in prefixes for key in self.keys(prefix)]
-        flt = [key for key in keys if (self.machine.smc.info(key) or (0, ""))[1] == "flt "]
-        read = [(key, self.number(key, now)) for key in flt]
-        return [TemperatureSensor(key, value) for key, value in read if value is not None and _plausible_celsius(value)], len(flt)
+    def temperatures(self, prefixes: tuple[str, ...], now: int) -> tuple[int, list[TemperatureSensor], int]:
+        """(when, plausible sensors of type flt, how many keys there are) under the prefixes; at most 2 s old."""
+        if prefixes not in self.floats:
+            keys = [key for prefix in prefixes for key in self.keys(prefix)]
+            self.floats[prefixes] = [key for key in keys if (self.machine.smc.info(key) or (0, ""))[1] == "flt "]
+        when, found = self.heat.get(prefixes, (0, None))
+        if found is None or not 0 <= now - when < _SENSOR_AGE:
+            read = [(key, self._read(key)) for key in self.floats[prefixes]]
+            found = [TemperatureSensor(key, value) for key, value in read if value is not None and _plausible_celsius(value)]
+            when = now
+            self.heat[prefixes] = when, found
+        return when, found, len(self.floats[prefixes])
 
 
 class _Cluster(NamedTuple):
@@ -5646,6 +5735,7 @@ class _Engine:
     def _begin(self) -> None:
         self.lock = allocate_lock()             # histories
         self.facts: dict[str, Any] = {}         # what does not change, or the NotSupported it gave
+        self.gauges: dict[str, tuple[int, Any]] = {}    # (when, what was read)
         self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
         self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),), _want_amc)
         self.pmp = _ReportFeed(self, _PMP_GROUPS, _want_pmp, _needed_flows)
@@ -5673,12 +5763,17 @@ class _Engine:
             except NVMLError_NotReady as error:
                 now = clock.now()[0]
                 entered = now if entered is None else entered
-                until = getattr(error, "_began", now - timeout) + timeout
-                if error.reason == REASON_STALE and getattr(error, "_lapse", 0) > _HOLD:
-                    until = max(until, entered + _STEP)
-                if timeout <= 0 or now >= until or error.reason in (REASON_FROZEN, REASON_ABSENT):
+                if now >= _hope(error, entered, timeout):
                     raise
             clock.sleep(_STEP / _NS)
+
+    def gauge(self, name: str, read: Callable[[], Any]) -> Any:
+        """Something of this moment, not read twice within 50 ms: the getters of one poll describe one moment."""
+        now = self.machine.clock.now()[0]
+        kept = self.gauges.get(name)
+        if kept is None or not 0 <= now - kept[0] < _SHORTEST:
+            kept = self.gauges[name] = now, read()
+        return kept[1]
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """A fact that does not change; NotSupported is remembered too, a failure that may pass is not."""
@@ -5750,7 +5845,7 @@ class _Engine:
 
     def statistics(self) -> dict[str, Any]:
         """PerformanceStatistics of the accelerator; a changed recoveryCount starts the GPU's histories anew."""
-        got = self.gpu_property("PerformanceStatistics")
+        got = self.gauge("PerformanceStatistics", lambda: self.gpu_property("PerformanceStatistics"))
         if not isinstance(got, dict):
             raise self.lacking("registry", "the accelerator has no PerformanceStatistics")
         count = got.get("recoveryCount")
@@ -5878,6 +5973,23 @@ class _Engine:
         states, ratios, figure = self.gpu_ratios(window)
         return figure._replace(value=_active(states, ratios))
 
+    def gpu_active_time(self, window: int) -> _Figure:
+        """Seconds active since the driver began to count; not told while it counts nothing at all."""
+        lane, states = self.gpu_states()
+        tick = _TICK_NS.get(self.main.channels[lane].unit)
+        if tick is None:
+            raise self.lacking(self.main.named(lane), "GPUPH counts in an unknown unit")
+        self.main.refresh(window)
+        with self.lock:
+            try:
+                self.main.ratios(lane, window)
+            except NVMLError_NotReady as error:
+                if error.reason == REASON_STALE:
+                    raise
+            values = self.main.newest(lane)
+        active = sum(value for state, value in zip(states, values) if not _is_idle(state))
+        return _Figure(active * tick / _NS, 0.0, None, "ioreport:GPU Stats")
+
     def gpu_utilization(self, window: int) -> _Figure:
         """GPUPH active residency, as powermetrics; the driver's own figure where that cannot be had."""
         try:
@@ -5903,8 +6015,8 @@ class _Engine:
     def gpu_residency(self, window: int) -> _Figure:
         states, ratios, figure = self.gpu_ratios(window)
         clocks = self.gpu_clocks(quiet=True)
-        rows = tuple(StateResidency(s, _state_clock(s, clocks), r) for s, r in zip(states, ratios))
-        return figure._replace(value=rows)
+        rows = zip(states, _state_clocks(states, clocks), ratios)
+        return figure._replace(value=tuple([StateResidency(state, mhz or None, ratio) for state, mhz, ratio in rows]))
 
     def device_tree(self, name: str) -> Any:
         """A device-tree node, kept."""
@@ -6026,7 +6138,8 @@ class _Engine:
         busy = self._gpu_busy(window) if rail == "gpu" else False
         with self.lock:
             alive = self._group_alive(feed, window)
-            return self._sum_power(feed, lanes, window, rail, lambda e: self._zero_is_doubtful(rail, e, alive, busy))
+            never = rail in ("cpu", "dram") or not self._ever_alive(feed)
+            return self._sum_power(feed, lanes, window, rail, never, lambda e: self._zero_is_doubtful(rail, e, alive, busy))
 
     def _gpu_busy(self, window: int) -> bool:
         try:
@@ -6044,10 +6157,11 @@ class _Engine:
     def _zero_is_doubtful(rail: str, energy: _Energy, alive: bool, busy: bool) -> bool:
         return rail in ("cpu", "dram") or (energy.batched and not alive) or (rail == "gpu" and busy)
 
-    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str,
+    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str, never: bool,
                    doubtful: Callable[[_Energy], bool]) -> _Figure:
+        """`never`: these lanes cannot have used nothing since boot."""
         energies = [feed.energies[i] for i in lanes]
-        changes = [self._lane_change(e, window, doubtful(e)) for e in energies]
+        changes = [self._lane_change(e, window, never, doubtful(e)) for e in energies]
         reasons = [c for c in changes if isinstance(c, str)]
         if reasons:
             raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), what)
@@ -6057,10 +6171,10 @@ class _Engine:
                        any(e.batched and not e.usable for e in energies))
 
     @staticmethod
-    def _lane_change(energy: _Energy, window: int, doubtful: bool) -> tuple[int, int] | str:
+    def _lane_change(energy: _Energy, window: int, never: bool, doubtful: bool) -> tuple[int, int] | str:
         change = energy.change(window)
-        if doubtful and energy.value == 0 and energy.batched:
-            return REASON_FROZEN            # nothing since boot, on a rail that cannot be without
+        if never and doubtful and energy.value == 0 and energy.batched:
+            return REASON_FROZEN
         if isinstance(change, str) or change[0] > 0 or not doubtful:
             return change
         return REASON_FIRST if change[1] < _SURE else REASON_FROZEN
@@ -6068,10 +6182,10 @@ class _Engine:
     @staticmethod
     def _no_power(source: str, energies: Sequence[_Energy], reason: str, what: str) -> AppleGPUError:
         age = max(e.age() for e in energies) / _NS
-        gap = max(e.gap for e in energies) / _NS
+        apart = max((e.points[-1][0] - e.points[-2][0] for e in energies if len(e.points) > 1), default=0) / _NS
         detail = "%s: %s; its last publication is %.1f s old" % (what, _ADVICE[reason], age)
-        if gap:
-            detail += ", the one before came %.1f s earlier" % gap
+        if apart:
+            detail += ", the one before came %.1f s earlier" % apart
         return _not_ready(reason, source, detail, max(e.began for e in energies), max(e.lapse for e in energies))
 
     def rail_energy(self, window: int, rail: str) -> _Figure:
@@ -6106,7 +6220,7 @@ class _Engine:
         except AppleGPUError as error:
             if error.reason in (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_SLOW):
                 raise
-            value = self.gpu_property("FilteredGPUPower")
+            value = self.gauge("FilteredGPUPower", lambda: self.gpu_property("FilteredGPUPower"))
             if not isinstance(value, int) or value < 0:
                 raise
             return _Figure(value, 0.0, None, "registry:FilteredGPUPower")
@@ -6161,32 +6275,29 @@ class _Engine:
 
     # ---- heat
 
-    def _die_sensors(self, prefixes: Sequence[str], hid_names: Sequence[str], what: str) -> _Figure:
+    def _die_sensors(self, prefixes: tuple[str, ...], hid_names: Sequence[str], what: str) -> _Figure:
         """Plausible sensors: SMC by prefix, else HID services by name."""
         now = self.machine.clock.now()[0]
         keys, source = 0, "smc"
         try:
-            sensors, keys = self.sensors.temperatures(prefixes, now)
+            when, sensors, keys = self.sensors.temperatures(prefixes, now)
         except (NVMLError_NotSupported, NVMLError_NoPermission):
-            sensors = []
+            when, sensors = now, []
         if not sensors:
-            sensors, source = self._hid_sensors(hid_names, now), "hid"
+            (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
         if not sensors:
             if keys:
                 raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
                             "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
             raise self.lacking("smc", "no %s temperature sensor is known here" % what)
-        ages = [now - self.sensors.values[s.key][0] for s in sensors if s.key in self.sensors.values]
-        if source == "hid":
-            ages = [now - self.sensors.hid(now)[0]]
-        return _Figure(tuple(sensors), max(ages, default=0) / _NS, None, source)
+        return _Figure(tuple(sensors), (now - when) / _NS, None, source)
 
-    def _hid_sensors(self, names: Sequence[str], now: int) -> list[TemperatureSensor]:
+    def _hid_sensors(self, names: Sequence[str], now: int) -> tuple[int, list[TemperatureSensor]]:
         try:
-            got = self.sensors.hid(now)[1]
+            when, got = self.sensors.hid(now)
         except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
-            return []
-        return [TemperatureSensor(product, celsius) for product, _, celsius in got
+            return now, []
+        return when, [TemperatureSensor(product, celsius) for product, _, celsius in got
                 if celsius is not None and product and product.startswith(tuple(names)) and _plausible_celsius(celsius)]
 
     def gpu_sensors(self, window: int) -> _Figure:
@@ -6286,7 +6397,7 @@ class _Engine:
         if not total:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "hw.memsize is not there")
         mach = self.machine.mach
-        return _Figure(_memory_info(mach.vm_statistics(), mach.page_size(), total), source="mach")
+        return _Figure(self.gauge("memory", lambda: _memory_info(mach.vm_statistics(), mach.page_size(), total)), source="mach")
 
     def swap(self, window: int) -> _Figure:
         data = self.machine.sysctl.raw("vm.swapusage")
@@ -6355,6 +6466,23 @@ class _Engine:
             if not moved and not stems and span >= _SURE:
                 raise feed.missing(REASON_FROZEN, "DRAM traffic")
         return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.named(lanes[0]))
+
+    def traffic_total(self, window: int, direction: str) -> _Figure:
+        """Bytes in a direction since the driver began to count, where AMC Stats counts bytes; a flat total is not told."""
+        if "amc dead" in self.facts:
+            raise self.facts["amc dead"].with_traceback(None)
+        self.amc.open()
+        lanes = self._byte_lanes(self.amc, direction, ())
+        if not lanes:
+            raise self.lacking(self.amc.source, "no byte counter of all traffic")
+        try:
+            self._counted_traffic(self.amc, window, direction, ())
+        except NVMLError_NotReady as error:
+            if error.reason == REASON_FROZEN:
+                raise
+        with self.lock:
+            total = sum(self.amc.newest(i)[0] * _BYTE_UNITS[self.amc.channels[i].unit] for i in lanes)
+        return _Figure(total, 0.0, None, self.amc.named(lanes[0]))
 
     def _byte_lanes(self, feed: _ReportFeed, direction: str, stems: Sequence[str]) -> list[int]:
         lanes: list[int] = feed.planned((direction, *stems), lambda: self._traffic_lanes(feed, direction, stems))
@@ -6708,8 +6836,8 @@ class _Engine:
         lanes = self._cluster_lanes(number)
         self.main.refresh(window)
         with self.lock:
-            alive = self._group_alive(self.main, window)
-            return self._sum_power(self.main, lanes, window, self.cluster(number).name, lambda e: not alive)
+            alive, never = self._group_alive(self.main, window), not self._ever_alive(self.main)
+            return self._sum_power(self.main, lanes, window, self.cluster(number).name, never, lambda e: not alive)
 
     def _cluster_lanes(self, number: int) -> tuple[int, ...]:
         cluster = self.cluster(number)
@@ -7625,6 +7753,7 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
                                          ("gpu_tiler_percent", "tiler_percent"))),
     (("gpu",), _Engine.gpu_active, (), (("gpu_active_ratio", None),)),
     (("gpu", "clocks"), _Engine.gpu_scaled, (), (("gpu_scaled_ratio", None),)),
+    (("gpu",), _Engine.gpu_active_time, (), (("gpu_active_s", None),)),
     (("gpu",), _Engine.gpu_recoveries, (), (("gpu_recovery_count", None),)),
     (("clocks",), _Engine.gpu_clock, (), (("gpu_clock_mhz", None),)),
     (("clocks",), _Engine.gpu_max_clock, (), (("gpu_max_clock_mhz", None),)),
@@ -7660,6 +7789,8 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("bandwidth",), _Engine.traffic, (way, agent), (("memory_%s_%s" % (agent, word), None),))
     for agent in AGENTS for way, word in (("RD", "read"), ("WR", "write"))
 ) + (
+    (("bandwidth",), _Engine.traffic_total, ("RD",), (("memory_read_total_bytes", None),)),
+    (("bandwidth",), _Engine.traffic_total, ("WR",), (("memory_write_total_bytes", None),)),
     (("bandwidth",), _Engine.memory_max_bandwidth, (), (("memory_max_bytes_per_s", None),)),
     (("ane",), _Engine.ane_utilization, (), (("ane_utilization_percent", "percent"), ("ane_utilization_method", "method"))),
     (("ane",), _Engine.ane_state, (), (("ane_power_state", "power_state"),)),
@@ -7679,7 +7810,6 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("system", "memory"), _Engine.memory_pressure, (), (("system_memory_pressure", None),)),
     (("system",), _Engine.power_source, (), (("system_power_source", None),)),
 )
-_WAITABLE = (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_STALE, REASON_SLOW)
 
 
 class Snapshot:
@@ -7710,6 +7840,7 @@ class Snapshot:
     gpu_tiler_percent: int | None
     gpu_active_ratio: float | None
     gpu_scaled_ratio: float | None
+    gpu_active_s: float | None      # a counter, as the energies are: only its differences mean something
     gpu_recovery_count: int | None
     gpu_clock_mhz: int | None
     gpu_max_clock_mhz: int | None
@@ -7753,6 +7884,8 @@ class Snapshot:
     memory_display_write: Bandwidth | None
     memory_io_read: Bandwidth | None
     memory_io_write: Bandwidth | None
+    memory_read_total_bytes: int | None
+    memory_write_total_bytes: int | None
     memory_max_bytes_per_s: float | None
     ane_utilization_percent: int | None
     ane_utilization_method: str | None
@@ -7774,41 +7907,37 @@ class Snapshot:
     system_power_source: PowerSource | None
 
     def __init__(self, engine: _Engine, parts: tuple[str, ...]) -> None:
-        self._stamp(engine)
+        self._begin(engine)
         self.interval_s = None
         self.source = engine.machine.name
         self.parts = parts
-        self.reasons, self.messages, self.ages, self.intervals, self.sources = {}, {}, {}, {}, {}
-        self.estimated = ()
         self.published = {}
         self._points: dict[str, list[list[tuple[int, float]]]] = {}     # per rail and channel, for SnapshotDelta
-        self._active_ns: tuple[int, float] | None = None            # (time, GPU seconds active since boot)
-        self._bytes: dict[str, tuple[int, int]] = {}
         self._clients: dict[int, tuple[int, str, int]] | None = None
 
-    def _stamp(self, engine: _Engine) -> None:
+    def _begin(self, engine: _Engine) -> None:
+        """Nothing is known yet, and it is now."""
+        self.reasons, self.messages, self.ages, self.intervals, self.sources = {}, {}, {}, {}, {}
+        self.estimated = ()
         self.time_unix_s, self.time_mono_s = engine.machine.clock.unix(), engine.machine.clock.now()[0] / _NS
 
     def _take(self, row: tuple[Any, ...], figure: _Figure) -> None:
+        value, age, interval, source, estimated = figure
         for field, attribute in row[3]:
-            setattr(self, field, figure.value if attribute is None else getattr(figure.value, attribute))
-            self.reasons.pop(field, None)
-            self.messages.pop(field, None)
-            if figure.age_s is not None:
-                self.ages[field] = figure.age_s
-            if figure.interval_s is not None:
-                self.intervals[field] = figure.interval_s
-            if figure.source:
-                self.sources[field] = figure.source
-            if figure.estimated and field not in self.estimated:
+            setattr(self, field, value if attribute is None else getattr(value, attribute))
+            if age is not None:
+                self.ages[field] = age
+            if interval is not None:
+                self.intervals[field] = interval
+            if source:
+                self.sources[field] = source
+            if estimated:
                 self.estimated += (field,)
 
     def _miss(self, row: tuple[Any, ...], reason: str, message: str) -> None:
         for field, _ in row[3]:
             setattr(self, field, None)
             self.reasons[field], self.messages[field] = reason, message
-            self.ages.pop(field, None), self.intervals.pop(field, None), self.sources.pop(field, None)
-            self.estimated = tuple(name for name in self.estimated if name != field)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings; keys are stable and only ever added to."""
@@ -7853,30 +7982,28 @@ def DeviceGetSnapshot(device: Device, parts: Sequence[str] | None = None, timeou
     engine, wanted, wait = _of(device), _wanted_parts(parts), _timeout_ns(timeout)
     engine.machine.clock.step()
     snapshot = Snapshot(engine, wanted)
-    rows = [row for row in _SNAPSHOT if set(row[0]) & set(wanted)]
-    for row in _SNAPSHOT:
-        if row not in rows:
-            snapshot._miss(row, REASON_NOT_ASKED, _ADVICE[REASON_NOT_ASKED])
     began = engine.machine.clock.now()[0]
-    while any([_collect(engine, snapshot, row, wait) for row in rows]):
+    while any([_collect(engine, snapshot, row, began, wait) for row in _SNAPSHOT]):
         if engine.machine.clock.now()[0] - began >= wait:
             break
         engine.machine.clock.sleep(_STEP / _NS)
-        snapshot._stamp(engine)     # and all rows anew: a snapshot is of one moment
+        snapshot._begin(engine)     # all rows anew: a snapshot is of one moment
     _finish_snapshot(engine, snapshot)
     return snapshot
 
 
-def _collect(engine: _Engine, snapshot: Snapshot, row: tuple[Any, ...], wait: int) -> bool:
+def _collect(engine: _Engine, snapshot: Snapshot, row: tuple[Any, ...], began: int, wait: int) -> bool:
     """Fill the fields of a row; True when waiting might still give what is missing."""
+    if set(snapshot.parts).isdisjoint(row[0]):
+        snapshot._miss(row, REASON_NOT_ASKED, _ADVICE[REASON_NOT_ASKED])
+        return False
     try:
         figure = row[1](engine, engine.window, *row[2])
     except AppleGPUError as error:
         snapshot._miss(row, error.reason or REASON_SOURCE_FAILED, str(error))
-        now = engine.machine.clock.now()[0]
-        return bool(wait) and error.reason in _WAITABLE and getattr(error, "_began", now - wait) + wait > now
+        return bool(_hope(error, began, wait) > engine.machine.clock.now()[0])
     snapshot._take(row, figure)
-    return row[1] is _Engine.processes and figure.interval_s is None and bool(wait)
+    return bool(wait and figure.interval_s is None and row[1] is _Engine.processes)
 
 
 def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
@@ -7888,44 +8015,9 @@ def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
                 snapshot._points[rail] = engine.rail_points(rail)
                 if snapshot._points[rail]:
                     snapshot.published[rail] = min(lane[-1][0] for lane in snapshot._points[rail]) / _NS
-    if "gpu" in snapshot.parts and engine.main.subscription is not None:
-        snapshot._active_ns = _active_counter(engine)
-    if "bandwidth" in snapshot.parts:
-        snapshot._bytes = _byte_counters(engine)
     if snapshot.processes is not None:
         points = engine.clients.series.points[-1:]
         snapshot._clients = points[0][1] if points else None
-
-
-def _active_counter(engine: _Engine) -> tuple[int, float] | None:
-    """(time, seconds the GPU was active since boot) of the newest sample."""
-    try:
-        lane, states = engine.gpu_states()
-    except AppleGPUError:
-        return None
-    with engine.lock:
-        if not engine.main.series.points:
-            return None
-        t, row = engine.main.series.points[-1]
-        values = engine.main.lane(row, lane)
-    if INT64_MIN in values:
-        return None
-    return t, sum(v for s, v in zip(states, values) if not _is_idle(s)) / engine.machine.clock.ticks_per_second()
-
-
-def _byte_counters(engine: _Engine) -> dict[str, tuple[int, int]]:
-    """direction -> (time, bytes since boot), where there are byte counters."""
-    counters = {}
-    with engine.lock:
-        if engine.amc.subscription is None or not engine.amc.series.points:
-            return {}
-        t, row = engine.amc.series.points[-1]
-        for way in ("RD", "WR"):
-            lanes = engine._byte_lanes(engine.amc, way, ())
-            values = [engine.amc.lane(row, i)[0] * _BYTE_UNITS[engine.amc.channels[i].unit] for i in lanes]
-            if values and min(values) >= 0:
-                counters[way] = (t, sum(values))
-    return counters
 
 
 def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> Delta:
@@ -7946,10 +8038,9 @@ def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> De
     joules, unsure = {}, {}
     for rail in RAILS:
         joules[rail], unsure[rail] = _rail_delta(snapshots, rail, reasons)
-    active = _counter_delta(a._active_ns, b._active_ns, "gpu_active_s", reasons)
-    moved = {way: _counter_delta(a._bytes.get(way), b._bytes.get(way), field, reasons)
-             for way, field in (("RD", "read_bytes"), ("WR", "write_bytes"))}
-    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), moved["RD"], moved["WR"], reasons)
+    active, read, written = (_counter_delta(a, b, field, name, reasons) for field, name in (
+        ("gpu_active_s", "gpu_active_s"), ("memory_read_total_bytes", "read_bytes"), ("memory_write_total_bytes", "write_bytes")))
+    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), read, written, reasons)
 
 
 def _rail_delta(snapshots: Sequence[Snapshot], rail: str, reasons: dict[str, str]) -> tuple[float | None, float | None]:
@@ -7984,14 +8075,12 @@ def _count_at(counts: Sequence[tuple[int, float]], moment: int) -> tuple[float, 
     return e0 + power * (moment - t0), power * min(moment - t0, t1 - moment)
 
 
-def _counter_delta(before: tuple[int, float] | None, after: tuple[int, float] | None, field: str,
-                   reasons: dict[str, str]) -> float | None:
-    if before is None or after is None:
-        reasons[field] = REASON_ABSENT
-    elif after[1] < before[1]:
-        reasons[field] = REASON_RESET
-    else:
-        return after[1] - before[1]
+def _counter_delta(a: Snapshot, b: Snapshot, field: str, name: str, reasons: dict[str, str]) -> float | None:
+    before, after = getattr(a, field), getattr(b, field)
+    if before is not None and after is not None and after >= before:
+        return float(after - before)
+    missing = a.reasons.get(field) or b.reasons.get(field)
+    reasons[name] = missing or REASON_RESET
     return None
 
 
@@ -11403,7 +11492,7 @@ def _attribute(name: str) -> Any:
     """The module's __getattr__: __all__ when a star import asks for it, which an import need not pay for; else Metal's."""
     if name != "__all__":
         return _metal_attribute(name)
-    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "WeakSet", "itemgetter", "RLock", "allocate_lock",
+    hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "WeakSet", "itemgetter", "mul", "sub", "RLock", "allocate_lock",
               "get_ident", "array", "TYPE_CHECKING", "NamedTuple", "main"}
     found = [one for one in globals() if one[0] != "_" and one not in hidden]
     # gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do
@@ -11799,7 +11888,7 @@ _SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("_mj", lambda v: "%.3f J" % (v / 1000)),
     ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
     ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
-    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_active_s", lambda v: "%.3f s active" % v), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
     ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]),
 )
 _FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot

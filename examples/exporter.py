@@ -73,7 +73,7 @@ METRICS = (
     Metric("applegpu_active_seconds", "counter",
            "Time the GPU was not idle since its driver started: rate() is the utilisation over any window "
            "[ioreport GPU Stats]",
-           "", _one("active_seconds")),
+           "", _one("gpu_active_s")),
     Metric("applegpu_frequency_hertz", "gauge",
            "Mean clock while active, as requested by the driver [ioreport GPU Stats]",
            "", _one("gpu_clock_mhz", _MEGA)),
@@ -132,10 +132,10 @@ METRICS = (
            "", _one("memory_write.bytes_per_s")),
     Metric("applegpu_memory_read_bytes", "counter",
            "DRAM bytes read since start, where the chip counts bytes [ioreport AMC Stats]",
-           "", _one("read_bytes")),
+           "", _one("memory_read_total_bytes")),
     Metric("applegpu_memory_write_bytes", "counter",
            "DRAM bytes written since start, where the chip counts bytes [ioreport AMC Stats]",
-           "", _one("write_bytes")),
+           "", _one("memory_write_total_bytes")),
     Metric("applegpu_memory_agent_read_bytes_per_second", "gauge",
            "DRAM bytes read by one part of the chip [ioreport AMC Stats or PMP]",
            "agent", tuple((a, "memory_%s_read.bytes_per_s" % a, 1) for a in ag.AGENTS)),
@@ -229,8 +229,8 @@ _AGES = (("utilization", "gpu_utilization_percent"), ("power_gpu", "gpu_power_mw
 
 def figure(snapshot: ag.Snapshot, path: str) -> Any:
     """The value at "field" or "field.attribute", None where there is none."""
-    if path in _COUNTERS:
-        return _COUNTERS[path](snapshot)
+    if path in _MADE:
+        return _MADE[path](snapshot)
     field, _, attribute = path.partition(".")
     value = getattr(snapshot, field)
     return getattr(value, attribute) if attribute and value is not None else value
@@ -238,26 +238,7 @@ def figure(snapshot: ag.Snapshot, path: str) -> Any:
 
 def reason(snapshot: ag.Snapshot, path: str) -> str:
     """Why figure() is None."""
-    field = _COUNTER_FIELD.get(path) or path.partition(".")[0]
-    return snapshot.reasons.get(field) or ag.REASON_CHIP
-
-
-def _active_seconds(snapshot: ag.Snapshot) -> float | None:
-    found = snapshot._active_ns
-    return None if found is None or "gpu_active_ratio" in _lasting(snapshot) else found[1]
-
-
-def _byte_counter(way: str) -> Callable[[ag.Snapshot], float | None]:
-    def read(snapshot: ag.Snapshot) -> float | None:
-        found = snapshot._bytes.get(way)
-        return None if found is None else float(found[1])
-    return read
-
-
-def _lasting(snapshot: ag.Snapshot) -> set[str]:
-    """Fields that lack more than a second sample (a counter needs none)."""
-    passing = (ag.REASON_FIRST, ag.REASON_SLEPT, ag.REASON_RESET)
-    return {field for field, why in snapshot.reasons.items() if why not in passing}
+    return snapshot.reasons.get(path.partition(".")[0]) or ag.REASON_CHIP
 
 
 def _bandwidth(snapshot: ag.Snapshot) -> float | None:
@@ -270,10 +251,7 @@ def _thermal_state(snapshot: ag.Snapshot) -> int | None:
     return None if level is None else min(level, 3)
 
 
-_COUNTERS: dict[str, Callable[[ag.Snapshot], float | None]] = {
-    "active_seconds": _active_seconds, "read_bytes": _byte_counter("RD"), "write_bytes": _byte_counter("WR"),
-    "bandwidth": _bandwidth, "thermal_state": _thermal_state}
-_COUNTER_FIELD = {"active_seconds": "gpu_active_ratio", "read_bytes": "memory_read", "write_bytes": "memory_write"}
+_MADE: dict[str, Callable[[ag.Snapshot], float | None]] = {"bandwidth": _bandwidth, "thermal_state": _thermal_state}
 
 
 class Families:
