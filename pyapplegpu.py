@@ -8294,6 +8294,17 @@ def _expect(one: Any, protocol: str) -> int:
     return pointer
 
 
+def _whole(value: Any, least: int, most: int, what: str) -> int:
+    """A whole number of a range, NumPy's too; `what` names it in the error."""
+    try:
+        number: int = value.__index__()
+        if least <= number <= most and not isinstance(value, bool):
+            return number
+    except (AttributeError, TypeError):
+        pass
+    raise _bad("%s is %d to %d, not %r" % (what, least, most, value))
+
+
 def _maybe(one: MetalObject, name: str) -> Any:
     """A property that an older macOS does not have, or None."""
     method = getattr(one, name, None)
@@ -8418,10 +8429,10 @@ def _compile_options(options: MetalObject, version: str | int | None, math: str 
 
 
 def _language(version: str | int) -> int:
-    if isinstance(version, int):
+    if isinstance(version, int) and version >= 0:
         return version
-    major, _, minor = version.partition(".")
-    if not major.isdigit() or not (minor or "0").isdigit():
+    major, _, minor = str(version).partition(".")
+    if not isinstance(version, str) or not major.isdigit() or not (minor or "0").isdigit():
         raise _bad("a language version looks like \"3.1\", not %r" % (version,))
     return int(major) << 16 | int(minor or 0)
 
@@ -8500,16 +8511,21 @@ def MetalPipeline(function: MetalObject, *, label: str | None = None, max_thread
         if label is None and max_threads is None and not indirect:
             pipeline: MetalObject = device.newComputePipelineStateWithFunction_error_(function)
             return pipeline
-        descriptor = MetalClass("MTLComputePipelineDescriptor").new()
-        descriptor.setComputeFunction_(function)
+        descriptor, most = _kernel_descriptor(function), device.maxThreadsPerThreadgroup().width
         if label is not None:
             descriptor.setLabel_(label)
         if max_threads is not None:
-            descriptor.setMaxTotalThreadsPerThreadgroup_(max_threads)
+            descriptor.setMaxTotalThreadsPerThreadgroup_(_whole(max_threads, 1, most, "max_threads"))
         if indirect:
             descriptor.setSupportIndirectCommandBuffers_(True)
         pipeline = device.newComputePipelineStateWithDescriptor_options_reflection_error_(descriptor, 0, None)
         return pipeline
+
+
+def _kernel_descriptor(function: MetalObject) -> MetalObject:
+    descriptor: MetalObject = MetalClass("MTLComputePipelineDescriptor").new()
+    descriptor.setComputeFunction_(function)
+    return descriptor
 
 
 def MetalKernel(source: str, name: str, device: MetalObject | None = None, *,
@@ -8551,7 +8567,7 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
         raise _bad("mode is shared, managed or private, not %r" % (mode,))
     with MetalPool():
         buffer: Any
-        if isinstance(data, int) and not isinstance(data, bool):
+        if hasattr(data, "__index__") and not isinstance(data, bool) and not getattr(data, "shape", ()):
             buffer = device.newBufferWithLength_options_(_checked_length(device, data), _MODES[mode])
         elif copy:
             if mode == "private":
@@ -8559,6 +8575,8 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
             view = _bytes_of(data)
             _checked_length(device, len(view))
             buffer = device.newBufferWithBytes_length_options_(view, len(view), _MODES[mode])
+        elif mode != "shared":
+            raise _bad("memory that is borrowed (copy=False) is shared")
         else:
             buffer = _borrow(device, data)
         if buffer is None:
@@ -8569,11 +8587,11 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
     return made
 
 
-def _checked_length(device: MetalObject, length: int) -> int:
-    most = device.maxBufferLength()
-    if not 0 < length <= most:
-        raise _bad("a buffer holds 1 to %d bytes, not %d" % (most, length))
-    return length
+def _checked_length(device: MetalObject, length: Any) -> int:
+    number, most = length.__index__(), device.maxBufferLength()
+    if not 0 < number <= most:
+        raise _bad("a buffer holds 1 to %d bytes, not %d" % (most, number))
+    return int(number)
 
 
 def _bytes_of(data: Any) -> Any:
@@ -8686,10 +8704,14 @@ def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, pr
     return MetalWork(queue, label, profile)
 
 
-def _add_to(work: MetalWork, *operation: Any) -> None:
+def _work(work: Any) -> MetalWork:
     if not isinstance(work, MetalWork):
         raise _bad("a work of MetalBegin is wanted, not %r" % (work,))
-    if work.committed_ns:
+    return work
+
+
+def _add_to(work: MetalWork, *operation: Any) -> None:
+    if _work(work).committed_ns:
         raise _bad("this work was committed: begin a new one")
     work.operations.append(operation)
 
@@ -8718,16 +8740,17 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
     if block[0] * block[1] * block[2] > limits.max_threads:
         raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows"
                    % (*block, limits.max_threads))
-    if len(arguments) > 31:
-        raise _bad("a kernel takes at most 31 buffers, not %d" % len(arguments))
-    bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
-    _check_memory(work, limits, memory)
+    bound = _bindings(arguments)
+    if len(textures) > 128:
+        raise _bad("a kernel takes at most 128 textures, not %d" % len(textures))
+    for objects, protocol in ((textures, "MTLTexture"), (uses, "MTLResource"), (wait, "MTLFence"),
+                              ([update] if update is not None else (), "MTLFence")):
+        for one in objects:
+            _expect(one, protocol)
+    _check_memory(_work(work), limits, memory)
     size = _struct("MTLSize")
-    _add_to(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
-            [(_expect(t, "MTLTexture"), t) for t in textures], [(_expect(u, "MTLResource"), u) for u in uses],
-            [(_expect(f, "MTLFence"), f) for f in wait], update, label)
-    if update is not None:
-        _expect(update, "MTLFence")
+    _add_to(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory), tuple(textures),
+            tuple(uses), tuple(wait), update, label)
 
 
 def _size(value: Any, what: str) -> tuple[int, int, int]:
@@ -8760,6 +8783,12 @@ def _check_memory(work: MetalWork, limits: MetalPipelineLimits, memory: Sequence
         if limits.threadgroup_memory_bytes + sum(memory) > most:
             raise _bad("%d bytes of threadgroup memory, %d are there"
                        % (limits.threadgroup_memory_bytes + sum(memory), most))
+
+
+def _bindings(values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    if len(values) > 31:
+        raise _bad("a function takes at most 31 buffers, not %d" % len(values))
+    return [_argument(n, value) for n, value in enumerate(values) if value is not None]
 
 
 def _argument(index: int, value: Any) -> tuple[Any, ...]:
@@ -8828,9 +8857,7 @@ def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
 
 
 def _u64(value: int) -> int:
-    if not hasattr(value, "__index__") or not 0 <= value < 1 << 64:
-        raise _bad("%r is no 64-bit unsigned number" % (value,))
-    return int(value)
+    return _whole(value, 0, (1 << 64) - 1, "a 64-bit value")
 
 
 def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
@@ -8846,27 +8873,25 @@ def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
     """Encode the recorded commands and commit them; returns at once. `then` is called with the MTLCommandBuffer when it
     is done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
-    if work.committed_ns:
+    if _work(work).committed_ns:
         raise _bad("this work was committed already")
     runtime = _objc()
     token = runtime.push()
     try:
         parts, samples = _plan(work)
-        buffers = []
         for operations in parts:
             pointer = _call(work.queue._pointer, "commandBuffer")
             if not pointer:
                 raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
-            buffers.append(_wrap(pointer))
+            buffer = _wrap(pointer)
             if work.label is not None:
-                buffers[-1].setLabel_(work.label)
+                buffer.setLabel_(work.label)
             _encode(pointer, operations, samples)
-        if then is not None:
-            buffers[-1].addCompletedHandler_(then)
-        work.command_buffers = buffers
-        work.committed_ns = _host_ns()
-        for buffer in buffers:
-            _call(buffer._pointer, "commit")
+            if then is not None and operations is parts[-1]:
+                buffer.addCompletedHandler_(then)
+            work.committed_ns = work.committed_ns or _host_ns()
+            _call(pointer, "commit")        # at once: a queue has 64, and waits for ever when none of them is committed
+            work.command_buffers.append(buffer)
         work.operations = []
     finally:
         runtime.pop(token)
@@ -9001,23 +9026,23 @@ def _encode_dispatch(encoder: Any, op: tuple[Any, ...]) -> None:
 
 def _encode_rest(encoder: Any, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
     """What most dispatches have none of."""
-    for pointer, _ in wait:
-        _call(encoder, "waitForFence:", pointer)
+    for fence in wait:
+        _call(encoder, "waitForFence:", fence._pointer)     # raises if released, as all below
     if label is not None:
         text: Any = _make_object(label)
         _call(encoder, "pushDebugGroup:", text._pointer)
     for index, length in enumerate(memory):
         _call(encoder, "setThreadgroupMemoryLength:atIndex:", length, index)
-    for index, (pointer, _) in enumerate(textures):
-        _call(encoder, "setTexture:atIndex:", pointer, index)
-    for pointer, _ in uses:
-        _call(encoder, "useResource:usage:", pointer, 3)        # MTLResourceUsageRead | MTLResourceUsageWrite
+    for index, texture in enumerate(textures):
+        _call(encoder, "setTexture:atIndex:", texture._pointer, index)
+    for resource in uses:
+        _call(encoder, "useResource:usage:", resource._pointer, 3)      # MTLResourceUsageRead | MTLResourceUsageWrite
 
 
 def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
     """Wait until a committed work is done. MetalError with Metal's text when the GPU failed, Timeout after `timeout`
     seconds (the work goes on). Other threads run meanwhile."""
-    if not work.committed_ns:
+    if not _work(work).committed_ns:
         raise _bad("this work was not committed")
     end = None if timeout is None else time.monotonic() + timeout
     for buffer in work.command_buffers:
@@ -9080,16 +9105,16 @@ def MetalEventSet(event: MetalObject, value: int) -> None:
 def MetalEventWait(event: MetalObject, value: int, timeout: float = 60.0) -> None:
     """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds."""
     _expect(event, "MTLSharedEvent")
-    value, end, pause = _u64(value), time.monotonic() + timeout, 0.0002
-    if hasattr(event, "waitUntilSignaledValue_timeoutMS_"):        # macOS 12
-        if not event.waitUntilSignaledValue_timeoutMS_(value, max(int(timeout * 1000), 0)):
-            raise _fail(ERROR_TIMEOUT, None, "Metal", "the event has not reached %d" % value)
-        return
+    value, end = _u64(value), time.monotonic() + timeout
+    wait = getattr(event, "waitUntilSignaledValue_timeoutMS_", None)        # macOS 12
     while event.signaledValue() < value:
-        if time.monotonic() >= end:
+        left = end - time.monotonic()
+        if left <= 0:
             raise _fail(ERROR_TIMEOUT, None, "Metal", "the event has not reached %d" % value)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.01)
+        if wait is not None:
+            wait(value, max(int(min(left, 0.1) * 1000), 1))     # in slices: Ctrl-C is seen between them
+        else:
+            time.sleep(min(left, 0.002))
 
 
 def MetalFence(device: MetalObject | None = None) -> MetalObject:
@@ -9101,10 +9126,10 @@ def MetalFence(device: MetalObject | None = None) -> MetalObject:
 
 def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, Any]) -> MetalObject:
     """A buffer for a struct argument `constant Arguments &a [[buffer(index)]]`: member [[id(n)]] -> a buffer, (buffer,
-    offset), or a value as in MetalEncodeDispatch. Name its buffers in `uses` of the dispatch."""
+    offset), a texture, a sampler (made with argument=True), or a value as in MetalEncodeDispatch. Name its buffers and
+    textures in `uses` of the dispatch. What a member is Metal does not tell: a wrong kind is not found here."""
     _expect(function, "MTLFunction")
-    if not hasattr(index, "__index__") or not 0 <= index < 31:
-        raise _bad("an argument index is 0 to 30, not %r" % (index,))
+    _whole(index, 0, 30, "an argument index")
     with MetalPool():
         encoder = function.newArgumentEncoderWithBufferIndex_(index)
         if encoder is None:
@@ -9112,12 +9137,25 @@ def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, 
         buffer = MetalBuffer(encoder.encodedLength(), function.device())
         encoder.setArgumentBuffer_offset_(buffer, 0)
         for number, value in values.items():
-            bound = _argument(number, value)
-            if len(bound) == 4:
-                encoder.setBuffer_offset_atIndex_(bound[1], bound[3], number)
+            _whole(number, 0, (1 << 32) - 1, "a member's number")
+            if _conforms(value, "MTLTexture"):
+                encoder.setTexture_atIndex_(value, number)
+            elif _conforms(value, "MTLSamplerState"):
+                encoder.setSamplerState_atIndex_(value, number)
             else:
-                ctypes.memmove(encoder.constantDataAtIndex_(number), bound[1], len(bound[1]))
+                _set_member(encoder, buffer, number, _argument(number, value))
     return buffer
+
+
+def _set_member(encoder: MetalObject, buffer: MetalObject, number: int, bound: tuple[Any, ...]) -> None:
+    if len(bound) == 4:
+        encoder.setBuffer_offset_atIndex_(bound[1], bound[3], number)
+        return
+    length, start = _span(buffer)
+    at = encoder.constantDataAtIndex_(number) or 0
+    if not 0 <= at - start <= length - len(bound[1]):      # it would write over other memory
+        raise _bad("member %d has no room for %d bytes in a struct of %d" % (number, len(bound[1]), length))
+    ctypes.memmove(at, bound[1], len(bound[1]))
 
 
 def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None = None, *, label: str | None = None,
@@ -9145,7 +9183,7 @@ def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None
 
 def MetalTimes(work: MetalWork) -> MetalTiming:
     """Where the time of a finished work went, in seconds. NotReady before MetalWait has returned."""
-    if not work.finished_ns:
+    if not _work(work).finished_ns:
         raise _fail(ERROR_NOT_READY, REASON_FIRST, "Metal", "wait for the work first (MetalWait)")
     first, last = work.command_buffers[0], work.command_buffers[-1]
     with MetalPool():
@@ -9196,7 +9234,7 @@ def MetalDispatchTimes(work: MetalWork) -> tuple[MetalDispatchTime, ...]:
     gives only zeros on some Macs): then the figure is None, and later works are timed with a command buffer per
     dispatch, as on devices without counters.
     """
-    if not work.profile or not work.finished_ns:
+    if not _work(work).profile or not work.finished_ns:
         raise _bad("begin the work with profile=True, and wait for it")
     if work.samples is None:
         with MetalPool():
@@ -10118,9 +10156,7 @@ def _indirect_plan(pipeline: Any = None, threads: Any = None, *arguments: Any) -
     limits, grid = MetalPipelineInfo(pipeline), _size(threads, "grid")
     if not pipeline.supportIndirectCommandBuffers():
         raise _bad("make this pipeline with MetalPipeline(..., indirect=True)")
-    if len(arguments) > 31:
-        raise _bad("a kernel takes at most 31 buffers, not %d" % len(arguments))
-    bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
+    bound = _bindings(arguments)
     if any(len(one) == 4 and one[3] >= 1 << 32 for one in bound):      # the GPU keeps 32 bits of it (tinygrad)
         raise _bad("an indirect command reaches only the first 4 GiB of a buffer")
     return pipeline, grid, _group(grid, limits, True), bound
@@ -10180,12 +10216,6 @@ def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
             else:
                 _expect_class(one, "MTLComputePipelineDescriptor")
                 archive.addComputePipelineFunctionsWithDescriptor_error_(one)
-
-
-def _kernel_descriptor(function: MetalObject) -> MetalObject:
-    descriptor: MetalObject = MetalClass("MTLComputePipelineDescriptor").new()
-    descriptor.setComputeFunction_(function)
-    return descriptor
 
 
 def MetalArchiveSave(archive: MetalObject, path: str) -> None:

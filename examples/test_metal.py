@@ -981,6 +981,9 @@ class Errors(Base):
         bad("threadgroup memory", encode, work, kernel, 64, buffer, buffer, memory=[1 << 20])
         bad("MTLTexture", encode, work, kernel, 64, textures=[buffer])
         bad("MTLFence", encode, work, kernel, 64, wait=[buffer])
+        bad("MTLFence", encode, work, kernel, 64, buffer, buffer, update=buffer)
+        bad("MetalBegin is wanted", encode, None, kernel, 64, buffer, buffer, memory=[16])
+        bad("128 textures", encode, work, kernel, 64, textures=[None] * 129)
         bad("do not lie", ag.MetalEncodeCopy, work, buffer, buffer, 4096, source_offset=4)
         bad("multiples of 4", ag.MetalEncodeCopy, work, buffer, buffer, 2)
         bad("do not lie", ag.MetalEncodeFill, work, buffer, 1, 0, 8192)
@@ -996,19 +999,29 @@ class Errors(Base):
         bad("not contiguous", ag.MetalBuffer, memoryview(bytes(16))[::2])
         bad("writable", ag.MetalBuffer, bytes(16384), copy=False)
         bad("whole pages", ag.MetalBuffer, bytearray(100), copy=False)
+        bad("shared", ag.MetalBuffer, ag.MetalPages(1), copy=False, mode="private")
         bad("private buffer", ag.MetalContents, ag.MetalBuffer(64, mode="private"))
         bad("do not lie", ag.MetalWrite, buffer, bytes(8), 4092)
         bad("do not lie", ag.MetalRead, buffer, -1, 4)
         bad("MTLDevice", ag.MetalBuffer, 16, buffer)
-        bad("language version", ag.MetalCompile, SOURCE, version="new")
+        for version in ("new", "", 3.1, "3.1.2", -1):
+            bad("language version", ag.MetalCompile, SOURCE, version=version)
         bad("math is", ag.MetalCompile, SOURCE, math="sloppy")
         bad("source is a str", ag.MetalCompile, b"bytes")
         library = ag.MetalCompile(SOURCE)
+        for most in (0, -1, 1025, 1.5):
+            bad("max_threads", ag.MetalPipeline, ag.MetalFunction(library, "add"), max_threads=most)
+        through, buffer_of_arguments = ag.MetalFunction(library, "through"), ag.MetalArgumentBuffer
+        bad("member 0", buffer_of_arguments, through, 0, {0: bytes(4096)})       # beyond the struct: it would write over other memory
+        bad("member", buffer_of_arguments, through, 0, {-1: buffer})
+        bad("0 to 30", buffer_of_arguments, through, 31, {})
         for constant in ({0: "text"}, {0: (1, "double")}, {0: (300, "uchar")}, {0: 1 << 40}):
             bad("is no|type is", ag.MetalFunction, library, "multiply", constant)
         with self.assertRaises(ag.AppleGPUError_NotFound):
             ag.MetalFunction(library, "absent")
         bad("not committed", ag.MetalWait, work)
+        for function in (ag.MetalCommit, ag.MetalWait, ag.MetalTimes, ag.MetalDispatchTimes):
+            bad("MetalBegin is wanted", function, None)
         ag.MetalWait(ag.MetalCommit(work))
         bad("committed already", ag.MetalCommit, work)
         bad("was committed", encode, work, kernel, 64, buffer, buffer)
@@ -1017,6 +1030,19 @@ class Errors(Base):
             ag.MetalClass("NoSuchClass")
         with self.assertRaises(ag.AppleGPUError_NotSupported):
             ag.MetalFramework("NoSuchFramework")
+
+
+    def test_released_after_recording(self):
+        kernel, texture, fence = self.kernel("ones"), ag.MetalTexture, ag.MetalFence
+        for option, make in (("textures", lambda: texture(4, 4)), ("uses", lambda: ag.MetalBuffer(16)), ("wait", fence), ("update", fence), (None, lambda: ag.MetalBuffer(16))):
+            one, work = make(), ag.MetalBegin()
+            if option is None:
+                ag.MetalEncodeDispatch(work, kernel, 4, one)
+            else:
+                ag.MetalEncodeDispatch(work, kernel, 4, **{option: one if option == "update" else [one]})
+            ag.MetalRelease(one)
+            with self.subTest(option=option):
+                self.assertBad("was released", ag.MetalCommit, work)
 
 
 class Compute(Base):
@@ -1055,10 +1081,15 @@ class Compute(Base):
     def test_data_in_and_out(self):
         for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"view"), array.array("d", [1, 2]), (ctypes.c_int * 3)(1, 2, 3)):
             self.assertEqual(ag.MetalRead(ag.MetalBuffer(data)), bytes(data))
+        class Length:       # what NumPy's integers are: a number, with the buffer protocol in NumPy's case
+            def __index__(self): return 48
+        self.assertEqual(ag.MetalBuffer(Length()).length(), 48)
         try:
             import numpy as np
         except ImportError:
             return
+        self.assertEqual(ag.MetalBuffer(np.prod((3, 4)) * 4).length(), 48)
+        self.assertEqual(ag.MetalBuffer(np.zeros(1, np.int64)).length(), 8)
         x = np.arange(12, dtype=np.float32).reshape(3, 4)
         buffer = ag.MetalBuffer(x)
         y = np.frombuffer(ag.MetalContents(buffer), np.float32).reshape(3, 4)
@@ -1275,6 +1306,25 @@ class Timing(Base):
         times = self.profile()
         self.assertEqual([t.label for t in times], ["part 0", "part 1", "part 2"])
         self.assertTrue(all(t.seconds > 0 for t in times if t.seconds is not None))
+
+    @unittest.skipIf(MAC, "a device without counters")
+    def test_profile_of_more_dispatches_than_a_queue_has_command_buffers(self):
+        fake.modes(counters=3)
+        kernel, n, work, done = self.kernel("count"), ag.MetalBuffer(4), ag.MetalBegin(profile=True), []
+        for _ in range(100):        # a queue has 64 command buffers: the 65th waits for one that was committed
+            ag.MetalEncodeDispatch(work, kernel, 10, n)
+        ag.MetalWait(ag.MetalCommit(work, done.append))
+        self.assertEqual((ag.MetalContents(n, "I")[0], len(ag.MetalDispatchTimes(work)), len(done)), (1000, 100, 1))
+        self.assertGreater(ag.MetalTimes(work).gpu_s, 0)
+        work = ag.MetalBegin(profile=True)
+        for number in range(4):
+            ag.MetalEncode(work, "none", lambda command, number=number: 1 // (number - 2))
+            ag.MetalEncodeDispatch(work, kernel, 10, n)
+        with self.assertRaises(ZeroDivisionError):      # the first was committed by then, and is waited for
+            ag.MetalCommit(work)
+        self.assertBad("committed", ag.MetalCommit, work)
+        ag.MetalWait(work)
+        self.assertEqual(ag.MetalContents(n, "I")[0], 1010)
 
     @unittest.skipIf(MAC, "counters fail as asked")
     def test_counter_fall_backs(self):
