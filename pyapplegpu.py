@@ -8251,6 +8251,10 @@ def MetalSend(receiver: MetalObject, selector: str, *arguments: Any) -> Any:
     counts and liveness are checked; values are not: what Metal's validation layer aborts on aborts here too."""
     if not isinstance(receiver, MetalObject):
         raise _bad("a Metal object is wanted, not %r" % (receiver,))
+    name = _mangle(selector)
+    method = None if "_" in selector or hasattr(MetalObject, name) else getattr(receiver, name, None)
+    if method is not None:          # compiled once per class; what Python's own names hide is looked up each time
+        return method(*arguments)
     return _method(_objc().class_of(receiver._pointer), selector, receiver)(receiver, *arguments)
 
 
@@ -8543,15 +8547,19 @@ def _constant(value: Any) -> tuple[bytes, int]:
         raise _bad("%r is no %s" % (value, kind)) from None
 
 
+def _expect_function(function: MetalObject, kind: str) -> None:
+    _expect(function, "MTLFunction")
+    if function.functionType() != _constant_of("MTLFunctionType", kind):
+        raise _bad("%s is no %s function" % (function.name(), kind))
+
+
 def MetalPipeline(function: MetalObject, *, label: str | None = None, max_threads: int | None = None,
                   indirect: bool = False) -> MetalObject:
     """A compute pipeline of a kernel function. max_threads: the largest threadgroup you will use (more registers for
     each thread when small); indirect: usable from indirect command buffers. MetalError with Metal's text on failure."""
-    _expect(function, "MTLFunction")
+    _expect_function(function, "kernel")
     device: MetalObject = function.device()
     with MetalPool():
-        if function.functionType() != 3:
-            raise _bad("%s is no kernel" % function.name())
         if label is None and max_threads is None and not indirect:
             pipeline: MetalObject = device.newComputePipelineStateWithFunction_error_(function)
             return pipeline
@@ -9821,9 +9829,9 @@ def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None
 
 def _pipeline_descriptor(vertex: MetalObject, fragment: MetalObject | None, formats: Sequence[Any], depth: Any,
                          stencil: Any, samples: int, blend: Any, mask: int) -> MetalObject:
-    for one, code, name in ((vertex, 1, "vertex"), (fragment, 2, "fragment")):
-        if (one is not None or code == 1) and (_expect(one, "MTLFunction") and one.functionType() != code):
-            raise _bad("%s is no %s function" % (one.name(), name))
+    _expect_function(vertex, "vertex")
+    if fragment is not None:
+        _expect_function(fragment, "fragment")
     if len(formats) > 8 or isinstance(formats, str):
         raise _bad("formats is a sequence of up to 8 pixel formats, one per colour texture")
     if samples != 1 and (samples not in range(2, 65) or not vertex.device().supportsTextureSampleCount_(samples)):

@@ -786,6 +786,22 @@ class Defects(Base):
                          ["drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "setDepthStencilState: DepthStencilState:state", "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "setDepthStencilState: nil",
                           "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "endEncoding"] if fake else [])
 
+    def test_a_second_draw_looks_nothing_up(self):
+        """Encodings are read from the runtime once, not for each send."""
+        picture, pipeline, state = ag.MetalTexture(8, 8), ag.MetalRenderPipeline(*self.functions()), ag.MetalDepthStencil()
+        looked_up, method = [], ag._method
+
+        def draw():
+            self.run_work(lambda work: ag.MetalEncodeDraw(work, ag.MetalRenderPass(picture), pipeline, 3, 1.0, textures=(picture,), depth=state))
+            return ag.MetalTexture(8, 8, bytes(256))
+        draw()
+        ag._method = lambda *a: looked_up.append(a[1]) or method(*a)
+        try:
+            draw()
+        finally:
+            ag._method = method
+        self.assertEqual(looked_up, [])
+
     def test_depth_and_stencil_are_written_apart(self):
         both = ag.MetalTexture(4, 4, format="Depth32Float_Stencil8", usage="target read")
         self.assertBad("two things", ag.MetalTextureWrite, both, bytes(64))
