@@ -9875,11 +9875,13 @@ def MetalDepthStencil(device: MetalObject | None = None, *, compare: str | int =
     "depth_fail": "keep", "pass": "incrementClamp", "read_mask": 255, "write_mask": 255}, each optional."""
     device = _device(device)
     with MetalPool():
-        descriptor = _new("MTLDepthStencilDescriptor", DepthWriteEnabled=write, Label=label,
-                          DepthCompareFunction=_constant_of("MTLCompareFunction", compare),
+        test = _constant_of("MTLCompareFunction", compare)
+        descriptor = _new("MTLDepthStencilDescriptor", DepthWriteEnabled=write, Label=label, DepthCompareFunction=test,
                           FrontFaceStencil=None if front is None else _stencil(front),
                           BackFaceStencil=None if back is None else _stencil(back))
-        return _made_by_metal(device.newDepthStencilStateWithDescriptor_(descriptor), "depth and stencil state")
+        made = _made_by_metal(device.newDepthStencilStateWithDescriptor_(descriptor), "depth and stencil state")
+        made._facts = write or test != 7, not front is back is None         # what it needs; MTLCompareFunctionAlways
+        return made
 
 
 _STENCIL = {"compare": ("StencilCompareFunction", "MTLCompareFunction"),
@@ -10013,6 +10015,9 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     sends: list[tuple[Any, ...]] = [("setRenderPipelineState:", pipeline)]
     if depth is not None:
         _expect(depth, "MTLDepthStencilState")
+        if depth._facts and target._facts and any(
+                needs and not has for needs, has in zip(depth._facts, target._facts[3:5])):
+            raise _bad("this state looks at depth or stencil, and the pass has no such texture")
         sends += [("setDepthStencilState:", depth),
                   ("setStencilReferenceValue:", _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"))]
     elif stencil_reference:

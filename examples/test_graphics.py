@@ -772,6 +772,11 @@ class Defects(Base):
         pipeline = ag.MetalRenderPipeline(*functions, depth="Depth32Float")
         self.assertBad("stencil", draw, work, one(picture, depth), pipeline, 3, stencil_reference=-1, depth=ag.MetalDepthStencil())
         self.assertBad("needs a depth", draw, work, one(picture, depth), pipeline, 3, stencil_reference=1)
+        self.assertBad("no such texture", draw, work, one(picture, depth), pipeline, 3, depth=ag.MetalDepthStencil(front={"compare": "equal"}))
+        plain = ag.MetalRenderPipeline(*functions)
+        for state in (ag.MetalDepthStencil(), ag.MetalDepthStencil(compare="always"), ag.MetalDepthStencil(write=False)):
+            self.assertBad("no such texture", draw, work, one(picture), plain, 3, depth=state)
+        draw(ag.MetalBegin(), one(picture), plain, 3, depth=ag.MetalDepthStencil(compare="always", write=False))
         self.assertBad("1 to 31 attributes", ag.MetalVertexLayout, {0: ["float"] * 32})
         self.assertBad("at least one", ag.MetalVertexLayout, {0: ["float"], 1: []})
         self.assertEqual(work.operations, [])
@@ -788,7 +793,7 @@ class Defects(Base):
 
     def test_a_second_draw_looks_nothing_up(self):
         """Encodings are read from the runtime once, not for each send."""
-        picture, pipeline, state = ag.MetalTexture(8, 8), ag.MetalRenderPipeline(*self.functions()), ag.MetalDepthStencil()
+        picture, pipeline, state = ag.MetalTexture(8, 8), ag.MetalRenderPipeline(*self.functions()), ag.MetalDepthStencil(compare="always", write=False)
         looked_up, method = [], ag._method
 
         def draw():
