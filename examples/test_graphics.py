@@ -5,7 +5,6 @@ what is checked is what was encoded. On a Mac the same tests talk to Metal; thos
 """
 import array
 import gc
-import importlib.util
 import os
 import random
 import re
@@ -18,33 +17,22 @@ import time
 import unittest
 import zlib
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = HERE if os.path.exists(os.path.join(HERE, "pyapplegpu.py")) else os.path.dirname(HERE)
-EXAMPLES = os.path.join(ROOT, "examples")
+EXAMPLES = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, EXAMPLES)
+import _metal       # noqa: E402
 import fakegraphics     # noqa: E402
-import fakeobjc     # noqa: E402
+from _metal import HAVE_CXX, MAC        # noqa: E402
 
-MAC = sys.platform == "darwin"
-HAVE_CC = MAC or any(map(shutil.which, ("cc", "gcc", "clang")))
-HAVE_CXX = MAC or bool(fakeobjc.cpp_compiler())
 ag = fake = None
 
 
 def setUpModule():
     global ag, fake
-    if not HAVE_CC:
-        raise unittest.SkipTest("no C compiler for the stand-in runtime")
-    fake = None if MAC else fakeobjc.install()
-    spec = importlib.util.spec_from_file_location("pyapplegpu_graphics", os.path.join(ROOT, "pyapplegpu.py"))
-    ag = sys.modules["pyapplegpu_graphics"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ag)
+    ag, fake = _metal.start("pyapplegpu_graphics")
 
 
 def tearDownModule():
-    if not MAC:
-        ag._disarm()
-        fakeobjc.uninstall()
+    _metal.stop()
 
 
 SOURCE = """
@@ -67,40 +55,13 @@ fragment float4 shade(Corner c [[stage_in]]) { return c.color; }
 """
 
 
-class Base(unittest.TestCase):
-    """Every test leaves no offence, no open pool, no block and no object behind."""
-
+class Base(_metal.Base):
     def setUp(self):
-        gc.collect()
-        self.settle()
+        super().setUp()
         self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
         if fake:
-            fake.forgive()
-            fake.modes()
             fake.lib.fake_record(1)
-            self.serial, self.pools = fake.serial(), fake.counts()["pools"]
-
-    def tearDown(self):
-        shutil.rmtree(self.folder)
-        self.settle()
-        gc.collect()
-        if fake:
-            left, counts = (1, ""), {}
-            for _ in range(100):
-                left, counts = fake.leaks(self.serial), fake.counts()
-                if not left[0] and not counts["blocks"]:
-                    break
-                gc.collect()
-                time.sleep(0.01)
-            self.assertEqual(fake.log(), "")
-            self.assertEqual(left, (0, ""))
-            self.assertEqual([counts["errors"], counts["no_pool"], counts["blocks"], counts["pools"]], [0, 0, 0, self.pools])
-
-    def settle(self):
-        if ag._runtime is not None and ag._runtime.device is not None:
-            ag._runtime.device._facts = None        # its own queue
-            ag._runtime.device = None
-        gc.collect()
 
     def encoded(self):
         return fake.lib.fake_recorded().decode() if fake else ""
@@ -113,12 +74,6 @@ class Base(unittest.TestCase):
                 found = text.find(line, at)
                 self.assertGreaterEqual(found, 0, "%s\nnot in\n%s" % (line, text[at:]))
                 at = found + len(line)
-
-    def assertBad(self, text, function, *args, **kw):
-        with self.assertRaises(ag.AppleGPUError) as caught:
-            function(*args, **kw)
-        self.assertEqual(caught.exception.value, ag.ERROR_INVALID_ARGUMENT)
-        self.assertRegex(str(caught.exception), text)
 
     def kernel(self, name, **options):
         if not HAVE_CXX:

@@ -7,10 +7,8 @@ import array
 import asyncio
 import ctypes
 import gc
-import importlib.util
 import os
 import random
-import shutil
 import struct
 import subprocess
 import sys
@@ -19,33 +17,23 @@ import threading
 import time
 import unittest
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
-EXAMPLES = os.path.join(ROOT, "examples")
+EXAMPLES = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(EXAMPLES)
 sys.path.insert(0, EXAMPLES)
+import _metal       # noqa: E402
 import fakeobjc     # noqa: E402
+from _metal import HAVE_CXX, MAC        # noqa: E402
 
-MAC = sys.platform == "darwin"
-HAVE_CC = MAC or any(map(shutil.which, ("cc", "gcc", "clang")))
-HAVE_CXX = MAC or bool(fakeobjc.cpp_compiler())
 ag = fake = None
 
 
 def setUpModule():
-    """A copy of the library of our own: its runtime must not meet another test's."""
     global ag, fake
-    if not HAVE_CC:
-        raise unittest.SkipTest("no C compiler for the stand-in runtime")
-    fake = None if MAC else fakeobjc.install()
-    spec = importlib.util.spec_from_file_location("pyapplegpu_metal", os.path.join(ROOT, "pyapplegpu.py"))
-    ag = sys.modules["pyapplegpu_metal"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ag)
+    ag, fake = _metal.start("pyapplegpu_metal")
 
 
 def tearDownModule():
-    if not MAC:
-        ag._disarm()
-        fakeobjc.uninstall()
+    _metal.stop()
 
 
 SOURCE = """
@@ -75,54 +63,11 @@ kernel void place(device uint *out [[buffer(0)]], uint3 at [[thread_position_in_
 """
 
 
-class Base(unittest.TestCase):
-    """Every test leaves no offence, no open pool, no block and no object behind."""
-
-    def setUp(self):
-        gc.collect()
-        self.settle()
-        if fake:
-            fake.forgive()
-            fake.modes()
-            self.serial = fake.serial()
-            self.pools = fake.counts()["pools"]
-
-    def tearDown(self):
-        gc.collect()
-        if fake:
-            fake.modes()
-            self.settle()
-            left = {}
-            for _ in range(100):        # handlers and queues end on threads of their own
-                left, counts = fake.leaks(self.serial), fake.counts()
-                if not left[0] and not counts["blocks"] and counts["pools"] == self.pools:
-                    break
-                gc.collect()
-                time.sleep(0.01)
-            self.assertEqual(fake.log(), "")
-            self.assertEqual(left, (0, ""))
-            self.assertEqual([counts[k] for k in ("errors", "no_pool", "blocks")], [0, 0, 0])
-            self.assertEqual(counts["pools"], self.pools)
-
-    def settle(self):
-        if ag._runtime is not None:
-            device = ag._runtime.device
-            if device is not None:
-                device._facts = None        # its own queue
-                ag._runtime.device = None
-            del device
-            gc.collect()
-
+class Base(_metal.Base):
     def kernel(self, name, constants=None):
         if not HAVE_CXX:
             self.skipTest("no C++ compiler to run kernels with")
         return ag.MetalKernel(SOURCE, name, constants=constants)
-
-    def assertBad(self, text, function, *args, **kw):
-        with self.assertRaises(ag.AppleGPUError) as caught:
-            function(*args, **kw)
-        self.assertEqual(caught.exception.value, ag.ERROR_INVALID_ARGUMENT)
-        self.assertRegex(str(caught.exception), text)
 
 
 class Encodings(unittest.TestCase):
