@@ -8284,7 +8284,8 @@ def MetalWrap(address: int, owned: bool = False) -> Any:
 
 
 def MetalRelease(*objects: MetalObject) -> None:
-    """Give objects back now instead of when Python lets go of them. Every later use of one raises InvalidArgument."""
+    """Give objects back now instead of when Python lets go of them. Every later use of one raises InvalidArgument; a
+    view that MetalContents gave of a buffer must not be read any more."""
     runtime = _objc()
     for one in objects:
         pointer = one._pointer
@@ -8306,6 +8307,11 @@ def MetalObjects() -> tuple[MetalObject, ...]:
         return ()
     alive = (reference() for reference in list(_runtime.cache.values()))
     return tuple(one for one in alive if one is not None)
+
+
+def _gone(kept: Any) -> bool:
+    """Whether an object that is kept for later has to be made: never yet, or given back with MetalRelease."""
+    return kept is None or type(kept) is _Released
 
 
 def _conforms(one: Any, protocol: str) -> bool:
@@ -8389,7 +8395,7 @@ def MetalDevice(registry_id: int | None = None) -> MetalObject:
     """The default Metal device, or the one of a registry id (DeviceGetRegistryId). NotFound for an unknown id."""
     runtime = _objc()
     if registry_id is None:
-        if runtime.device is None:
+        if _gone(runtime.device):
             runtime.device = MetalDevices()[0]
         device: MetalObject = runtime.device
         return device
@@ -8431,10 +8437,10 @@ def MetalQueue(device: MetalObject | None = None, label: str | None = None) -> M
 
 
 def _queue(device: MetalObject) -> MetalObject:
-    facts = device._facts
-    if facts is None:
-        facts = device._facts = MetalQueue(device)
-    return facts        # type: ignore[no-any-return]
+    if _gone(device._facts):
+        device._facts = MetalQueue(device)
+    queue: MetalObject = device._facts
+    return queue
 
 
 # ---- code
@@ -10146,6 +10152,14 @@ def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offse
     return _made_by_metal(MetalSend(heap, selector + ":offset:", *arguments, offset), "resource in this heap")
 
 
+def _not_a_guest(device: MetalObject, what: str) -> MetalObject:
+    """What a virtual machine's Metal asserts on although it has the methods: indirect commands (tinygrad 10182: "resource
+    != nil"), archives from files (macOS 26: "Target device architecture is nil")."""
+    if "virtual" in device.name().lower():
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "no %s %s" % (device.name(), what))
+    return device
+
+
 class MetalIndirectCommands:
     """Dispatches encoded once (MetalIndirect), run as often as you like (MetalEncodeIndirect); keeps what they use."""
     __slots__ = ("buffer", "count", "pipelines", "resources")
@@ -10159,10 +10173,10 @@ def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None 
                   label: str | None = None) -> MetalIndirectCommands:
     """Encode dispatches into an indirect command buffer: (pipeline, threads, argument, ...) each, arguments as in
     MetalEncodeDispatch (values are put into a buffer). The pipelines are made with indirect=True. ordered: each waits
-    for the one before it."""
-    if not commands:
-        raise _bad("no commands")
-    device = _device(device)
+    for the one before it. NotSupported in a virtual machine, whose Metal ends the process over them."""
+    if not 0 < len(commands) <= 16384:
+        raise _bad("an indirect command buffer holds 1 to 16384 commands, not %d" % len(commands))
+    device = _not_a_guest(_device(device), "runs indirect commands")
     with MetalPool():
         plans = [_indirect_plan(*command) for command in commands]
         room = sum(-(-len(one[1]) // 256) * 256 for plan in plans for one in plan[3] if len(one) == 2)
@@ -10229,8 +10243,10 @@ def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first:
 def MetalArchive(path: str | None = None, device: MetalObject | None = None, *,
                  label: str | None = None) -> MetalObject:
     """An archive of compiled pipelines: an empty one, or that of a file. NotFound without the file, MetalError when
-    this GPU or macOS cannot use it (then compile again)."""
+    this GPU or macOS cannot use it (then compile again), NotSupported for a file in a virtual machine."""
     device = _device(device)
+    if path is not None:
+        _not_a_guest(device, "loads archives")
     with MetalPool():
         descriptor = _new("MTLBinaryArchiveDescriptor", Url=None if path is None else _file_url(_existing(path)))
         return _set(device.newBinaryArchiveWithDescriptor_error_(descriptor), Label=label)

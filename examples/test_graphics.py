@@ -529,6 +529,7 @@ class Defects(Base):
             self.run_work(lambda work: ag.MetalEncodeIndirect(work, commands))
         self.run_work(lambda work: ag.MetalEncodeIndirect(work, commands, 1, 1))
         self.assertEqual(list(ag.MetalContents(x, "f")), [23.0] * 4 + [80.0] * 4)      # ((1 + 1) * 2 + 10 + 1) * 2 + 10 = 40, doubled
+        self.assertBad("1 to 16384", ag.MetalIndirect, [])
         self.assertBad("indirect=True", ag.MetalIndirect, [(self.kernel("twice"), 8, x)])
         self.assertBad("do not lie", self.run_work, lambda work: ag.MetalEncodeIndirect(work, commands, 2, 2))
 
@@ -549,6 +550,23 @@ class Defects(Base):
             self.assertIn("an M1 or M2 would fault", fake.log())        # the stand-in would have told
             self.assertIn("was not named with useResource:", fake.log())
             fake.forgive()
+        finally:
+            fake.device(dict(facts, name="Fake M4", **{"supportsFamily:": [*range(1001, 1010), 2002, 3001, 3002, 3003, 5001]}))
+            self.serial = fake.serial()         # the stand-in's new device is no leak
+
+    @unittest.skipIf(MAC, "a virtual machine of the stand-in")
+    def test_a_guest_refuses_what_ends_the_process_there(self):
+        path, kernel = os.path.join(self.folder, "kernels.bin"), self.kernel("twice", indirect=True)
+        archive = ag.MetalArchive()
+        ag.MetalArchiveAdd(archive, ag.MetalFunction(ag.MetalCompile(SOURCE), "twice"))
+        ag.MetalArchiveSave(archive, path)
+        facts = {"registryID": 1, "recommendedMaxWorkingSetSize": 1 << 33, "maxBufferLength": 1 << 33, "maxThreadgroupMemoryLength": 32768, "supportsFamily:": [*range(1001, 1006), 2002]}
+        try:
+            fake.device(dict(facts, name="Apple Paravirtual device"))
+            for function, arguments in ((ag.MetalIndirect, ([(kernel, 8, ag.MetalBuffer(32))],)), (ag.MetalArchive, (path,))):
+                with self.assertRaises(ag.AppleGPUError_NotSupported) as caught:
+                    function(*arguments)
+                self.assertEqual(caught.exception.reason, ag.REASON_VIRTUAL_MACHINE)
         finally:
             fake.device(dict(facts, name="Fake M4", **{"supportsFamily:": [*range(1001, 1010), 2002, 3001, 3002, 3003, 5001]}))
             self.serial = fake.serial()         # the stand-in's new device is no leak

@@ -990,6 +990,15 @@ class Errors(Base):
                 self.assertBad("was released", ag.MetalCommit, work)
 
 
+    def test_what_is_kept_may_be_released(self):
+        work = ag.MetalBegin()
+        ag.MetalRelease(work.queue)
+        ag.MetalWait(ag.MetalCommit(ag.MetalBegin()))
+        ag.MetalRelease(ag.MetalDevice())
+        self.assertTrue(ag.MetalDevice().name())
+        self.assertBad("was released", ag.MetalCommit, work)
+
+
 class Compute(Base):
     """What PyMetal's compute tests assert, restated, with exact results."""
 
