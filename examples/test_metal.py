@@ -179,6 +179,26 @@ class Constants(unittest.TestCase):
             self.assertEqual(getattr(ag, name), value, name)
         self.assertEqual(len(ag._open_constants()), 904)
 
+    def test_first_use_in_threads(self):
+        """Nobody sees a table that another thread is still opening."""
+        wrong, interval = [], sys.getswitchinterval()
+
+        def look(barrier):
+            barrier.wait()
+            if "MTLWindingCounterClockwise" not in ag._open_constants():
+                wrong.append(1)
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(10):
+                ag._constants.clear()
+                barrier = threading.Barrier(4)
+                threads = [threading.Thread(target=look, args=(barrier,)) for _ in range(4)]
+                [t.start() for t in threads]
+                [t.join() for t in threads]
+        finally:
+            sys.setswitchinterval(interval)
+        self.assertEqual(wrong, [])
+
     def test_module_stays_clean(self):
         before = set(vars(ag))
         self.assertEqual(ag.MTLBlendFactorOne, 1)
