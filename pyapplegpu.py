@@ -8165,86 +8165,74 @@ class MetalMemoryInfo(NamedTuple):
 
 
 # ---- constants: Apple's names, in one table, opened at the first use
-# Enumeration, then its constants without its name; "=n" where a value does not follow the one before, "~" a full name.
+# What names of an enumeration begin with, and their ends; "=n" where a value does not follow the one before.
 # macOS 14.2 SDK, and the macOS 26 ones of objc2-generated and pyobjc where both agree.
 
 _ENUMS = (
-    "MTL4AlphaToCoverageState Disabled Enabled;MTL4AlphaToOneState Disabled Enabled;MTL4BinaryFunctionOptions "
-    "~MTL4BinaryFunctionOptionNone ~MTL4BinaryFunctionOptionPipelineIndependent=2;MTL4BlendState Disabled Enabled "
+    "MTL4AlphaToCoverageState,MTL4AlphaToOneState,MTL4IndirectCommandBufferSupportState Disabled "
+    "Enabled;MTL4BinaryFunctionOption None PipelineIndependent=2;MTL4BlendState Disabled Enabled "
     "Unspecialized;MTL4CommandQueueError None Timeout NotPermitted OutOfMemory DeviceRemoved AccessRevoked "
     "Internal;MTL4CompilerTaskStatus None Scheduled Compiling Finished;MTL4CounterHeapType Invalid "
-    "Timestamp;MTL4IndirectCommandBufferSupportState Disabled "
-    "Enabled;MTL4LogicalToPhysicalColorAttachmentMappingState Identity "
-    "Inherited;MTL4PipelineDataSetSerializerConfiguration CaptureDescriptors=1 "
-    "CaptureBinaries;MTL4RenderEncoderOptions ~MTL4RenderEncoderOptionNone ~MTL4RenderEncoderOptionSuspending "
-    "~MTL4RenderEncoderOptionResuming;MTL4ShaderReflection None BindingInfo BufferTypeInfo;MTL4TimestampGranularity "
-    "Relaxed Precise;MTL4VisibilityOptions ~MTL4VisibilityOptionNone ~MTL4VisibilityOptionDevice "
-    "~MTL4VisibilityOptionResourceAlias;MTLAccelerationStructureInstanceDescriptorType Default UserID Motion Indirect "
-    "IndirectMotion;MTLAccelerationStructureInstanceOptions ~MTLAccelerationStructureInstanceOptionNone "
-    "~MTLAccelerationStructureInstanceOptionDisableTriangleCulling "
-    "~MTLAccelerationStructureInstanceOptionTriangleFrontFacingWindingCounterClockwise "
-    "~MTLAccelerationStructureInstanceOptionOpaque=4 "
-    "~MTLAccelerationStructureInstanceOptionNonOpaque=8;MTLAccelerationStructureRefitOptions "
-    "~MTLAccelerationStructureRefitOptionVertexData=1 "
-    "~MTLAccelerationStructureRefitOptionPerPrimitiveData;MTLAccelerationStructureUsage None Refit PreferFastBuild "
-    "ExtendedLimits=4 PreferFastIntersection=16 MinimizeMemory=32;MTLArgumentBuffersTier 1 2;MTLArgumentType Buffer "
+    "Timestamp;MTL4LogicalToPhysicalColorAttachmentMappingState Identity "
+    "Inherited;MTL4PipelineDataSetSerializerConfiguration CaptureDescriptors=1 CaptureBinaries;MTL4RenderEncoderOption "
+    "None Suspending Resuming;MTL4ShaderReflection None BindingInfo BufferTypeInfo;MTL4TimestampGranularity Relaxed "
+    "Precise;MTL4VisibilityOption None Device ResourceAlias;MTLAccelerationStructureInstanceDescriptorType Default "
+    "UserID Motion Indirect IndirectMotion;MTLAccelerationStructureInstanceOption None DisableTriangleCulling "
+    "TriangleFrontFacingWindingCounterClockwise Opaque=4 NonOpaque=8;MTLAccelerationStructureRefitOption VertexData=1 "
+    "PerPrimitiveData;MTLAccelerationStructureUsage None Refit PreferFastBuild ExtendedLimits=4 "
+    "PreferFastIntersection=16 MinimizeMemory=32;MTLArgumentBuffersTier 1 2;MTLArgumentType,MTLBindingType Buffer "
     "ThreadgroupMemory Texture Sampler ImageblockData=16 Imageblock VisibleFunctionTable=24 "
-    "PrimitiveAccelerationStructure InstanceAccelerationStructure IntersectionFunctionTable;MTLAttributeFormat "
-    "Invalid UChar2 UChar3 UChar4 Char2 Char3 Char4 UChar2Normalized UChar3Normalized UChar4Normalized "
-    "Char2Normalized Char3Normalized Char4Normalized UShort2 UShort3 UShort4 Short2 Short3 Short4 UShort2Normalized "
-    "UShort3Normalized UShort4Normalized Short2Normalized Short3Normalized Short4Normalized Half2 Half3 Half4 Float "
-    "Float2 Float3 Float4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Int1010102Normalized UInt1010102Normalized "
-    "UChar4Normalized_BGRA UChar=45 Char UCharNormalized CharNormalized UShort Short UShortNormalized ShortNormalized "
-    "Half FloatRG11B10 FloatRGB9E5;MTLBarrierScope Buffers=1 Textures RenderTargets=4;MTLBinaryArchiveError None "
-    "InvalidFile UnexpectedElement CompilationFailure InternalError;MTLBindingAccess ReadOnly ReadWrite WriteOnly "
-    "~MTLArgumentAccessReadOnly=0 ~MTLArgumentAccessReadWrite ~MTLArgumentAccessWriteOnly;MTLBindingType Buffer "
-    "ThreadgroupMemory Texture Sampler ImageblockData=16 Imageblock VisibleFunctionTable=24 "
-    "PrimitiveAccelerationStructure InstanceAccelerationStructure IntersectionFunctionTable ObjectPayload=34 "
+    "PrimitiveAccelerationStructure InstanceAccelerationStructure "
+    "IntersectionFunctionTable;MTLAttributeFormat,MTLVertexFormat Invalid UChar2 UChar3 UChar4 Char2 Char3 Char4 "
+    "UChar2Normalized UChar3Normalized UChar4Normalized Char2Normalized Char3Normalized Char4Normalized UShort2 "
+    "UShort3 UShort4 Short2 Short3 Short4 UShort2Normalized UShort3Normalized UShort4Normalized Short2Normalized "
+    "Short3Normalized Short4Normalized Half2 Half3 Half4 Float Float2 Float3 Float4 Int Int2 Int3 Int4 UInt UInt2 "
+    "UInt3 UInt4 Int1010102Normalized UInt1010102Normalized UChar4Normalized_BGRA UChar=45 Char UCharNormalized "
+    "CharNormalized UShort Short UShortNormalized ShortNormalized Half FloatRG11B10 FloatRGB9E5;MTLBarrierScope "
+    "Buffers=1 Textures RenderTargets=4;MTLBinaryArchiveError None InvalidFile UnexpectedElement CompilationFailure "
+    "InternalError;MTLBindingAccess,MTLArgumentAccess ReadOnly ReadWrite WriteOnly;MTLBindingType ObjectPayload=34 "
     "Tensor=37;MTLBlendFactor Zero One SourceColor OneMinusSourceColor SourceAlpha OneMinusSourceAlpha "
     "DestinationColor OneMinusDestinationColor DestinationAlpha OneMinusDestinationAlpha SourceAlphaSaturated "
     "BlendColor OneMinusBlendColor BlendAlpha OneMinusBlendAlpha Source1Color OneMinusSource1Color Source1Alpha "
     "OneMinusSource1Alpha Unspecialized;MTLBlendOperation Add Subtract ReverseSubtract Min Max "
     "Unspecialized;MTLBlitOption None DepthFromDepthStencil StencilFromDepthStencil "
-    "RowLinearPVRTC=4;MTLBufferSparseTier None 1;MTLCPUCacheMode DefaultCache WriteCombined;MTLCaptureDestination "
-    "DeveloperTools=1 GPUTraceDocument;MTLCaptureError NotSupported=1 AlreadyCapturing "
-    "InvalidDescriptor;MTLColorWriteMask None Red=8 Green=4 Blue=2 Alpha=1 All=15 Unspecialized;MTLCommandBufferError "
-    "None Internal Timeout PageFault Blacklisted AccessRevoked=4 NotPermitted=7 OutOfMemory InvalidResource "
-    "Memoryless DeviceRemoved StackOverflow;MTLCommandBufferErrorOption None "
+    "RowLinearPVRTC=4;MTLBufferSparseTier None 1;MTLCPUCacheMode,MTLResourceCPUCacheMode DefaultCache "
+    "WriteCombined;MTLCaptureDestination DeveloperTools=1 GPUTraceDocument;MTLCaptureError NotSupported=1 "
+    "AlreadyCapturing InvalidDescriptor;MTLColorWriteMask None Red=8 Green=4 Blue=2 Alpha=1 All=15 "
+    "Unspecialized;MTLCommandBufferError None Internal Timeout PageFault Blacklisted AccessRevoked=4 NotPermitted=7 "
+    "OutOfMemory InvalidResource Memoryless DeviceRemoved StackOverflow;MTLCommandBufferErrorOption None "
     "EncoderExecutionStatus;MTLCommandBufferStatus NotEnqueued Enqueued Committed Scheduled Completed "
     "Error;MTLCommandEncoderErrorState Unknown Completed Affected Pending Faulted;MTLCompareFunction Never Less Equal "
     "LessEqual Greater NotEqual GreaterEqual Always;MTLCompileSymbolVisibility Default "
     "Hidden;MTLCounterSampleBufferError OutOfMemory Invalid Internal;MTLCounterSamplingPoint AtStageBoundary "
-    "AtDrawBoundary AtDispatchBoundary AtTileDispatchBoundary AtBlitBoundary;MTLCullMode None Front "
-    "Back;MTLCurveBasis BSpline CatmullRom Linear Bezier;MTLCurveEndCaps None Disk Sphere;MTLCurveType Round "
-    "Flat;MTLDataType None Struct Array Float Float2 Float3 Float4 Float2x2 Float2x3 Float2x4 Float3x2 Float3x3 "
-    "Float3x4 Float4x2 Float4x3 Float4x4 Half Half2 Half3 Half4 Half2x2 Half2x3 Half2x4 Half3x2 Half3x3 Half3x4 "
-    "Half4x2 Half4x3 Half4x4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Short Short2 Short3 Short4 UShort UShort2 "
-    "UShort3 UShort4 Char Char2 Char3 Char4 UChar UChar2 UChar3 UChar4 Bool Bool2 Bool3 Bool4 Texture=58 Sampler "
-    "Pointer R8Unorm=62 R8Snorm R16Unorm R16Snorm RG8Unorm RG8Snorm RG16Unorm RG16Snorm RGBA8Unorm RGBA8Unorm_sRGB "
-    "RGBA8Snorm RGBA16Unorm RGBA16Snorm RGB10A2Unorm RG11B10Float RGB9E5Float RenderPipeline ComputePipeline "
-    "IndirectCommandBuffer Long Long2 Long3 Long4 ULong ULong2 ULong3 ULong4 VisibleFunctionTable=115 "
-    "IntersectionFunctionTable PrimitiveAccelerationStructure InstanceAccelerationStructure BFloat=121 BFloat2 "
-    "BFloat3 BFloat4 DepthStencilState=139 Tensor;MTLDepthClipMode Clip Clamp;MTLDeviceError None "
-    "NotSupported;MTLDeviceLocation BuiltIn Slot External Unspecified=0xffffffffffffffff;MTLDispatchType Serial "
-    "Concurrent;MTLDynamicLibraryError None InvalidFile CompilationFailure UnresolvedInstallName "
-    "DependencyLoadFailure Unsupported;MTLFeatureSet _iOS_GPUFamily1_v1 _iOS_GPUFamily2_v1 _iOS_GPUFamily1_v2 "
-    "_iOS_GPUFamily2_v2 _iOS_GPUFamily3_v1 _iOS_GPUFamily1_v3 _iOS_GPUFamily2_v3 _iOS_GPUFamily3_v2 "
-    "_iOS_GPUFamily1_v4 _iOS_GPUFamily2_v4 _iOS_GPUFamily3_v3 _iOS_GPUFamily4_v1 _iOS_GPUFamily1_v5 "
+    "AtDrawBoundary AtDispatchBoundary AtTileDispatchBoundary AtBlitBoundary;MTLCullMode None Front Back;MTLCurveBasis "
+    "BSpline CatmullRom Linear Bezier;MTLCurveEndCaps None Disk Sphere;MTLCurveType Round Flat;MTLDataType None Struct "
+    "Array Float Float2 Float3 Float4 Float2x2 Float2x3 Float2x4 Float3x2 Float3x3 Float3x4 Float4x2 Float4x3 Float4x4 "
+    "Half Half2 Half3 Half4 Half2x2 Half2x3 Half2x4 Half3x2 Half3x3 Half3x4 Half4x2 Half4x3 Half4x4 Int Int2 Int3 Int4 "
+    "UInt UInt2 UInt3 UInt4 Short Short2 Short3 Short4 UShort UShort2 UShort3 UShort4 Char Char2 Char3 Char4 UChar "
+    "UChar2 UChar3 UChar4 Bool Bool2 Bool3 Bool4 Texture=58 Sampler Pointer R8Unorm=62 R8Snorm R16Unorm R16Snorm "
+    "RG8Unorm RG8Snorm RG16Unorm RG16Snorm RGBA8Unorm RGBA8Unorm_sRGB RGBA8Snorm RGBA16Unorm RGBA16Snorm RGB10A2Unorm "
+    "RG11B10Float RGB9E5Float RenderPipeline ComputePipeline IndirectCommandBuffer Long Long2 Long3 Long4 ULong ULong2 "
+    "ULong3 ULong4 VisibleFunctionTable=115 IntersectionFunctionTable PrimitiveAccelerationStructure "
+    "InstanceAccelerationStructure BFloat=121 BFloat2 BFloat3 BFloat4 DepthStencilState=139 Tensor;MTLDepthClipMode "
+    "Clip Clamp;MTLDeviceError None NotSupported;MTLDeviceLocation BuiltIn Slot External "
+    "Unspecified=0xffffffffffffffff;MTLDispatchType Serial Concurrent;MTLDynamicLibraryError None InvalidFile "
+    "CompilationFailure UnresolvedInstallName DependencyLoadFailure Unsupported;MTLFeatureSet _iOS_GPUFamily1_v1 "
+    "_iOS_GPUFamily2_v1 _iOS_GPUFamily1_v2 _iOS_GPUFamily2_v2 _iOS_GPUFamily3_v1 _iOS_GPUFamily1_v3 _iOS_GPUFamily2_v3 "
+    "_iOS_GPUFamily3_v2 _iOS_GPUFamily1_v4 _iOS_GPUFamily2_v4 _iOS_GPUFamily3_v3 _iOS_GPUFamily4_v1 _iOS_GPUFamily1_v5 "
     "_iOS_GPUFamily2_v5 _iOS_GPUFamily3_v4 _iOS_GPUFamily4_v2 _iOS_GPUFamily5_v1 _macOS_GPUFamily1_v1=10000 "
     "_OSX_GPUFamily1_v1=10000 _macOS_GPUFamily1_v2 _OSX_GPUFamily1_v2=10001 _macOS_ReadWriteTextureTier2 "
     "_OSX_ReadWriteTextureTier2=10002 _macOS_GPUFamily1_v3 _macOS_GPUFamily1_v4 _macOS_GPUFamily2_v1 "
     "_tvOS_GPUFamily1_v1=30000 _TVOS_GPUFamily1_v1=30000 _tvOS_GPUFamily1_v2 _tvOS_GPUFamily1_v3 _tvOS_GPUFamily2_v1 "
-    "_tvOS_GPUFamily1_v4 _tvOS_GPUFamily2_v2;MTLFunctionLogType Validation;MTLFunctionOptions ~MTLFunctionOptionNone "
-    "~MTLFunctionOptionCompileToBinary ~MTLFunctionOptionStoreFunctionInMetalScript "
-    "~MTLFunctionOptionStoreFunctionInMetalPipelinesScript=2 ~MTLFunctionOptionFailOnBinaryArchiveMiss=4 "
-    "~MTLFunctionOptionPipelineIndependent=8;MTLFunctionType Vertex=1 Fragment Kernel Visible=5 Intersection Mesh "
-    "Object;MTLGPUFamily Apple1=1001 Apple2 Apple3 Apple4 Apple5 Apple6 Apple7 Apple8 Apple9 Mac1=2001 Mac2 "
-    "Common1=3001 Common2 Common3 MacCatalyst1=4001 MacCatalyst2 Metal3=5001 Apple10=1010 "
-    "Metal4=5002;MTLHazardTrackingMode Default Untracked Tracked;MTLHeapType Automatic Placement "
-    "Sparse;MTLIOCommandQueueType Concurrent Serial;MTLIOCompressionMethod Zlib LZFSE LZ4 LZMA "
-    "LZBitmap;MTLIOCompressionStatus Complete Error;MTLIOError URLInvalid=1 Internal;MTLIOPriority High Normal "
-    "Low;MTLIOStatus Pending Cancelled Error Complete;MTLIndexType UInt16 UInt32;MTLIndirectCommandType Draw=1 "
-    "DrawIndexed DrawPatches=4 DrawIndexedPatches=8 ConcurrentDispatch=32 ConcurrentDispatchThreads=64 "
+    "_tvOS_GPUFamily1_v4 _tvOS_GPUFamily2_v2;MTLFunctionLogType Validation;MTLFunctionOption None CompileToBinary "
+    "StoreFunctionInMetalScript StoreFunctionInMetalPipelinesScript=2 FailOnBinaryArchiveMiss=4 "
+    "PipelineIndependent=8;MTLFunctionType Vertex=1 Fragment Kernel Visible=5 Intersection Mesh Object;MTLGPUFamily "
+    "Apple1=1001 Apple2 Apple3 Apple4 Apple5 Apple6 Apple7 Apple8 Apple9 Mac1=2001 Mac2 Common1=3001 Common2 Common3 "
+    "MacCatalyst1=4001 MacCatalyst2 Metal3=5001 Apple10=1010 Metal4=5002;MTLHazardTrackingMode Default Untracked "
+    "Tracked;MTLHeapType Automatic Placement Sparse;MTLIOCommandQueueType Concurrent Serial;MTLIOCompressionMethod "
+    "Zlib LZFSE LZ4 LZMA LZBitmap;MTLIOCompressionStatus Complete Error;MTLIOError URLInvalid=1 Internal;MTLIOPriority "
+    "High Normal Low;MTLIOStatus Pending Cancelled Error Complete;MTLIndexType UInt16 UInt32;MTLIndirectCommandType "
+    "Draw=1 DrawIndexed DrawPatches=4 DrawIndexedPatches=8 ConcurrentDispatch=32 ConcurrentDispatchThreads=64 "
     "DrawMeshThreadgroups=128 DrawMeshThreads=256;MTLIntersectionFunctionSignature None Instancing TriangleData "
     "WorldSpaceData=4 InstanceMotion=8 PrimitiveMotion=16 ExtendedLimits=32 MaxLevels=64 CurveData=128 "
     "IntersectionFunctionBuffer=256 UserData=512;MTLLanguageVersion 1_0=65536 1_1 1_2 2_0=131072 2_1 2_2 2_3 2_4 "
@@ -8260,9 +8248,9 @@ _ENUMS = (
     "B5G6R5Unorm=40 A1BGR5Unorm ABGR4Unorm BGR5A1Unorm R32Uint=53 R32Sint R32Float RG16Unorm=60 RG16Snorm=62 RG16Uint "
     "RG16Sint RG16Float RGBA8Unorm=70 RGBA8Unorm_sRGB RGBA8Snorm RGBA8Uint RGBA8Sint BGRA8Unorm=80 BGRA8Unorm_sRGB "
     "RGB10A2Unorm=90 RGB10A2Uint RG11B10Float RGB9E5Float BGR10A2Unorm BGR10_XR=554 BGR10_XR_sRGB RG32Uint=103 "
-    "RG32Sint RG32Float RGBA16Unorm=110 RGBA16Snorm=112 RGBA16Uint RGBA16Sint RGBA16Float BGRA10_XR=552 "
-    "BGRA10_XR_sRGB RGBA32Uint=123 RGBA32Sint RGBA32Float BC1_RGBA=130 BC1_RGBA_sRGB BC2_RGBA BC2_RGBA_sRGB BC3_RGBA "
-    "BC3_RGBA_sRGB BC4_RUnorm=140 BC4_RSnorm BC5_RGUnorm BC5_RGSnorm BC6H_RGBFloat=150 BC6H_RGBUfloat BC7_RGBAUnorm "
+    "RG32Sint RG32Float RGBA16Unorm=110 RGBA16Snorm=112 RGBA16Uint RGBA16Sint RGBA16Float BGRA10_XR=552 BGRA10_XR_sRGB "
+    "RGBA32Uint=123 RGBA32Sint RGBA32Float BC1_RGBA=130 BC1_RGBA_sRGB BC2_RGBA BC2_RGBA_sRGB BC3_RGBA BC3_RGBA_sRGB "
+    "BC4_RUnorm=140 BC4_RSnorm BC5_RGUnorm BC5_RGSnorm BC6H_RGBFloat=150 BC6H_RGBUfloat BC7_RGBAUnorm "
     "BC7_RGBAUnorm_sRGB PVRTC_RGB_2BPP=160 PVRTC_RGB_2BPP_sRGB PVRTC_RGB_4BPP PVRTC_RGB_4BPP_sRGB PVRTC_RGBA_2BPP "
     "PVRTC_RGBA_2BPP_sRGB PVRTC_RGBA_4BPP PVRTC_RGBA_4BPP_sRGB EAC_R11Unorm=170 EAC_R11Snorm=172 EAC_RG11Unorm=174 "
     "EAC_RG11Snorm=176 EAC_RGBA8=178 EAC_RGBA8_sRGB ETC2_RGB8 ETC2_RGB8_sRGB ETC2_RGB8A1 ETC2_RGB8A1_sRGB "
@@ -8274,58 +8262,77 @@ _ENUMS = (
     "ASTC_10x6_HDR ASTC_10x8_HDR ASTC_10x10_HDR ASTC_12x10_HDR ASTC_12x12_HDR GBGR422=240 BGRG422 Depth16Unorm=250 "
     "Depth32Float=252 Stencil8 Depth24Unorm_Stencil8=255 Depth32Float_Stencil8=260 X32_Stencil8 X24_Stencil8 "
     "Unspecialized;MTLPrimitiveTopologyClass Unspecified Point Line Triangle;MTLPrimitiveType Point Line LineStrip "
-    "Triangle TriangleStrip;MTLPurgeableState KeepCurrent=1 NonVolatile Volatile Empty;MTLReadWriteTextureTier None 1 "
-    "2;MTLRenderStages ~MTLRenderStageVertex=1 ~MTLRenderStageFragment ~MTLRenderStageTile=4 ~MTLRenderStageObject=8 "
-    "~MTLRenderStageMesh=16;MTLResourceOptions ~MTLResourceCPUCacheModeDefaultCache "
-    "~MTLResourceCPUCacheModeWriteCombined ~MTLResourceStorageModeShared=0 ~MTLResourceStorageModeManaged=16 "
-    "~MTLResourceStorageModePrivate=32 ~MTLResourceStorageModeMemoryless=48 ~MTLResourceHazardTrackingModeDefault=0 "
-    "~MTLResourceHazardTrackingModeUntracked=256 ~MTLResourceHazardTrackingModeTracked=512 "
-    "~MTLResourceOptionCPUCacheModeDefault=0 ~MTLResourceOptionCPUCacheModeWriteCombined;MTLResourceUsage Read=1 "
-    "Write Sample=4;MTLSamplerAddressMode ClampToEdge MirrorClampToEdge Repeat MirrorRepeat ClampToZero "
+    "Triangle TriangleStrip;MTLPurgeableState KeepCurrent=1 NonVolatile Volatile "
+    "Empty;MTLReadWriteTextureTier,MTLTextureSparseTier None 1 2;MTLRenderStage Vertex=1 Fragment Tile=4 Object=8 "
+    "Mesh=16;MTLResourceStorageMode Shared Managed=16 Private=32 Memoryless=48;MTLResourceHazardTrackingMode Default "
+    "Untracked=256 Tracked=512;MTLResourceOptionCPUCacheMode Default WriteCombined;MTLResourceUsage Read=1 Write "
+    "Sample=4;MTLSamplerAddressMode ClampToEdge MirrorClampToEdge Repeat MirrorRepeat ClampToZero "
     "ClampToBorderColor;MTLSamplerBorderColor TransparentBlack OpaqueBlack OpaqueWhite;MTLSamplerMinMagFilter Nearest "
     "Linear;MTLSamplerMipFilter NotMipmapped Nearest Linear;MTLSamplerReductionMode WeightedAverage Minimum "
     "Maximum;MTLShaderValidation Default Enabled Disabled;MTLSparsePageSize 16=101 64 256;MTLSparseTextureMappingMode "
-    "Map Unmap;MTLSparseTextureRegionAlignmentMode Outward Inward;MTLStages ~MTLStageVertex=1 ~MTLStageFragment "
-    "~MTLStageTile=4 ~MTLStageObject=8 ~MTLStageMesh=16 ~MTLStageResourceState=0x4000000 ~MTLStageDispatch=0x8000000 "
-    "~MTLStageBlit=0x10000000 ~MTLStageAccelerationStructure=0x20000000 ~MTLStageMachineLearning=0x40000000 "
-    "~MTLStageAll=0x7fffffffffffffff;MTLStencilOperation Keep Zero Replace IncrementClamp DecrementClamp Invert "
-    "IncrementWrap DecrementWrap;MTLStepFunction Constant PerVertex PerInstance PerPatch PerPatchControlPoint "
-    "ThreadPositionInGridX ThreadPositionInGridY ThreadPositionInGridXIndexed "
-    "ThreadPositionInGridYIndexed;MTLStitchedLibraryOptions ~MTLStitchedLibraryOptionNone "
-    "~MTLStitchedLibraryOptionFailOnBinaryArchiveMiss "
-    "~MTLStitchedLibraryOptionStoreLibraryInMetalPipelinesScript;MTLStorageMode Shared Managed Private "
-    "Memoryless;MTLStoreAction DontCare Store MultisampleResolve StoreAndMultisampleResolve Unknown "
-    "CustomSampleDepthStore;MTLStoreActionOptions ~MTLStoreActionOptionNone "
-    "~MTLStoreActionOptionCustomSamplePositions;MTLTensorDataType None Float32=3 Float16=16 BFloat16=121 Int8=45 "
-    "UInt8=49 Int16=37 UInt16=41 Int32=29 UInt32=33 Int4=143 UInt4;MTLTensorError None InternalError "
-    "InvalidDescriptor;MTLTensorUsage Compute=1 Render MachineLearning=4;MTLTessellationControlPointIndexType None "
-    "UInt16 UInt32;MTLTessellationFactorFormat Half;MTLTessellationFactorStepFunction Constant PerPatch PerInstance "
+    "Map Unmap;MTLSparseTextureRegionAlignmentMode Outward Inward;MTLStage Vertex=1 Fragment Tile=4 Object=8 Mesh=16 "
+    "ResourceState=0x4000000 Dispatch=0x8000000 Blit=0x10000000 AccelerationStructure=0x20000000 "
+    "MachineLearning=0x40000000 All=0x7fffffffffffffff;MTLStencilOperation Keep Zero Replace IncrementClamp "
+    "DecrementClamp Invert IncrementWrap DecrementWrap;MTLStepFunction Constant PerVertex PerInstance PerPatch "
+    "PerPatchControlPoint ThreadPositionInGridX ThreadPositionInGridY ThreadPositionInGridXIndexed "
+    "ThreadPositionInGridYIndexed;MTLStitchedLibraryOption None FailOnBinaryArchiveMiss "
+    "StoreLibraryInMetalPipelinesScript;MTLStorageMode Shared Managed Private Memoryless;MTLStoreAction DontCare Store "
+    "MultisampleResolve StoreAndMultisampleResolve Unknown CustomSampleDepthStore;MTLStoreActionOption None "
+    "CustomSamplePositions;MTLTensorDataType None Float32=3 Float16=16 BFloat16=121 Int8=45 UInt8=49 Int16=37 "
+    "UInt16=41 Int32=29 UInt32=33 Int4=143 UInt4;MTLTensorError None InternalError InvalidDescriptor;MTLTensorUsage "
+    "Compute=1 Render MachineLearning=4;MTLTessellationControlPointIndexType None UInt16 "
+    "UInt32;MTLTessellationFactorFormat Half;MTLTessellationFactorStepFunction Constant PerPatch PerInstance "
     "PerPatchAndPerInstance;MTLTessellationPartitionMode Pow2 Integer FractionalOdd "
-    "FractionalEven;MTLTextureCompressionType Lossless Lossy;MTLTextureSparseTier None 1 2;MTLTextureSwizzle Zero One "
-    "Red Green Blue Alpha;MTLTextureType 1D 1DArray 2D 2DArray 2DMultisample Cube CubeArray 3D 2DMultisampleArray "
+    "FractionalEven;MTLTextureCompressionType Lossless Lossy;MTLTextureSwizzle Zero One Red Green Blue "
+    "Alpha;MTLTextureType 1D 1DArray 2D 2DArray 2DMultisample Cube CubeArray 3D 2DMultisampleArray "
     "TextureBuffer;MTLTextureUsage Unknown ShaderRead ShaderWrite RenderTarget=4 PixelFormatView=16 "
-    "ShaderAtomic=32;MTLTransformType PackedFloat4x3 Component;MTLTriangleFillMode Fill Lines;MTLVertexFormat Invalid "
-    "UChar2 UChar3 UChar4 Char2 Char3 Char4 UChar2Normalized UChar3Normalized UChar4Normalized Char2Normalized "
-    "Char3Normalized Char4Normalized UShort2 UShort3 UShort4 Short2 Short3 Short4 UShort2Normalized UShort3Normalized "
-    "UShort4Normalized Short2Normalized Short3Normalized Short4Normalized Half2 Half3 Half4 Float Float2 Float3 "
-    "Float4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Int1010102Normalized UInt1010102Normalized "
-    "UChar4Normalized_BGRA UChar=45 Char UCharNormalized CharNormalized UShort Short UShortNormalized ShortNormalized "
-    "Half FloatRG11B10 FloatRGB9E5;MTLVertexStepFunction Constant PerVertex PerInstance PerPatch "
-    "PerPatchControlPoint;MTLVisibilityResultMode Disabled Boolean Counting;MTLVisibilityResultType Reset "
-    "Accumulate;MTLWinding Clockwise CounterClockwise")
+    "ShaderAtomic=32;MTLTransformType PackedFloat4x3 Component;MTLTriangleFillMode Fill Lines;MTLVertexStepFunction "
+    "Constant PerVertex PerInstance PerPatch PerPatchControlPoint;MTLVisibilityResultMode Disabled Boolean "
+    "Counting;MTLVisibilityResultType Reset Accumulate;MTLWinding Clockwise CounterClockwise")
 _constants: dict[str, int] = {}
 
 
 def _open_constants() -> dict[str, int]:
     if not _constants:
+        found = {}
         for row in _ENUMS.split(";"):
-            prefix, *names = row.split(" ")
+            prefixes, *names = row.split(" ")
             value = -1
             for one in names:
                 name, _, number = one.partition("=")
                 value = int(number, 0) if number else value + 1
-                _constants[name[1:] if name[0] == "~" else prefix + name] = value
+                for prefix in prefixes.split(","):
+                    found[prefix + name] = value
+        _constants.update(found)        # at once: another thread must not see half of them
     return _constants
+
+
+_enumerations: dict[str, dict[int, str]] = {}
+
+
+def _enumeration(prefix: str) -> dict[int, str]:
+    """The names of an enumeration's constants, without its own; the first where several have one value."""
+    names = _enumerations.get(prefix)
+    if names is None:
+        names = {}
+        for name, value in _open_constants().items():
+            if name.startswith(prefix):
+                names.setdefault(value, name[len(prefix):])
+        _enumerations[prefix] = names
+    return names
+
+
+def _constant_of(prefix: str, value: Any) -> int:
+    """A constant of an enumeration by its name, in any case, or its number."""
+    if not isinstance(value, str):
+        return _whole(value, 0, (1 << 64) - 1, prefix)
+    number = _open_constants().get(prefix + value[:1].upper() + value[1:])
+    if number is None:
+        known = _enumeration(prefix)
+        number = next((n for n, name in known.items() if name.lower() == value.lower()), None)
+        if number is None:
+            raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(list(known.values())[:40])))
+    return number
 
 
 def __getattr__(name: str) -> Any:
@@ -8361,6 +8368,10 @@ def MetalSend(receiver: MetalObject, selector: str, *arguments: Any) -> Any:
     counts and liveness are checked; values are not: what Metal's validation layer aborts on aborts here too."""
     if not isinstance(receiver, MetalObject):
         raise _bad("a Metal object is wanted, not %r" % (receiver,))
+    name = _mangle(selector)
+    method = None if "_" in selector or hasattr(MetalObject, name) else getattr(receiver, name, None)
+    if method is not None:          # compiled once per class; what Python's own names hide is looked up each time
+        return method(*arguments)
     return _method(_objc().class_of(receiver._pointer), selector, receiver)(receiver, *arguments)
 
 
@@ -8390,7 +8401,8 @@ def MetalWrap(address: int, owned: bool = False) -> Any:
 
 
 def MetalRelease(*objects: MetalObject) -> None:
-    """Give objects back now instead of when Python lets go of them. Every later use of one raises InvalidArgument."""
+    """Give objects back now instead of when Python lets go of them. Every later use of one raises InvalidArgument; a
+    view that MetalContents gave of a buffer must not be read any more."""
     runtime = _objc()
     for one in objects:
         pointer = one._pointer
@@ -8414,6 +8426,11 @@ def MetalObjects() -> tuple[MetalObject, ...]:
     return tuple(one for one in alive if one is not None)
 
 
+def _gone(kept: Any) -> bool:
+    """Whether an object that is kept for later has to be made: never yet, or given back with MetalRelease."""
+    return kept is None or type(kept) is _Released
+
+
 def _conforms(one: Any, protocol: str) -> bool:
     if not isinstance(one, MetalObject):
         return False
@@ -8430,6 +8447,43 @@ def _expect(one: Any, protocol: str) -> int:
         raise _bad("an %s is wanted, not %r" % (protocol, one))
     pointer: int = one._pointer
     return pointer
+
+
+def _expect_class(one: Any, name: str) -> MetalObject:
+    if not isinstance(one, MetalObject) or not _is_kind(one._pointer, name, []):
+        raise _bad("an %s is wanted, not %r" % (name, one))
+    return one
+
+
+def _made_by_metal(one: Any, what: str) -> MetalObject:
+    if one is None:
+        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further %s" % what)
+    made: MetalObject = one
+    return made
+
+
+def _whole(value: Any, least: int, most: int, what: str) -> int:
+    """A whole number of a range, NumPy's too; `what` names it in the error."""
+    try:
+        number: int = value.__index__()
+        if least <= number <= most and not isinstance(value, bool):
+            return number
+    except (AttributeError, TypeError):
+        pass
+    raise _bad("%s is %d to %d, not %r" % (what, least, most, value))
+
+
+def _set(one: MetalObject, **properties: Any) -> MetalObject:
+    """Send set...: for each property by Objective-C's name (Label=, Width=); None leaves it alone."""
+    for name, value in properties.items():
+        if value is not None:
+            MetalSend(one, "set%s:" % name, value)
+    return one
+
+
+def _new(name: str, **properties: Any) -> MetalObject:
+    """A new object of a class, a descriptor, with properties set."""
+    return _set(MetalClass(name).new(), **properties)
 
 
 def _maybe(one: MetalObject, name: str) -> Any:
@@ -8458,7 +8512,7 @@ def MetalDevice(registry_id: int | None = None) -> MetalObject:
     """The default Metal device, or the one of a registry id (DeviceGetRegistryId). NotFound for an unknown id."""
     runtime = _objc()
     if registry_id is None:
-        if runtime.device is None:
+        if _gone(runtime.device):
             runtime.device = MetalDevices()[0]
         device: MetalObject = runtime.device
         return device
@@ -8471,9 +8525,7 @@ def MetalDevice(registry_id: int | None = None) -> MetalObject:
 def MetalFamilies(device: MetalObject | None = None) -> tuple[str, ...]:
     """The GPU families a device supports ("Apple9", "Metal3", ...), asked one by one with supportsFamily:."""
     device = _device(device)
-    prefix = "MTLGPUFamily"
-    return tuple(name[len(prefix):] for name, value in _open_constants().items()
-                 if name.startswith(prefix) and device.supportsFamily_(value))
+    return tuple(name for value, name in _enumeration("MTLGPUFamily").items() if device.supportsFamily_(value))
 
 
 def MetalDeviceInfo(device: MetalObject | None = None) -> MetalDetails:
@@ -8498,19 +8550,14 @@ def _device(device: MetalObject | None) -> MetalObject:
 
 def MetalQueue(device: MetalObject | None = None, label: str | None = None) -> MetalObject:
     """A new command queue. Functions that are given none use one queue per device, made at the first use."""
-    queue: MetalObject = _device(device).newCommandQueue()
-    if queue is None:
-        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command queue")
-    if label is not None:
-        queue.setLabel_(label)
-    return queue
+    return _set(_made_by_metal(_device(device).newCommandQueue(), "command queue"), Label=label)
 
 
 def _queue(device: MetalObject) -> MetalObject:
-    facts = device._facts
-    if facts is None:
-        facts = device._facts = MetalQueue(device)
-    return facts        # type: ignore[no-any-return]
+    if _gone(device._facts):
+        device._facts = MetalQueue(device)
+    queue: MetalObject = device._facts
+    return queue
 
 
 # ---- code
@@ -8530,48 +8577,45 @@ def MetalCompile(source: str, device: MetalObject | None = None, *, version: str
         raise _bad("the source is a str, not %r" % type(source).__name__)
     device = _device(device)
     with MetalPool():
-        options = None
-        if version is not None or math is not None or macros:
-            options = MetalClass("MTLCompileOptions").new()
-            _compile_options(options, version, math, macros)
+        options = _compile_options(version, math, macros) if version is not None or math is not None or macros else None
         library: MetalObject = device.newLibraryWithSource_options_error_(source, options)
     return library
 
 
-def _compile_options(options: MetalObject, version: str | int | None, math: str | None,
-                     macros: Mapping[str, Any] | None) -> None:
-    if version is not None:
-        options.setLanguageVersion_(_language(version))
-    if math is not None:
-        if math not in _MATH:
-            raise _bad("math is safe, relaxed or fast, not %r" % (math,))
-        if hasattr(options, "setMathMode_"):
-            options.setMathMode_(_MATH[math])
-        elif math == "relaxed":
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "relaxed math came with macOS 15")
-        else:
-            options.setFastMathEnabled_(math == "fast")
-    if macros:
-        options.setPreprocessorMacros_(dict(macros))
+def _compile_options(version: str | int | None, math: str | None, macros: Mapping[str, Any] | None) -> MetalObject:
+    options = _new("MTLCompileOptions", LanguageVersion=None if version is None else _language(version),
+                   PreprocessorMacros=dict(macros) if macros else None)
+    if math is None:
+        return options
+    if math not in _MATH:
+        raise _bad("math is safe, relaxed or fast, not %r" % (math,))
+    if hasattr(options, "setMathMode_"):
+        return _set(options, MathMode=_MATH[math])
+    if math == "relaxed":
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "relaxed math came with macOS 15")
+    return _set(options, FastMathEnabled=math == "fast")
 
 
 def _language(version: str | int) -> int:
-    if isinstance(version, int):
+    if isinstance(version, int) and version >= 0:
         return version
-    major, _, minor = version.partition(".")
-    if not major.isdigit() or not (minor or "0").isdigit():
+    major, _, minor = str(version).partition(".")
+    if not isinstance(version, str) or not major.isdigit() or not (minor or "0").isdigit():
         raise _bad("a language version looks like \"3.1\", not %r" % (version,))
     return int(major) << 16 | int(minor or 0)
 
 
 def MetalLoad(path: str, device: MetalObject | None = None) -> MetalObject:
     """A library from a .metallib file. NotFound without the file, MetalError when Metal cannot use it."""
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise _fail(ERROR_NOT_FOUND, None, "Metal", "no such file: %s" % path)
     with MetalPool():
-        library: MetalObject = _device(device).newLibraryWithURL_error_(_file_url(path))
+        library: MetalObject = _device(device).newLibraryWithURL_error_(_file_url(_existing(path)))
     return library
+
+
+def _existing(path: str) -> str:
+    if not os.path.isfile(os.fspath(path)):
+        raise _fail(ERROR_NOT_FOUND, None, "Metal", "no such file: %s" % os.fspath(path))
+    return os.fspath(path)
 
 
 def _file_url(path: str) -> MetalObject:
@@ -8626,26 +8670,26 @@ def _constant(value: Any) -> tuple[bytes, int]:
         raise _bad("%r is no %s" % (value, kind)) from None
 
 
+def _expect_function(function: MetalObject, kind: str) -> None:
+    _expect(function, "MTLFunction")
+    if function.functionType() != _constant_of("MTLFunctionType", kind):
+        raise _bad("%s is no %s function" % (function.name(), kind))
+
+
 def MetalPipeline(function: MetalObject, *, label: str | None = None, max_threads: int | None = None,
                   indirect: bool = False) -> MetalObject:
     """A compute pipeline of a kernel function. max_threads: the largest threadgroup you will use (more registers for
     each thread when small); indirect: usable from indirect command buffers. MetalError with Metal's text on failure."""
-    _expect(function, "MTLFunction")
+    _expect_function(function, "kernel")
     device: MetalObject = function.device()
     with MetalPool():
-        if function.functionType() != 3:
-            raise _bad("%s is no kernel" % function.name())
         if label is None and max_threads is None and not indirect:
             pipeline: MetalObject = device.newComputePipelineStateWithFunction_error_(function)
             return pipeline
-        descriptor = MetalClass("MTLComputePipelineDescriptor").new()
-        descriptor.setComputeFunction_(function)
-        if label is not None:
-            descriptor.setLabel_(label)
-        if max_threads is not None:
-            descriptor.setMaxTotalThreadsPerThreadgroup_(max_threads)
-        if indirect:
-            descriptor.setSupportIndirectCommandBuffers_(True)
+        most = device.maxThreadsPerThreadgroup().width
+        descriptor = _new("MTLComputePipelineDescriptor", ComputeFunction=function, Label=label,
+                          SupportIndirectCommandBuffers=indirect or None, MaxTotalThreadsPerThreadgroup=None
+                          if max_threads is None else _whole(max_threads, 1, most, "max_threads"))
         pipeline = device.newComputePipelineStateWithDescriptor_options_reflection_error_(descriptor, 0, None)
         return pipeline
 
@@ -8689,7 +8733,7 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
         raise _bad("mode is shared, managed or private, not %r" % (mode,))
     with MetalPool():
         buffer: Any
-        if isinstance(data, int) and not isinstance(data, bool):
+        if hasattr(data, "__index__") and not isinstance(data, bool) and not getattr(data, "shape", ()):
             buffer = device.newBufferWithLength_options_(_checked_length(device, data), _MODES[mode])
         elif copy:
             if mode == "private":
@@ -8697,21 +8741,18 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
             view = _bytes_of(data)
             _checked_length(device, len(view))
             buffer = device.newBufferWithBytes_length_options_(view, len(view), _MODES[mode])
+        elif mode != "shared":
+            raise _bad("memory that is borrowed (copy=False) is shared")
         else:
             buffer = _borrow(device, data)
-        if buffer is None:
-            raise _fail(ERROR_MEMORY, None, "Metal", "Metal has no room for this buffer")
-        if label is not None:
-            buffer.setLabel_(label)
-    made: MetalObject = buffer
-    return made
+        return _set(_made_by_metal(buffer, "buffer of this size"), Label=label)
 
 
-def _checked_length(device: MetalObject, length: int) -> int:
-    most = device.maxBufferLength()
-    if not 0 < length <= most:
-        raise _bad("a buffer holds 1 to %d bytes, not %d" % (most, length))
-    return length
+def _checked_length(device: MetalObject, length: Any) -> int:
+    number, most = length.__index__(), device.maxBufferLength()
+    if not 0 < number <= most:
+        raise _bad("a buffer holds 1 to %d bytes, not %d" % (most, number))
+    return int(number)
 
 
 def _bytes_of(data: Any) -> Any:
@@ -8824,10 +8865,14 @@ def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, pr
     return MetalWork(queue, label, profile)
 
 
-def _add_to(work: MetalWork, *operation: Any) -> None:
+def _work(work: Any) -> MetalWork:
     if not isinstance(work, MetalWork):
         raise _bad("a work of MetalBegin is wanted, not %r" % (work,))
-    if work.committed_ns:
+    return work
+
+
+def _add_to(work: MetalWork, *operation: Any) -> None:
+    if _work(work).committed_ns:
         raise _bad("this work was committed: begin a new one")
     work.operations.append(operation)
 
@@ -8856,16 +8901,17 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
     if block[0] * block[1] * block[2] > limits.max_threads:
         raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows"
                    % (*block, limits.max_threads))
-    if len(arguments) > 31:
-        raise _bad("a kernel takes at most 31 buffers, not %d" % len(arguments))
-    bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
-    _check_memory(work, limits, memory)
+    bound = _bindings(arguments)
+    if len(textures) > 128:
+        raise _bad("a kernel takes at most 128 textures, not %d" % len(textures))
+    for objects, protocol in ((textures, "MTLTexture"), (uses, "MTLResource"), (wait, "MTLFence"),
+                              ([update] if update is not None else (), "MTLFence")):
+        for one in objects:
+            _expect(one, protocol)
+    _check_memory(_work(work), limits, memory)
     size = _struct("MTLSize")
-    _add_to(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory),
-            [(_expect(t, "MTLTexture"), t) for t in textures], [(_expect(u, "MTLResource"), u) for u in uses],
-            [(_expect(f, "MTLFence"), f) for f in wait], update, label)
-    if update is not None:
-        _expect(update, "MTLFence")
+    _add_to(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory), tuple(textures),
+            tuple(uses), tuple(wait), update, label)
 
 
 def _size(value: Any, what: str) -> tuple[int, int, int]:
@@ -8898,6 +8944,12 @@ def _check_memory(work: MetalWork, limits: MetalPipelineLimits, memory: Sequence
         if limits.threadgroup_memory_bytes + sum(memory) > most:
             raise _bad("%d bytes of threadgroup memory, %d are there"
                        % (limits.threadgroup_memory_bytes + sum(memory), most))
+
+
+def _bindings(values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    if len(values) > 31:
+        raise _bad("a function takes at most 31 buffers, not %d" % len(values))
+    return [_argument(n, value) for n, value in enumerate(values) if value is not None]
 
 
 def _argument(index: int, value: Any) -> tuple[Any, ...]:
@@ -8966,9 +9018,7 @@ def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
 
 
 def _u64(value: int) -> int:
-    if not hasattr(value, "__index__") or not 0 <= value < 1 << 64:
-        raise _bad("%r is no 64-bit unsigned number" % (value,))
-    return int(value)
+    return _whole(value, 0, (1 << 64) - 1, "a 64-bit value")
 
 
 def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
@@ -8984,27 +9034,23 @@ def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
     """Encode the recorded commands and commit them; returns at once. `then` is called with the MTLCommandBuffer when it
     is done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
-    if work.committed_ns:
+    if _work(work).committed_ns:
         raise _bad("this work was committed already")
     runtime = _objc()
     token = runtime.push()
     try:
         parts, samples = _plan(work)
-        buffers = []
         for operations in parts:
             pointer = _call(work.queue._pointer, "commandBuffer")
             if not pointer:
                 raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
-            buffers.append(_wrap(pointer))
-            if work.label is not None:
-                buffers[-1].setLabel_(work.label)
+            buffer = _set(_wrap(pointer), Label=work.label)
             _encode(pointer, operations, samples)
-        if then is not None:
-            buffers[-1].addCompletedHandler_(then)
-        work.command_buffers = buffers
-        work.committed_ns = _host_ns()
-        for buffer in buffers:
-            _call(buffer._pointer, "commit")
+            if then is not None and operations is parts[-1]:
+                buffer.addCompletedHandler_(then)
+            work.committed_ns = work.committed_ns or _host_ns()
+            _call(pointer, "commit")        # at once: a queue has 64, and waits for ever when none of them is committed
+            work.command_buffers.append(buffer)
         work.operations = []
     finally:
         runtime.pop(token)
@@ -9077,10 +9123,8 @@ def _encoder_maker(buffer: int, kind: str, samples: Any, count: int) -> tuple[An
     """(function, selector, arguments...) that opens an encoder; with timestamps around dispatch number `count`."""
     if kind == "compute" and samples is not None:
         descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
-        attachment = descriptor.sampleBufferAttachments()[0]
-        attachment.setSampleBuffer_(samples)
-        attachment.setStartOfEncoderSampleIndex_(2 * count)
-        attachment.setEndOfEncoderSampleIndex_(2 * count + 1)
+        _set(descriptor.sampleBufferAttachments()[0], SampleBuffer=samples, StartOfEncoderSampleIndex=2 * count,
+             EndOfEncoderSampleIndex=2 * count + 1)
         return (*_opener(buffer, "computeCommandEncoderWithDescriptor:"), descriptor)
     return _opener(buffer, "computeCommandEncoder" if kind == "compute" else "blitCommandEncoder")
 
@@ -9139,23 +9183,23 @@ def _encode_dispatch(encoder: Any, op: tuple[Any, ...]) -> None:
 
 def _encode_rest(encoder: Any, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
     """What most dispatches have none of."""
-    for pointer, _ in wait:
-        _call(encoder, "waitForFence:", pointer)
+    for fence in wait:
+        _call(encoder, "waitForFence:", fence._pointer)     # raises if released, as all below
     if label is not None:
         text: Any = _make_object(label)
         _call(encoder, "pushDebugGroup:", text._pointer)
     for index, length in enumerate(memory):
         _call(encoder, "setThreadgroupMemoryLength:atIndex:", length, index)
-    for index, (pointer, _) in enumerate(textures):
-        _call(encoder, "setTexture:atIndex:", pointer, index)
-    for pointer, _ in uses:
-        _call(encoder, "useResource:usage:", pointer, 3)        # MTLResourceUsageRead | MTLResourceUsageWrite
+    for index, texture in enumerate(textures):
+        _call(encoder, "setTexture:atIndex:", texture._pointer, index)
+    for resource in uses:
+        _call(encoder, "useResource:usage:", resource._pointer, 3)      # MTLResourceUsageRead | MTLResourceUsageWrite
 
 
 def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
     """Wait until a committed work is done. MetalError with Metal's text when the GPU failed, Timeout after `timeout`
     seconds (the work goes on). Other threads run meanwhile."""
-    if not work.committed_ns:
+    if not _work(work).committed_ns:
         raise _bad("this work was not committed")
     end = None if timeout is None else time.monotonic() + timeout
     for buffer in work.command_buffers:
@@ -9218,16 +9262,16 @@ def MetalEventSet(event: MetalObject, value: int) -> None:
 def MetalEventWait(event: MetalObject, value: int, timeout: float = 60.0) -> None:
     """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds."""
     _expect(event, "MTLSharedEvent")
-    value, end, pause = _u64(value), time.monotonic() + timeout, 0.0002
-    if hasattr(event, "waitUntilSignaledValue_timeoutMS_"):        # macOS 12
-        if not event.waitUntilSignaledValue_timeoutMS_(value, max(int(timeout * 1000), 0)):
-            raise _fail(ERROR_TIMEOUT, None, "Metal", "the event has not reached %d" % value)
-        return
+    value, end = _u64(value), time.monotonic() + timeout
+    wait = getattr(event, "waitUntilSignaledValue_timeoutMS_", None)        # macOS 12
     while event.signaledValue() < value:
-        if time.monotonic() >= end:
+        left = end - time.monotonic()
+        if left <= 0:
             raise _fail(ERROR_TIMEOUT, None, "Metal", "the event has not reached %d" % value)
-        time.sleep(pause)
-        pause = min(2 * pause, 0.01)
+        if wait is not None:
+            wait(value, max(int(min(left, 0.1) * 1000), 1))     # in slices: Ctrl-C is seen between them
+        else:
+            time.sleep(min(left, 0.002))
 
 
 def MetalFence(device: MetalObject | None = None) -> MetalObject:
@@ -9239,10 +9283,10 @@ def MetalFence(device: MetalObject | None = None) -> MetalObject:
 
 def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, Any]) -> MetalObject:
     """A buffer for a struct argument `constant Arguments &a [[buffer(index)]]`: member [[id(n)]] -> a buffer, (buffer,
-    offset), or a value as in MetalEncodeDispatch. Name its buffers in `uses` of the dispatch."""
+    offset), a texture, a sampler (made with argument=True), or a value as in MetalEncodeDispatch. Name its buffers and
+    textures in `uses` of the dispatch. What a member is Metal does not tell: a wrong kind is not found here."""
     _expect(function, "MTLFunction")
-    if not hasattr(index, "__index__") or not 0 <= index < 31:
-        raise _bad("an argument index is 0 to 30, not %r" % (index,))
+    _whole(index, 0, 30, "an argument index")
     with MetalPool():
         encoder = function.newArgumentEncoderWithBufferIndex_(index)
         if encoder is None:
@@ -9250,12 +9294,25 @@ def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, 
         buffer = MetalBuffer(encoder.encodedLength(), function.device())
         encoder.setArgumentBuffer_offset_(buffer, 0)
         for number, value in values.items():
-            bound = _argument(number, value)
-            if len(bound) == 4:
-                encoder.setBuffer_offset_atIndex_(bound[1], bound[3], number)
+            _whole(number, 0, (1 << 32) - 1, "a member's number")
+            if _conforms(value, "MTLTexture"):
+                encoder.setTexture_atIndex_(value, number)
+            elif _conforms(value, "MTLSamplerState"):
+                encoder.setSamplerState_atIndex_(value, number)
             else:
-                ctypes.memmove(encoder.constantDataAtIndex_(number), bound[1], len(bound[1]))
+                _set_member(encoder, buffer, number, _argument(number, value))
     return buffer
+
+
+def _set_member(encoder: MetalObject, buffer: MetalObject, number: int, bound: tuple[Any, ...]) -> None:
+    if len(bound) == 4:
+        encoder.setBuffer_offset_atIndex_(bound[1], bound[3], number)
+        return
+    length, start = _span(buffer)
+    at = encoder.constantDataAtIndex_(number) or 0
+    if not 0 <= at - start <= length - len(bound[1]):      # it would write over other memory
+        raise _bad("member %d has no room for %d bytes in a struct of %d" % (number, len(bound[1]), length))
+    ctypes.memmove(at, bound[1], len(bound[1]))
 
 
 def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None = None, *, label: str | None = None,
@@ -9266,10 +9323,7 @@ def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None
     if not hasattr(device, "newResidencySetWithDescriptor_error_"):
         raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "residency sets came with macOS 15")
     with MetalPool():
-        descriptor = MetalClass("MTLResidencySetDescriptor").new()
-        if label is not None:
-            descriptor.setLabel_(label)
-        made: MetalObject = device.newResidencySetWithDescriptor_error_(descriptor)
+        made: MetalObject = device.newResidencySetWithDescriptor_error_(_new("MTLResidencySetDescriptor", Label=label))
         for one in objects:
             made.addAllocation_(one)
         made.commit()
@@ -9283,7 +9337,7 @@ def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None
 
 def MetalTimes(work: MetalWork) -> MetalTiming:
     """Where the time of a finished work went, in seconds. NotReady before MetalWait has returned."""
-    if not work.finished_ns:
+    if not _work(work).finished_ns:
         raise _fail(ERROR_NOT_READY, REASON_FIRST, "Metal", "wait for the work first (MetalWait)")
     first, last = work.command_buffers[0], work.command_buffers[-1]
     with MetalPool():
@@ -9310,12 +9364,9 @@ def _samples(device: MetalObject, count: int) -> Any:
     wanted = [s for s in device.counterSets() or () if s.name() == "timestamp"]
     if not wanted:
         return None
-    descriptor = MetalClass("MTLCounterSampleBufferDescriptor").new()
-    descriptor.setCounterSet_(wanted[0])
-    descriptor.setSampleCount_(count)
-    descriptor.setStorageMode_(0)
     try:
-        made = device.newCounterSampleBufferWithDescriptor_error_(descriptor)
+        made = device.newCounterSampleBufferWithDescriptor_error_(
+            _new("MTLCounterSampleBufferDescriptor", CounterSet=wanted[0], SampleCount=count, StorageMode=0))
     except MetalError:
         return None
     return made, _stamps(device)
@@ -9334,7 +9385,7 @@ def MetalDispatchTimes(work: MetalWork) -> tuple[MetalDispatchTime, ...]:
     gives only zeros on some Macs): then the figure is None, and later works are timed with a command buffer per
     dispatch, as on devices without counters.
     """
-    if not work.profile or not work.finished_ns:
+    if not _work(work).profile or not work.finished_ns:
         raise _bad("begin the work with profile=True, and wait for it")
     if work.samples is None:
         with MetalPool():
@@ -9455,33 +9506,6 @@ class MetalImage(NamedTuple):
     pixels: bytes
 
 
-def _constant_of(prefix: str, value: Any) -> int:
-    """A constant of an enumeration by its name or number."""
-    constants = _open_constants()
-    if isinstance(value, str):
-        known = {name[len(prefix):]: number for name, number in constants.items() if name.startswith(prefix)}
-        for name, number in known.items():
-            if name.lower() == value.lower():
-                return number
-        raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(list(known)[:40])))
-    if not hasattr(value, "__index__") or isinstance(value, bool) or value < 0:
-        raise _bad("%r is no %s" % (value, prefix))
-    return int(value)
-
-
-def _expect_class(one: Any, name: str) -> MetalObject:
-    if not isinstance(one, MetalObject) or not _is_kind(one._pointer, name, []):
-        raise _bad("an %s is wanted, not %r" % (name, one))
-    return one
-
-
-def _made_by_metal(one: Any, what: str) -> MetalObject:
-    if one is None:
-        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no %s of this kind" % what)
-    made: MetalObject = one
-    return made
-
-
 # Start of the name: bytes, width and height of a block. What is not here has its channels and their bits in its name.
 _BLOCKS_OF = (
     "B5G6R5 2 1 1;A1BGR5 2 1 1;ABGR4 2 1 1;BGR5A1 2 1 1;RGB10A2 4 1 1;RG11B10 4 1 1;RGB9E5 4 1 1;BGR10 4 1 1;"
@@ -9490,14 +9514,18 @@ _BLOCKS_OF = (
     "X32 8 1 1;X24 4 1 1")
 
 
+_formats: dict[int, MetalFormat] = {}
+
+
 def MetalFormatInfo(format: str | int) -> MetalFormat:
     """Name, size and kind of a pixel format: MetalFormatInfo("RGBA8Unorm").block_bytes is 4."""
-    value, prefix = _constant_of("MTLPixelFormat", format), "MTLPixelFormat"
-    name = next((n[len(prefix):] for n, v in _open_constants().items() if v == value and n.startswith(prefix)), "")
-    if name in ("", "Invalid", "Unspecialized"):
-        raise _bad("%r is no pixel format" % (format,))
-    size, width, height = _block_of(name)
-    return MetalFormat(name, value, size, width, height, name.startswith("Depth"), "tencil8" in name)
+    value = _constant_of("MTLPixelFormat", format)
+    if value not in _formats:
+        name = _enumeration("MTLPixelFormat").get(value, "")
+        if name in ("", "Invalid", "Unspecialized"):
+            raise _bad("%r is no pixel format" % (format,))
+        _formats[value] = MetalFormat(name, value, *_block_of(name), name.startswith("Depth"), "tencil8" in name)
+    return _formats[value]
 
 
 def _block_of(name: str) -> tuple[int, int, int]:
@@ -9527,141 +9555,187 @@ def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObj
 
     kind: "2D", "1D", "3D", "cube", "2DArray", ...; by default what depth, layers and samples say. mipmaps: how many
     levels, True for all. mode: "shared", "private", "managed", "memoryless"; by default shared, and private for depth,
-    stencil and multisampling. usage: words of "read write target view atomic". heap: make it there, at `offset` in a
-    placement heap. InvalidArgument for sizes Metal would abort on, Memory when there is no room.
+    stencil and multisampling. usage: words of "read write target view atomic". heap: make it there, in the heap's mode,
+    at `offset` in a placement heap. InvalidArgument for what Metal would abort on, Memory when there is no room.
     """
     info = MetalFormatInfo(format)
-    if heap is not None:
-        device = heap.device()
-    device = _device(device)
+    device = _device(device) if heap is None else _heap_device(heap)
     with MetalPool():
-        size = width, height, depth
-        descriptor = _texture_descriptor(device, info, kind, size, layers, mipmaps, samples, mode, usage)
+        if kind is None:
+            kind = "2DMultisample" if samples != 1 else "3D" if depth != 1 else "2DArray" if layers != 1 else "2D"
+        code, size = _constant_of("MTLTextureType", kind), (width, height, depth)
+        _check_texture(device, info, code, size, layers, samples)
+        most = 1 if code < 2 or samples > 1 or info.block_width == 2 else max(size).bit_length()
+        levels = most if mipmaps is True else mipmaps
+        if levels not in range(1, most + 1):
+            raise _bad("a texture of %d x %d x %d has 1 to %d levels, not %r" % (*size, most, mipmaps))
+        mode_code, bits = _texture_use(device, info, samples, mode, usage)
+        descriptor = _new("MTLTextureDescriptor", TextureType=code, PixelFormat=info.value, Width=width, Height=height,
+                          Depth=depth, ArrayLength=layers, MipmapLevelCount=levels, SampleCount=samples,
+                          StorageMode=mode_code, Usage=bits)
         if heap is None:
             texture = _made_by_metal(device.newTextureWithDescriptor_(descriptor), "texture")
         else:
-            texture = _in_heap(heap, "newTextureWithDescriptor", (descriptor,), offset, descriptor)
-        if label is not None:
-            texture.setLabel_(label)
+            _set(descriptor, StorageMode=heap.storageMode(), CpuCacheMode=heap.cpuCacheMode(),
+                 HazardTrackingMode=heap.hazardTrackingMode())
+            texture = _in_heap(heap, "newTextureWithDescriptor", (descriptor,), offset,
+                               device.heapTextureSizeAndAlignWithDescriptor_(descriptor))
+        _set(texture, Label=label)
         if data is not None:
-            view, each = _bytes_of(data), _level_bytes(texture, 0)
-            slices = layers * (6 if texture.textureType() in (5, 6) else 1)
-            if len(view) != each * slices:
-                raise _bad("this texture holds %d bytes, not %d" % (each * slices, len(view)))
-            for n in range(slices):
-                MetalTextureWrite(texture, view[n * each:(n + 1) * each], slice=n)
+            _fill_texture(texture, data)
     return texture
 
 
-def _texture_descriptor(device: MetalObject, info: MetalFormat, kind: Any, size: tuple[int, int, int], layers: int,
-                        mipmaps: int, samples: int, mode: str | None, usage: str) -> MetalObject:
-    if kind is None:
-        kind = "2DMultisample" if samples > 1 else "3D" if size[2] > 1 else "2DArray" if layers > 1 else "2D"
-    code = _constant_of("MTLTextureType", kind)
-    if not all(hasattr(n, "__index__") and 0 < n <= 16384 for n in (*size, layers)):
-        raise _bad("a texture's sizes are 1 to 16384, not %r x %d" % (size, layers))
-    if samples > 1 and not device.supportsTextureSampleCount_(samples):
+# MTLTextureType 0 to 8, 1D to 2DMultisampleArray: what can be more than 1 in it, height, depth, layers or samples.
+_TEXTURE_KINDS = ("", "l", "h", "hl", "hs", "h", "hl", "hd", "hls")
+
+
+def _check_texture(device: MetalObject, info: MetalFormat, code: int, size: tuple[int, int, int], layers: int,
+                   samples: int) -> None:
+    """Metal's validation of a texture descriptor, as macOS has it: it ends the process."""
+    if code > 8:
+        raise _bad("a texture buffer is made from a buffer: newTextureWithDescriptor_offset_bytesPerRow_")
+    # Metal's feature set tables; 32768 is what an M5 Max's validation says (family Apple10, unverified on a Mac here)
+    side = 2048 if code == 7 else 32768 if device.supportsFamily_(1010) else 16384
+    for n, most in zip((*size, layers), (side, side, side, 341 if code == 6 else 2048)):
+        _whole(n, 1, most, "one of a texture's sizes (width, height, depth, layers)")
+    has = _TEXTURE_KINDS[code]
+    for name, number in (("height", size[1]), ("depth", size[2]), ("layers", layers), ("samples", samples)):
+        if number != 1 and name[0] not in has:
+            raise _bad("a texture of this kind has no %s: %r" % (name, number))
+    if "s" in has and (samples not in range(2, 65) or not device.supportsTextureSampleCount_(samples)):
         raise _bad("this device has no textures of %r samples per pixel" % (samples,))
-    most = max(size).bit_length()
-    levels = most if mipmaps is True else mipmaps
-    if not hasattr(levels, "__index__") or not 1 <= levels <= most or samples > 1 < levels:
-        raise _bad("a texture of %d x %d x %d has 1 to %d levels, not %r" % (*size, most, mipmaps))
+    if code in (5, 6) and size[0] != size[1]:
+        raise _bad("the faces of a cube are square, not %d x %d" % size[:2])
+    compressed, many = info.block_width > 1, info.depth or info.stencil
+    if ((compressed or many) and (code < 2 or code == 7 and not info.name.startswith(("BC", "ASTC")))
+            or compressed and "s" in has or info.block_width == 2 and (code != 2 or size[0] % 2)
+            or info.name.startswith("PVRTC") and (size[0] != size[1] or size[0] & size[0] - 1)):
+        raise _bad("there is no %s texture of this kind and size" % info.name)
+    if info.value == 255 and not device.isDepth24Stencil8PixelFormatSupported():
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_CHIP, "Metal", "this GPU has Depth32Float_Stencil8, not %s" % info.name)
+
+
+def _texture_use(device: MetalObject, info: MetalFormat, samples: int, mode: str | None, usage: str) -> tuple[int, int]:
+    """(MTLStorageMode, MTLTextureUsage) of the words."""
     if mode is None:
-        shared = "shared" if device.hasUnifiedMemory() else "managed"
-        mode = "private" if samples > 1 or info.depth or info.stencil else shared
+        mode = ("private" if samples > 1 or info.depth or info.stencil else
+                "shared" if device.hasUnifiedMemory() else "managed")
     words = usage.split()
     if mode not in _TEXTURE_MODES or not all(word in _USAGES for word in words):
         raise _bad("mode is one of %s, usage of %s" % (", ".join(_TEXTURE_MODES), ", ".join(_USAGES)))
-    bits = sum(_USAGES[word] for word in set(words)) & (~6 if info.block_width > 1 else ~0)     # compressed: read only
-    descriptor: MetalObject = MetalClass("MTLTextureDescriptor").new()
-    for name, value in (("TextureType", code), ("PixelFormat", info.value), ("Width", size[0]), ("Height", size[1]),
-                        ("Depth", size[2]), ("ArrayLength", layers), ("MipmapLevelCount", levels),
-                        ("SampleCount", samples), ("StorageMode", _TEXTURE_MODES[mode]), ("Usage", bits)):
-        MetalSend(descriptor, "set%s:" % name, value)
-    return descriptor
+    if "atomic" in words and info.name not in ("R32Uint", "R32Sint", "RG32Uint"):
+        raise _bad("there is no %s texture for atomics" % info.name)
+    bits = sum(_USAGES[word] for word in set(words))
+    return _TEXTURE_MODES[mode], bits & ~6 if info.block_width > 1 else bits        # compressed: only read
 
 
-def _level_size(texture: MetalObject, level: int) -> tuple[int, int, int]:
-    if not hasattr(level, "__index__") or not 0 <= level < texture.mipmapLevelCount():
-        raise _bad("this texture has levels 0 to %d, not %r" % (texture.mipmapLevelCount() - 1, level))
-    return (max(texture.width() >> level, 1), max(texture.height() >> level, 1), max(texture.depth() >> level, 1))
+class _Texture(NamedTuple):
+    """What a texture is, which never changes; asked once."""
+    kind: int
+    format: MetalFormat
+    size: tuple[int, int, int]
+    levels: int
+    slices: int
+    samples: int
+    mode: int
+    usage: int
 
 
-def _pitch(info: MetalFormat, size: Sequence[int]) -> tuple[int, int]:
-    """Bytes of a row of blocks, and of a whole plane."""
-    row = -(-size[0] // info.block_width) * info.block_bytes
-    return row, row * -(-size[1] // info.block_height)
-
-
-def _level_bytes(texture: MetalObject, level: int) -> int:
-    size = _level_size(texture, level)
-    return _pitch(MetalFormatInfo(texture.pixelFormat()), size)[1] * size[2]
-
-
-def _place(texture: MetalObject, region: Any, level: int, slice: int) -> tuple[Any, Any, MetalFormat, int, int]:
-    """(origin, size, format, bytes per row, bytes per plane) of a region that lies in the texture."""
+def _texture(texture: MetalObject) -> _Texture:
     _expect(texture, "MTLTexture")
-    whole, info = _level_size(texture, level), MetalFormatInfo(texture.pixelFormat())
-    if texture.sampleCount() > 1:
+    if texture._facts is None:
+        kind = texture.textureType()
+        texture._facts = _Texture(
+            kind, MetalFormatInfo(texture.pixelFormat()), (texture.width(), texture.height(), texture.depth()),
+            texture.mipmapLevelCount(), texture.arrayLength() * (6 if kind in (5, 6) else 1), texture.sampleCount(),
+            texture.storageMode(), texture.usage())
+    facts: _Texture = texture._facts
+    return facts
+
+
+def _level_size(facts: _Texture, level: int) -> tuple[int, int, int]:
+    _whole(level, 0, facts.levels - 1, "a level of this texture")
+    width, height, depth = facts.size
+    return max(width >> level, 1), max(height >> level, 1), max(depth >> level, 1)
+
+
+def _pitch(info: MetalFormat, size: Sequence[int], part: str = "") -> tuple[int, int, int]:
+    """(bytes of a row of blocks, of a whole plane, MTLBlitOption) of a format, or of one part of it."""
+    if (info.depth and info.stencil) != bool(part) or part not in ("", "depth", "stencil"):
+        if part:
+            raise _bad("%r is no part of %s" % (part, info.name))
+        raise _bad("%s holds two things: say part=\"depth\" or part=\"stencil\"" % info.name)
+    if part:
+        row = size[0] * (4 if part == "depth" else 1)
+        return row, row * size[1], 1 if part == "depth" else 2
+    row = -(-size[0] // info.block_width) * info.block_bytes
+    return row, row * -(-size[1] // info.block_height), 0
+
+
+def _fill_texture(texture: MetalObject, data: Any) -> None:
+    view, facts = _bytes_of(data), _texture(texture)
+    each = _pitch(facts.format, facts.size)[1] * facts.size[2]
+    if len(view) != each * facts.slices:
+        raise _bad("this texture holds %d bytes, not %d" % (each * facts.slices, len(view)))
+    for n in range(facts.slices):
+        MetalTextureWrite(texture, view[n * each:(n + 1) * each], slice=n)
+
+
+def _place(texture: MetalObject, region: Any, level: int, slice: int) -> tuple[_Texture, Any, Any]:
+    """(facts, origin, size) of a region that lies in the texture."""
+    facts = _texture(texture)
+    whole, info = _level_size(facts, level), facts.format
+    if facts.samples > 1:
         raise _bad("a multisampled texture is resolved to another one before it is read")
-    slices = texture.arrayLength() * (6 if texture.textureType() in (5, 6) else 1)
-    if not hasattr(slice, "__index__") or not 0 <= slice < slices:
-        raise _bad("this texture has slices 0 to %d, not %r" % (slices - 1, slice))
+    if facts.mode == 3:
+        raise _bad("a memoryless texture has no pixels outside of a pass")
+    _whole(slice, 0, facts.slices - 1, "a slice of this texture")
     parts = (0, 0, 0, *whole) if region is None else tuple(region)
     if len(parts) == 4:
         parts = (parts[0], parts[1], 0, parts[2], parts[3], 1)
     if len(parts) != 6 or not all(hasattr(n, "__index__") and n >= 0 for n in parts):
         raise _bad("a region is (x, y, width, height) or (x, y, z, width, height, depth), not %r" % (region,))
-    origin, size, block = parts[:3], parts[3:], (info.block_width, info.block_height, 1)
-    for at, n, most, step in zip(origin, size, whole, block):
+    for at, n, most, step in zip(parts[:3], parts[3:], whole, (info.block_width, info.block_height, 1)):
         if not n or at + n > most or at % step or n % step and at + n != most:
             raise _bad("the region %r is not in a level of %d x %d x %d, or cuts a block" % (region, *whole))
-    return origin, size, info, *_pitch(info, size)
+    return facts, parts[:3], parts[3:]
 
 
 def MetalTextureWrite(texture: MetalObject, data: Any, region: Sequence[int] | None = None, level: int = 0,
-                      slice: int = 0) -> None:
+                      slice: int = 0, *, part: str = "") -> None:
     """Put pixels (rows without gaps) into a texture; waits for nothing when it is shared, for a copy on the GPU when it
-    is private. region: (x, y, width, height) or (x, y, z, width, height, depth), default the whole level."""
+    is private. region: (x, y, width, height) or (x, y, z, width, height, depth), default the whole level. part: "depth"
+    (4 bytes each) or "stencil" (1 byte) of a format that has both."""
     with MetalPool():
-        origin, size, _, row, plane = _place(texture, region, level, slice)
+        facts, origin, size = _place(texture, region, level, slice)
+        row, plane, option = _pitch(facts.format, size, part)
         view = _bytes_of(data)
         if len(view) != plane * size[2]:
             raise _bad("%d x %d x %d pixels of this format are %d bytes, not %d" % (*size, plane * size[2], len(view)))
-        mode = texture.storageMode()
-        if mode < 2:
+        if facts.mode < 2 and not option:
             texture.replaceRegion_mipmapLevel_slice_withBytes_bytesPerRow_bytesPerImage_(
-                (origin, size), level, slice, view, row, plane if texture.textureType() == 7 else 0)
+                (origin, size), level, slice, view, row, plane if facts.kind == 7 else 0)
             return
-        if mode == 3:
-            raise _bad("a memoryless texture has no pixels outside of a pass")
         staging = MetalBuffer(view, texture.device())
         _blit(texture, "copyFromBuffer:sourceOffset:sourceBytesPerRow:sourceBytesPerImage:sourceSize:toTexture:"
-              "destinationSlice:destinationLevel:destinationOrigin:",
-              staging, 0, row, plane, size, texture, slice, level, origin)
+              "destinationSlice:destinationLevel:destinationOrigin:options:",
+              staging, 0, row, plane, size, texture, slice, level, origin, option)
 
 
 def MetalTextureRead(texture: MetalObject, region: Sequence[int] | None = None, level: int = 0, slice: int = 0, *,
                      part: str = "") -> bytes:
     """Pixels of a texture, rows without gaps, once the work that draws them is done (MetalWait). A private or managed
-    texture is copied by the GPU first. part: "depth" or "stencil" of a format that has both."""
+    texture is copied by the GPU first. region, part: as in MetalTextureWrite."""
     with MetalPool():
-        origin, size, info, row, plane = _place(texture, region, level, slice)
-        option = 0
-        if info.depth and info.stencil:
-            if part not in ("depth", "stencil"):
-                raise _bad("%s holds two things: say part=\"depth\" or part=\"stencil\"" % info.name)
-            option, row = (1, 4 * size[0]) if part == "depth" else (2, size[0])
-            plane = row * size[1]
-        total, mode = plane * size[2], texture.storageMode()
-        if mode == 3:
-            raise _bad("a memoryless texture has no pixels outside of a pass")
-        if mode == 0 and not option:
-            out = bytearray(total)
+        facts, origin, size = _place(texture, region, level, slice)
+        row, plane, option = _pitch(facts.format, size, part)
+        if facts.mode == 0 and not option:
+            out = bytearray(plane * size[2])
             texture.getBytes_bytesPerRow_bytesPerImage_fromRegion_mipmapLevel_slice_(
-                out, row, plane if texture.textureType() == 7 else 0, (origin, size), level, slice)
+                out, row, plane if facts.kind == 7 else 0, (origin, size), level, slice)
             return bytes(out)
-        staging = MetalBuffer(total, texture.device())
+        staging = MetalBuffer(plane * size[2], texture.device())
         _blit(texture, "copyFromTexture:sourceSlice:sourceLevel:sourceOrigin:sourceSize:toBuffer:destinationOffset:"
               "destinationBytesPerRow:destinationBytesPerImage:options:",
               texture, slice, level, origin, size, staging, 0, row, plane, option)
@@ -9677,6 +9751,7 @@ def _blit(texture: MetalObject, selector: str, *arguments: Any) -> None:
 # ---- pictures
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_BITS = {0: (1, (1, 2, 4, 8, 16)), 2: (3, (8, 16)), 3: (1, (1, 2, 4, 8)), 4: (2, (8, 16)), 6: (4, (8, 16))}
 _PNG_KINDS = {"R8": (0, 1, 8), "RG8": (4, 2, 8), "RGBA8": (6, 4, 8), "BGRA8": (6, 4, 8), "R16": (0, 1, 16),
               "RG16": (4, 2, 16), "RGBA16": (6, 4, 16)}
 
@@ -9705,7 +9780,8 @@ def MetalPng(width: int, height: int, pixels: Any, format: str | int = "RGBA8Uno
 
 
 def MetalPngRead(data: bytes) -> MetalImage:
-    """The picture in a PNG file's bytes: every kind but interlaced ones; 16 bits are cut to 8."""
+    """The picture in a PNG file's bytes: every kind but interlaced ones; 16 bits are cut to 8, and a single colour that
+    is meant to be transparent stays opaque."""
     import zlib
     try:
         return _png_read(bytes(data))
@@ -9724,8 +9800,8 @@ def _png_read(data: bytes) -> MetalImage:
         chunks[kind] = chunks[b"IDAT"] + body if kind == b"IDAT" else body
         at += 12 + length
     width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[kind]
-    if interlaced or bits not in (1, 2, 4, 8, 16) or not 0 < width * height <= 1 << 28:
+    channels, depths = _PNG_BITS[kind]
+    if interlaced or bits not in depths or not 0 < width * height <= 1 << 28:
         raise _bad("an interlaced, odd or huge PNG file is not read here")
     row, step = (width * channels * bits + 7) // 8, max(channels * bits // 8, 1)
     raw = zlib.decompressobj().decompress(chunks[b"IDAT"], (row + 1) * height)
@@ -9763,10 +9839,12 @@ def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[by
     out = bytearray(b"\xff" * 4 * width)
     if kind == 3:
         palette, alpha = chunks[b"PLTE"], chunks.get(b"tRNS", b"")
+        if 3 * max(line) >= len(palette):
+            raise _bad("this PNG file is damaged")
         for i, n in enumerate(line):
             out[4 * i:4 * i + 4] = palette[3 * n:3 * n + 3] + (alpha[n:n + 1] or b"\xff")
         return out
-    step = {0: 1, 2: 3, 4: 2, 6: 4}[kind]
+    step = _PNG_BITS[kind][0]
     for channel in range(3):
         out[channel::4] = line[channel if step > 2 else 0::step]
     if kind > 3:
@@ -9776,17 +9854,14 @@ def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[by
 
 def MetalTextureLoad(path: str, device: MetalObject | None = None, **options: Any) -> MetalObject:
     """A texture of the picture in a PNG file; options as of MetalTexture."""
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise _fail(ERROR_NOT_FOUND, None, "Metal", "no such file: %s" % path)
-    with open(path, "rb") as file:
+    with open(_existing(path), "rb") as file:
         image = MetalPngRead(file.read())
     return MetalTexture(image.width, image.height, image.pixels, device, **options)
 
 
 def MetalTextureSave(texture: MetalObject, path: str, level: int = 0, slice: int = 0) -> None:
     """Write a level of a texture into a PNG file; formats as of MetalPng."""
-    width, height, _ = _level_size(texture, level)
+    width, height, _ = _level_size(_texture(texture), level)
     pixels = MetalTextureRead(texture, (0, 0, width, height), level, slice)
     data = MetalPng(width, height, pixels, texture.pixelFormat())
     with open(os.fspath(path), "wb") as file:
@@ -9800,57 +9875,43 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
                  border: str | int | None = None, normalized: bool = True, argument: bool = False,
                  label: str | None = None) -> MetalObject:
     """How a shader reads a texture. argument: usable in argument buffers; anisotropy 1 to 16."""
-    if not hasattr(anisotropy, "__index__") or not 1 <= anisotropy <= 16:
-        raise _bad("anisotropy is 1 to 16, not %r" % (anisotropy,))
     device, wrap = _device(device), _constant_of("MTLSamplerAddressMode", address)
     how = _constant_of("MTLSamplerMinMagFilter", filter)
     with MetalPool():
-        descriptor = MetalClass("MTLSamplerDescriptor").new()
-        descriptor.setMinFilter_(how)
-        descriptor.setMagFilter_(how)
-        descriptor.setMipFilter_(_constant_of("MTLSamplerMipFilter", mip))
-        for axis in "STR":
-            MetalSend(descriptor, "set%sAddressMode:" % axis, wrap)
-        descriptor.setMaxAnisotropy_(anisotropy)
-        descriptor.setNormalizedCoordinates_(normalized)
-        descriptor.setSupportArgumentBuffers_(argument)
-        if compare is not None:
-            descriptor.setCompareFunction_(_constant_of("MTLCompareFunction", compare))
-        if border is not None:
-            descriptor.setBorderColor_(_constant_of("MTLSamplerBorderColor", border))
-        if label is not None:
-            descriptor.setLabel_(label)
+        descriptor = _new(
+            "MTLSamplerDescriptor", MinFilter=how, MagFilter=how, MipFilter=_constant_of("MTLSamplerMipFilter", mip),
+            SAddressMode=wrap, TAddressMode=wrap, RAddressMode=wrap, NormalizedCoordinates=normalized,
+            MaxAnisotropy=_whole(anisotropy, 1, 16, "anisotropy"), SupportArgumentBuffers=argument, Label=label,
+            CompareFunction=None if compare is None else _constant_of("MTLCompareFunction", compare),
+            BorderColor=None if border is None else _constant_of("MTLSamplerBorderColor", border))
         return _made_by_metal(device.newSamplerStateWithDescriptor_(descriptor), "sampler")
 
 
 def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[int] = ()) -> MetalObject:
     """A vertex descriptor: buffer index -> formats of the attributes in it, in memory one after another:
     {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step per instance."""
+    count = sum(len(formats) for formats in buffers.values())
+    if not 0 < count <= 31:
+        raise _bad("a vertex has 1 to 31 attributes, not %d" % count)
     with MetalPool():
         descriptor: MetalObject = MetalClass("MTLVertexDescriptor").vertexDescriptor()
         number = 0
         for buffer, formats in buffers.items():
-            if not hasattr(buffer, "__index__") or not 0 <= buffer < 31:
-                raise _bad("a buffer index is 0 to 30, not %r" % (buffer,))
+            _whole(buffer, 0, 30, "a buffer index")
             stride = 0
             for format in formats:
-                code, attribute = _constant_of("MTLVertexFormat", format), descriptor.attributes()[number]
-                attribute.setFormat_(code)
-                attribute.setOffset_(stride)
-                attribute.setBufferIndex_(buffer)
+                code = _constant_of("MTLVertexFormat", format)
+                _set(descriptor.attributes()[number], Format=code, Offset=stride, BufferIndex=buffer)
                 stride += -(-_vertex_bytes(code) // 4) * 4
                 number += 1
-            layout = descriptor.layouts()[buffer]
-            layout.setStride_(stride)
-            layout.setStepFunction_(2 if buffer in instanced else 1)
-        if not 0 < number <= 31:
-            raise _bad("a vertex has 1 to 31 attributes, not %d" % number)
+            if not stride:
+                raise _bad("a buffer of vertices holds at least one attribute")
+            _set(descriptor.layouts()[buffer], Stride=stride, StepFunction=2 if buffer in instanced else 1)
         return descriptor
 
 
 def _vertex_bytes(code: int) -> int:
-    prefix = "MTLVertexFormat"
-    name = next((n[len(prefix):] for n, v in _open_constants().items() if v == code and n.startswith(prefix)), "")
+    name = _enumeration("MTLVertexFormat").get(code, "")
     if name in ("", "Invalid"):
         raise _bad("%d is no vertex format" % code)
     stem = name.replace("Normalized", "").replace("_BGRA", "")
@@ -9878,14 +9939,11 @@ def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None
     """
     with MetalPool():
         descriptor = _pipeline_descriptor(vertex, fragment, formats, depth, stencil, samples, blend, mask)
-        if vertices is not None:
-            descriptor.setVertexDescriptor_(_expect_class(vertices, "MTLVertexDescriptor"))
-        if indirect:
-            descriptor.setSupportIndirectCommandBuffers_(True)
         if archive is not None:
-            descriptor.setBinaryArchives_([archive])
-        if label is not None:
-            descriptor.setLabel_(label)
+            _expect(archive, "MTLBinaryArchive")
+        _set(descriptor, SupportIndirectCommandBuffers=indirect or None, Label=label,
+             VertexDescriptor=None if vertices is None else _expect_class(vertices, "MTLVertexDescriptor"),
+             BinaryArchives=None if archive is None else [archive])
         made: MetalObject = vertex.device().newRenderPipelineStateWithDescriptor_error_(descriptor)
         made._facts = ([MetalFormatInfo(one).value for one in formats], descriptor.depthAttachmentPixelFormat(),
                        descriptor.stencilAttachmentPixelFormat(), samples)
@@ -9894,29 +9952,32 @@ def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None
 
 def _pipeline_descriptor(vertex: MetalObject, fragment: MetalObject | None, formats: Sequence[Any], depth: Any,
                          stencil: Any, samples: int, blend: Any, mask: int) -> MetalObject:
-    for one, code in ((vertex, 1), (fragment, 2)):
-        if one is not None and (_expect(one, "MTLFunction") and one.functionType() != code):
-            raise _bad("%s is no %s function" % (one.name(), "vertex" if code == 1 else "fragment"))
+    _expect_function(vertex, "vertex")
+    if fragment is not None:
+        _expect_function(fragment, "fragment")
     if len(formats) > 8 or isinstance(formats, str):
         raise _bad("formats is a sequence of up to 8 pixel formats, one per colour texture")
-    descriptor: MetalObject = MetalClass("MTLRenderPipelineDescriptor").new()
-    descriptor.setVertexFunction_(vertex)
-    descriptor.setFragmentFunction_(fragment)
+    if samples != 1 and (samples not in range(2, 65) or not vertex.device().supportsTextureSampleCount_(samples)):
+        raise _bad("this device has no textures of %r samples per pixel" % (samples,))
+    descriptor = _new("MTLRenderPipelineDescriptor", VertexFunction=vertex, FragmentFunction=fragment,
+                      DepthAttachmentPixelFormat=None if depth is None else _target_format(depth, "depth"),
+                      StencilAttachmentPixelFormat=None if stencil is None else _target_format(stencil, "stencil"),
+                      RasterSampleCount=samples)
     for n, format in enumerate(formats):
-        attachment = descriptor.colorAttachments()[n]
-        attachment.setPixelFormat_(MetalFormatInfo(format).value)
-        attachment.setWriteMask_(mask)
+        attachment = _set(descriptor.colorAttachments()[n], PixelFormat=_target_format(format, "colour"),
+                          WriteMask=_whole(mask, 0, 15, "mask"))
         if blend is not None:
             _set_blend(attachment, blend)
-    if depth is not None:
-        descriptor.setDepthAttachmentPixelFormat_(MetalFormatInfo(depth).value)
-    if stencil is not None:
-        descriptor.setStencilAttachmentPixelFormat_(MetalFormatInfo(stencil).value)
-    device = vertex.device()
-    if samples != 1 and not device.supportsTextureSampleCount_(samples):
-        raise _bad("this device has no textures of %r samples per pixel" % (samples,))
-    descriptor.setRasterSampleCount_(samples)
     return descriptor
+
+
+def _target_format(format: str | int | MetalFormat, what: str) -> int:
+    """The value of a format that colour, depth or stencil can be drawn into."""
+    info = format if isinstance(format, MetalFormat) else MetalFormatInfo(format)
+    colour = not info.depth and not info.stencil and info.block_width == 1
+    if not {"colour": colour, "depth": info.depth, "stencil": info.stencil}[what]:
+        raise _bad("%s is no format to draw into: no %s" % (info.name, what))
+    return info.value
 
 
 def _set_blend(attachment: MetalObject, blend: Any) -> None:
@@ -9925,9 +9986,9 @@ def _set_blend(attachment: MetalObject, blend: Any) -> None:
         raise _bad("blend is one of %s, or four factors (and two operations), not %r" % (", ".join(_BLENDS), blend))
     names = ("SourceRGBBlendFactor", "DestinationRGBBlendFactor", "SourceAlphaBlendFactor",
              "DestinationAlphaBlendFactor", "RgbBlendOperation", "AlphaBlendOperation")
-    attachment.setBlendingEnabled_(True)
-    for n, (name, value) in enumerate(zip(names, parts)):
-        MetalSend(attachment, "set%s:" % name, _constant_of("MTLBlendFactor" if n < 4 else "MTLBlendOperation", value))
+    _set(attachment, BlendingEnabled=True, **{
+        name: _constant_of("MTLBlendFactor" if "Factor" in name else "MTLBlendOperation", value)
+        for name, value in zip(names, parts)})
 
 
 def MetalDepthStencil(device: MetalObject | None = None, *, compare: str | int = "less", write: bool = True,
@@ -9937,16 +9998,13 @@ def MetalDepthStencil(device: MetalObject | None = None, *, compare: str | int =
     "depth_fail": "keep", "pass": "incrementClamp", "read_mask": 255, "write_mask": 255}, each optional."""
     device = _device(device)
     with MetalPool():
-        descriptor = MetalClass("MTLDepthStencilDescriptor").new()
-        descriptor.setDepthCompareFunction_(_constant_of("MTLCompareFunction", compare))
-        descriptor.setDepthWriteEnabled_(write)
-        if front is not None:
-            descriptor.setFrontFaceStencil_(_stencil(front))
-        if back is not None:
-            descriptor.setBackFaceStencil_(_stencil(back))
-        if label is not None:
-            descriptor.setLabel_(label)
-        return _made_by_metal(device.newDepthStencilStateWithDescriptor_(descriptor), "depth and stencil state")
+        test = _constant_of("MTLCompareFunction", compare)
+        descriptor = _new("MTLDepthStencilDescriptor", DepthWriteEnabled=write, Label=label, DepthCompareFunction=test,
+                          FrontFaceStencil=None if front is None else _stencil(front),
+                          BackFaceStencil=None if back is None else _stencil(back))
+        made = _made_by_metal(device.newDepthStencilStateWithDescriptor_(descriptor), "depth and stencil state")
+        made._facts = write or test != 7, not front is back is None         # what it needs; MTLCompareFunctionAlways
+        return made
 
 
 _STENCIL = {"compare": ("StencilCompareFunction", "MTLCompareFunction"),
@@ -9970,10 +10028,11 @@ def _stencil(wanted: Mapping[str, Any]) -> MetalObject:
 
 def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObject | None = None,
                     stencil: MetalObject | None = None, *, clear: Sequence[float] | None = (0.0, 0.0, 0.0, 1.0),
-                    clear_depth: float = 1.0, clear_stencil: int = 0,
+                    clear_depth: float | None = 1.0, clear_stencil: int | None = 0,
                     resolve: MetalObject | Sequence[MetalObject] | None = None) -> MetalObject:
-    """The textures that MetalEncodeDraw draws into. clear: red, green, blue, alpha to begin with, None to keep what is
-    there. resolve: the textures that multisampled `colors` are averaged into."""
+    """The textures that MetalEncodeDraw draws into. clear: red, green, blue, alpha to begin with; clear_depth,
+    clear_stencil: likewise; None to keep what is there. resolve: the textures that multisampled `colors` are averaged
+    into."""
     targets = [colors] if isinstance(colors, MetalObject) else list(colors)
     resolves = [resolve] if isinstance(resolve, MetalObject) else list(resolve or ())
     if len(targets) > 8 or resolves and len(resolves) != len(targets) or not targets and depth is stencil is None:
@@ -9981,37 +10040,39 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     with MetalPool():
         made: MetalObject = MetalClass("MTLRenderPassDescriptor").renderPassDescriptor()
         for n, texture in enumerate(targets):
-            attachment = made.colorAttachments()[n]
-            _attach(attachment, texture, clear is not None)
-            if clear is not None:
-                attachment.setClearColor_(tuple(clear))
-            if resolves:
-                _expect(resolves[n], "MTLTexture")
-                attachment.setResolveTexture_(resolves[n])
-                attachment.setStoreAction_(2)       # MTLStoreActionMultisampleResolve
+            _attach(made.colorAttachments()[n], texture, "colour", ClearColor=clear and tuple(clear))
+        for n, texture in enumerate(resolves):
+            source, facts = _texture(targets[n]), _target(texture, "colour")
+            if source.samples < 2 or facts.samples > 1 or source.format is not facts.format:
+                raise _bad("a multisampled texture is resolved into a plain one of the same format")
+            _set(made.colorAttachments()[n], ResolveTexture=texture, StoreAction=2)     # ...MultisampleResolve
         if depth is not None:
-            _attach(made.depthAttachment(), depth, True)
-            made.depthAttachment().setClearDepth_(clear_depth)
+            _attach(made.depthAttachment(), depth, "depth", ClearDepth=clear_depth)
         if stencil is not None:
-            _attach(made.stencilAttachment(), stencil, True)
-            made.stencilAttachment().setClearStencil_(clear_stencil)
-        every = targets + [t for t in (depth, stencil) if t is not None]
-        counts = {t.sampleCount() for t in every}
-        if len(counts) > 1:
+            _attach(made.stencilAttachment(), stencil, "stencil", ClearStencil=clear_stencil)
+        every = [_texture(t) for t in (*targets, depth, stencil) if t is not None]
+        if len({one.samples for one in every}) > 1:
             raise _bad("the textures of a pass have the same number of samples")
-        made._facts = (min(t.width() for t in every), min(t.height() for t in every),
-                       [t.pixelFormat() for t in targets], depth.pixelFormat() if depth is not None else 0,
-                       stencil.pixelFormat() if stencil is not None else 0, counts.pop())
+        values = [one.format.value for one in every[:len(targets)]]
+        made._facts = (min(one.size[0] for one in every), min(one.size[1] for one in every), values,
+                       _texture(depth).format.value if depth is not None else 0,
+                       _texture(stencil).format.value if stencil is not None else 0, every[0].samples)
         return made
 
 
-def _attach(attachment: MetalObject, texture: MetalObject, clear: bool) -> None:
-    _expect(texture, "MTLTexture")
-    if not texture.usage() & 4:
+def _target(texture: MetalObject, what: str) -> _Texture:
+    facts = _texture(texture)
+    _target_format(facts.format, what)
+    if facts.usage and not facts.usage & 4:         # 0 is MTLTextureUsageUnknown: any
         raise _bad("a texture that is drawn into needs \"target\" in its usage")
-    attachment.setTexture_(texture)
-    attachment.setLoadAction_(2 if clear else 1)
-    attachment.setStoreAction_(0 if texture.storageMode() == 3 else 1)
+    return facts
+
+
+def _attach(attachment: MetalObject, texture: MetalObject, what: str, **clear: Any) -> None:
+    facts, keep = _target(texture, what), None in clear.values()
+    if keep and facts.mode == 3:
+        raise _bad("a memoryless texture keeps nothing: it has to be cleared")
+    _set(attachment, Texture=texture, LoadAction=1 if keep else 2, StoreAction=0 if facts.mode == 3 else 1, **clear)
 
 
 _ENCODER_KINDS = {"compute": "computeCommandEncoder", "blit": "blitCommandEncoder",
@@ -10069,7 +10130,7 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     for n, least in ((count, 1), (instances, 1), (first, 0), (index_offset, 0)):
         if not hasattr(n, "__index__") or not least <= n < 1 << 32:
             raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
-    if max(len(arguments), len(fragment)) > 31 or max(len(textures), len(vertex_textures)) > 128 or len(samplers) > 16:
+    if max(len(textures), len(vertex_textures)) > 128 or len(samplers) > 16:
         raise _bad("a function takes at most 31 buffers, 128 textures and 16 samplers")
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
         raise _bad("the pipeline is for colours %r, depth %d, stencil %d, %d samples; the pass has %r, %d, %d, %d"
@@ -10077,7 +10138,13 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     sends: list[tuple[Any, ...]] = [("setRenderPipelineState:", pipeline)]
     if depth is not None:
         _expect(depth, "MTLDepthStencilState")
-        sends += [("setDepthStencilState:", depth), ("setStencilReferenceValue:", stencil_reference)]
+        if depth._facts and target._facts and any(
+                needs and not has for needs, has in zip(depth._facts, target._facts[3:5])):
+            raise _bad("this state looks at depth or stencil, and the pass has no such texture")
+        sends += [("setDepthStencilState:", depth),
+                  ("setStencilReferenceValue:", _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"))]
+    elif stencil_reference:
+        raise _bad("a stencil reference needs a depth and stencil state (depth=)")
     sends += [("setCullMode:", _constant_of("MTLCullMode", cull)),
               ("setFrontFacingWinding:", _constant_of("MTLWinding", winding)),
               ("setTriangleFillMode:", _constant_of("MTLTriangleFillMode", fill)), *_window(target, viewport, scissor)]
@@ -10091,6 +10158,9 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     sends = [*before, *sends, *after]
     last = work.operations[-1] if isinstance(work, MetalWork) and work.operations else ()
     if last and not before and last[0] is _encode_draws and last[1] is target:
+        states = [one for one in last[2] if one[0] == "setDepthStencilState:"]
+        if depth is None and states and states[-1][1] is not None:      # the encoder still has the last draw's
+            last[2].append(("setDepthStencilState:", None))
         last[2].extend(sends)
     else:
         _add_to(work, _encode_draws, target, sends)
@@ -10119,7 +10189,7 @@ def _window(target: MetalObject, viewport: Any, scissor: Any) -> list[tuple[Any,
 def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject],
            samplers: Sequence[MetalObject]) -> list[tuple[Any, ...]]:
     sends: list[tuple[Any, ...]] = []
-    for one in [_argument(n, value) for n, value in enumerate(values) if value is not None]:
+    for one in _bindings(values):
         if len(one) == 4:
             sends.append(("set%sBuffer:offset:atIndex:" % name, one[1], one[3], one[0]))
         else:
@@ -10147,19 +10217,14 @@ def MetalHeap(size: int, device: MetalObject | None = None, *, mode: str = "shar
               tracked: bool = False, label: str | None = None) -> MetalObject:
     """Memory that buffers and textures are made in (MetalHeapBuffer, MetalTexture(heap=)). placement: you say where,
     and what overlaps shares memory. Without `tracked`, order its users with fences."""
-    if mode not in ("shared", "private") or not hasattr(size, "__index__") or size <= 0:
-        raise _bad("a heap has a size, and mode shared or private")
+    if mode not in ("shared", "private"):
+        raise _bad("a heap's mode is shared or private, not %r" % (mode,))
     device = _device(device)
     with MetalPool():
-        descriptor = MetalClass("MTLHeapDescriptor").new()
-        descriptor.setSize_(size)
-        descriptor.setStorageMode_(_TEXTURE_MODES[mode])
-        descriptor.setType_(1 if placement else 0)
-        descriptor.setHazardTrackingMode_(2 if tracked else 1)
-        heap = _made_by_metal(device.newHeapWithDescriptor_(descriptor), "heap")
-        if label is not None:
-            heap.setLabel_(label)
-        return heap
+        descriptor = _new("MTLHeapDescriptor", Size=_whole(size, 1, (1 << 64) - 1, "a heap's size"),
+                          StorageMode=_TEXTURE_MODES[mode], Type=1 if placement else 0,
+                          HazardTrackingMode=2 if tracked else 1)
+        return _set(_made_by_metal(device.newHeapWithDescriptor_(descriptor), "heap of this size"), Label=label)
 
 
 def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
@@ -10176,32 +10241,40 @@ def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
 
 def MetalHeapBuffer(heap: MetalObject, length: int, offset: int | None = None, *,
                     label: str | None = None) -> MetalObject:
-    """A buffer in a heap, at `offset` when it is a placement heap. Memory when it has no room."""
-    _expect(heap, "MTLHeap")
-    if not hasattr(length, "__index__") or length <= 0:
-        raise _bad("a buffer's length is at least 1, not %r" % (length,))
+    """A buffer in a heap, at `offset` when it is a placement heap (MetalHeapPlan). Memory when it has no room."""
+    device = _heap_device(heap)
     with MetalPool():
-        buffer = _in_heap(heap, "newBufferWithLength:options", (length, heap.storageMode() << 4), offset, None)
-        if label is not None:
-            buffer.setLabel_(label)
-        return buffer
+        length = _checked_length(device, length)
+        options = heap.cpuCacheMode() | heap.storageMode() << 4 | heap.hazardTrackingMode() << 8
+        need = device.heapBufferSizeAndAlignWithLength_options_(length, options)
+        return _set(_in_heap(heap, "newBufferWithLength:options", (length, options), offset, need), Label=label)
+
+
+def _heap_device(heap: MetalObject) -> MetalObject:
+    _expect(heap, "MTLHeap")
+    device: MetalObject = heap.device()
+    return device
 
 
 def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offset: int | None,
-             descriptor: MetalObject | None) -> MetalObject:
-    _expect(heap, "MTLHeap")
+             need: Any) -> MetalObject:
     if (heap.type() == 1) != (offset is not None):
         raise _bad("a placement heap needs an offset, another heap takes none")
-    if descriptor is not None:
-        descriptor.setStorageMode_(heap.storageMode())
-        descriptor.setHazardTrackingMode_(heap.hazardTrackingMode())
-    else:
-        arguments = arguments[0], arguments[1] | heap.hazardTrackingMode() << 8
     if offset is None:
         return _made_by_metal(MetalSend(heap, selector + ":", *arguments), "resource in this heap")
-    if not hasattr(offset, "__index__") or not 0 <= offset < heap.size():
-        raise _bad("the offset %r is not inside a heap of %d bytes" % (offset, heap.size()))
+    size = heap.size()
+    if not hasattr(offset, "__index__") or offset < 0 or offset % need.align or offset + need.size > size:
+        raise _bad("%d bytes at %r, a multiple of %d, are not inside a heap of %d"
+                   % (need.size, offset, need.align, size))
     return _made_by_metal(MetalSend(heap, selector + ":offset:", *arguments, offset), "resource in this heap")
+
+
+def _not_a_guest(device: MetalObject, what: str) -> MetalObject:
+    """What a virtual machine's Metal asserts on although it has the methods: indirect commands (tinygrad 10182: "resource
+    != nil"), archives from files (macOS 26: "Target device architecture is nil")."""
+    if "virtual" in device.name().lower():
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "no %s %s" % (device.name(), what))
+    return device
 
 
 class MetalIndirectCommands:
@@ -10217,23 +10290,20 @@ def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None 
                   label: str | None = None) -> MetalIndirectCommands:
     """Encode dispatches into an indirect command buffer: (pipeline, threads, argument, ...) each, arguments as in
     MetalEncodeDispatch (values are put into a buffer). The pipelines are made with indirect=True. ordered: each waits
-    for the one before it."""
-    if not commands:
-        raise _bad("no commands")
-    device = _device(device)
+    for the one before it. NotSupported in a virtual machine, whose Metal ends the process over them."""
+    if not 0 < len(commands) <= 16384:
+        raise _bad("an indirect command buffer holds 1 to 16384 commands, not %d" % len(commands))
+    device = _not_a_guest(_device(device), "runs indirect commands")
     with MetalPool():
         plans = [_indirect_plan(*command) for command in commands]
         room = sum(-(-len(one[1]) // 256) * 256 for plan in plans for one in plan[3] if len(one) == 2)
         values = MetalBuffer(room or 16, device)
-        descriptor = MetalClass("MTLIndirectCommandBufferDescriptor").new()
-        descriptor.setCommandTypes_(64)                         # MTLIndirectCommandTypeConcurrentDispatchThreads
-        descriptor.setInheritBuffers_(False)
-        descriptor.setInheritPipelineState_(False)
-        descriptor.setMaxKernelBufferBindCount_(max(max([one[0] + 1 for one in plan[3]] or [1]) for plan in plans))
-        buffer = _made_by_metal(device.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(
-            descriptor, len(plans), 0), "indirect command buffer")
-        if label is not None:
-            buffer.setLabel_(label)
+        descriptor = _new(
+            "MTLIndirectCommandBufferDescriptor", CommandTypes=64,      # ...TypeConcurrentDispatchThreads
+            InheritBuffers=False, InheritPipelineState=False,
+            MaxKernelBufferBindCount=max(one[0] + 1 for plan in plans for one in plan[3] or [(0,)]))
+        buffer = _set(_made_by_metal(device.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(
+            descriptor, len(plans), 0), "indirect command buffer"), Label=label)
         pipelines, resources, at = {}, {values._pointer: values}, 0
         for n, (pipeline, grid, block, bound) in enumerate(plans):
             command = buffer.indirectComputeCommandAtIndex_(n)
@@ -10256,9 +10326,7 @@ def _indirect_plan(pipeline: Any = None, threads: Any = None, *arguments: Any) -
     limits, grid = MetalPipelineInfo(pipeline), _size(threads, "grid")
     if not pipeline.supportIndirectCommandBuffers():
         raise _bad("make this pipeline with MetalPipeline(..., indirect=True)")
-    if len(arguments) > 31:
-        raise _bad("a kernel takes at most 31 buffers, not %d" % len(arguments))
-    bound = [_argument(n, value) for n, value in enumerate(arguments) if value is not None]
+    bound = _bindings(arguments)
     if any(len(one) == 4 and one[3] >= 1 << 32 for one in bound):      # the GPU keeps 32 bits of it (tinygrad)
         raise _bad("an indirect command reaches only the first 4 GiB of a buffer")
     return pipeline, grid, _group(grid, limits, True), bound
@@ -10292,18 +10360,13 @@ def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first:
 def MetalArchive(path: str | None = None, device: MetalObject | None = None, *,
                  label: str | None = None) -> MetalObject:
     """An archive of compiled pipelines: an empty one, or that of a file. NotFound without the file, MetalError when
-    this GPU or macOS cannot use it (then compile again)."""
+    this GPU or macOS cannot use it (then compile again), NotSupported for a file in a virtual machine."""
     device = _device(device)
+    if path is not None:
+        _not_a_guest(device, "loads archives")
     with MetalPool():
-        descriptor = MetalClass("MTLBinaryArchiveDescriptor").new()
-        if path is not None:
-            if not os.path.isfile(os.fspath(path)):
-                raise _fail(ERROR_NOT_FOUND, None, "Metal", "no such file: %s" % os.fspath(path))
-            descriptor.setUrl_(_file_url(os.fspath(path)))
-        archive: MetalObject = device.newBinaryArchiveWithDescriptor_error_(descriptor)
-        if label is not None:
-            archive.setLabel_(label)
-        return archive
+        descriptor = _new("MTLBinaryArchiveDescriptor", Url=None if path is None else _file_url(_existing(path)))
+        return _set(device.newBinaryArchiveWithDescriptor_error_(descriptor), Label=label)
 
 
 def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
@@ -10312,18 +10375,13 @@ def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
     with MetalPool():
         for one in what:
             if _conforms(one, "MTLFunction"):
-                archive.addComputePipelineFunctionsWithDescriptor_error_(_kernel_descriptor(one))
-            elif _is_kind(one._pointer, "MTLRenderPipelineDescriptor", []):
+                archive.addComputePipelineFunctionsWithDescriptor_error_(
+                    _new("MTLComputePipelineDescriptor", ComputeFunction=one))
+            elif isinstance(one, MetalObject) and _is_kind(one._pointer, "MTLRenderPipelineDescriptor", []):
                 archive.addRenderPipelineFunctionsWithDescriptor_error_(one)
             else:
                 _expect_class(one, "MTLComputePipelineDescriptor")
                 archive.addComputePipelineFunctionsWithDescriptor_error_(one)
-
-
-def _kernel_descriptor(function: MetalObject) -> MetalObject:
-    descriptor: MetalObject = MetalClass("MTLComputePipelineDescriptor").new()
-    descriptor.setComputeFunction_(function)
-    return descriptor
 
 
 def MetalArchiveSave(archive: MetalObject, path: str) -> None:
@@ -10338,8 +10396,7 @@ def MetalArchivePipeline(archive: MetalObject, function: MetalObject) -> MetalOb
     _expect(archive, "MTLBinaryArchive")
     _expect(function, "MTLFunction")
     with MetalPool():
-        descriptor = _kernel_descriptor(function)
-        descriptor.setBinaryArchives_([archive])
+        descriptor = _new("MTLComputePipelineDescriptor", ComputeFunction=function, BinaryArchives=[archive])
         pipeline: MetalObject = function.device().newComputePipelineStateWithDescriptor_options_reflection_error_(
             descriptor, 4, None)        # MTLPipelineOptionFailOnBinaryArchiveMiss
         return pipeline
@@ -10360,11 +10417,8 @@ class MetalCapture:
             manager = MetalClass("MTLCaptureManager").sharedCaptureManager()
             if not manager.supportsDestination_(2):     # MTLCaptureDestinationGPUTraceDocument
                 raise _fail(ERROR_NOT_SUPPORTED, None, "Metal", "start the program with MTL_CAPTURE_ENABLED=1")
-            descriptor = MetalClass("MTLCaptureDescriptor").new()
-            descriptor.setCaptureObject_(what)
-            descriptor.setDestination_(2)
-            descriptor.setOutputURL_(_file_url(self.path))
-            manager.startCaptureWithDescriptor_error_(descriptor)
+            manager.startCaptureWithDescriptor_error_(_new("MTLCaptureDescriptor", CaptureObject=what, Destination=2,
+                                                           OutputURL=_file_url(self.path)))
             self.manager = manager
         return self
 

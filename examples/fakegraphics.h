@@ -146,6 +146,10 @@ static id texture(id parent, SEL s, id d, char *memory)
     if ((samples > 1) != (kind == 4 || kind == 8)) offence("sampleCount %lu in a texture of type %lu", (unsigned long)samples, (unsigned long)kind);
     if (get_int(d, "depth") > 1 && kind != 7) offence("depth in a texture that is not 3D");
     if (formats[f].w > 1 && get_int(d, "usage") & 6) offence("a compressed texture is only read");
+    if (kind < 2 && get_int(d, "height") > 1) offence("height in a 1D texture");
+    if ((kind < 2 || samples > 1) && get_int(d, "mipmapLevelCount") > 1) offence("mipmap levels in a 1D or multisampled texture");
+    if ((kind == 5 || kind == 6) && get_int(d, "width") != get_int(d, "height")) offence("a cube's width is its height");
+    if (get_int(d, "arrayLength") > 1 && kind != 1 && kind != 3 && kind != 6 && kind != 8) offence("layers in a texture that is no array");
     id t = new_child(parent, class_for(method_now(parent, s)->result), d);
     t->a = slice_bytes(t) * slices_of(t);
     t->p = memory ? memory : page(t->a ? t->a : 1);
@@ -191,7 +195,10 @@ static void move(id t, char *level_start, u64 level, const u64 *o, const u64 *z,
     u64 f = get_int(t, "pixelFormat"), w = dim(t, "width", level), h = dim(t, "height", level), whole = row_of(f, w), bw = formats[f].w, bh = formats[f].h;
     if (option) {       /* one part of a depth and stencil format */
         u64 each = formats[f].bytes, n = option == 1 ? 4 : 1, skip = option == 1 ? 0 : each == 8 ? 4 : 3;
-        for (u64 y = 0; y < z[1]; y++) for (u64 x = 0; x < z[0]; x++) memcpy(other + y * row + x * n, level_start + (o[1] + y) * whole + (o[0] + x) * each + skip, n);
+        for (u64 y = 0; y < z[1]; y++) for (u64 x = 0; x < z[0]; x++) {
+            char *mine = level_start + (o[1] + y) * whole + (o[0] + x) * each + skip, *theirs = other + y * row + x * n;
+            memcpy(out ? theirs : mine, out ? mine : theirs, n);
+        }
         return;
     }
     for (u64 k = 0; k < z[2]; k++) for (u64 y = 0; y < (z[1] + bh - 1) / bh; y++) {
@@ -218,28 +225,31 @@ static char sample_count(id o, SEL s, u64 n) { (void)o, (void)s; return n == 1 |
 
 /* blits that touch textures */
 static Cmd *call(id e, void (*f)(Cmd *), id one, id two) { Cmd *c = work(e, CALL); c->call = f, c->one = objc_retain(one), c->two = objc_retain(two); return c; }
+static void part_ok(u64 f, u64 option) { if ((f == 255 || f == 260) != (option == 1 || option == 2)) offence("pixel format %lu copied with option %lu", (unsigned long)f, (unsigned long)option); }
 static void do_to_buffer(Cmd *c) { char *p = level_at(c->one, c->w[0], c->w[1]); if (p) move(c->one, p, c->w[1], c->w + 2, c->w + 5, (char *)c->two->p + c->w[8], c->w[9], c->w[10], 1, c->w[11]); }
 static void to_buffer(id e, id t, u64 slice, u64 level, T_QQQ o, T_QQQ z, id b, u64 at, u64 row, u64 plane, u64 option)
 {
     u64 f = get_int(t, "pixelFormat"), rows = (z.v[1] + formats[f].h - 1) / formats[f].h;
     if (!level_at(t, slice, level) || !region_ok(t, level, o.v, z.v, "copyFromTexture") || !inside(b, at, (z.v[2] - 1) * plane + row * (rows - 1) + (option ? (option == 1 ? 4 : 1) * z.v[0] : row_of(f, z.v[0])), "copy to")) return;
+    part_ok(f, option);
     Cmd *c = call(e, do_to_buffer, t, b);
     u64 w[] = { slice, level, o.v[0], o.v[1], o.v[2], z.v[0], z.v[1], z.v[2], at, row, plane, option };
     memcpy(c->w, w, sizeof w);
 }
 static void tb(id e, SEL s, id t, u64 slice, u64 level, T_QQQ o, T_QQQ z, id b, u64 at, u64 row, u64 plane) { (void)s; to_buffer(e, t, slice, level, o, z, b, at, row, plane, 0); }
 static void tb_option(id e, SEL s, id t, u64 slice, u64 level, T_QQQ o, T_QQQ z, id b, u64 at, u64 row, u64 plane, u64 option) { (void)s; to_buffer(e, t, slice, level, o, z, b, at, row, plane, option); }
-static void do_from_buffer(Cmd *c) { char *p = level_at(c->one, c->w[0], c->w[1]); if (p) move(c->one, p, c->w[1], c->w + 2, c->w + 5, (char *)c->two->p + c->w[8], c->w[9], c->w[10], 0, 0); }
-static void bt(id e, SEL s, id b, u64 at, u64 row, u64 plane, T_QQQ z, id t, u64 slice, u64 level, T_QQQ o)
+static void do_from_buffer(Cmd *c) { char *p = level_at(c->one, c->w[0], c->w[1]); if (p) move(c->one, p, c->w[1], c->w + 2, c->w + 5, (char *)c->two->p + c->w[8], c->w[9], c->w[10], 0, c->w[11]); }
+static void bt_option(id e, SEL s, id b, u64 at, u64 row, u64 plane, T_QQQ z, id t, u64 slice, u64 level, T_QQQ o, u64 option)
 {
     u64 f = get_int(t, "pixelFormat"), rows = (z.v[1] + formats[f].h - 1) / formats[f].h;
     (void)s;
-    if (!level_at(t, slice, level) || !region_ok(t, level, o.v, z.v, "copyFromBuffer") || !inside(b, at, (z.v[2] - 1) * plane + row * (rows - 1) + row_of(f, z.v[0]), "copy from")) return;
+    if (!level_at(t, slice, level) || !region_ok(t, level, o.v, z.v, "copyFromBuffer") || !inside(b, at, (z.v[2] - 1) * plane + row * (rows - 1) + (option ? (option == 1 ? 4 : 1) * z.v[0] : row_of(f, z.v[0])), "copy from")) return;
+    part_ok(f, option);
     Cmd *c = call(e, do_from_buffer, t, b);
-    u64 w[] = { slice, level, o.v[0], o.v[1], o.v[2], z.v[0], z.v[1], z.v[2], at, row, plane };
+    u64 w[] = { slice, level, o.v[0], o.v[1], o.v[2], z.v[0], z.v[1], z.v[2], at, row, plane, option };
     memcpy(c->w, w, sizeof w);
 }
-static void bt_option(id e, SEL s, id b, u64 at, u64 row, u64 plane, T_QQQ z, id t, u64 slice, u64 level, T_QQQ o, u64 option) { (void)option; bt(e, s, b, at, row, plane, z, t, slice, level, o); }
+static void bt(id e, SEL s, id b, u64 at, u64 row, u64 plane, T_QQQ z, id t, u64 slice, u64 level, T_QQQ o) { bt_option(e, s, b, at, row, plane, z, t, slice, level, o, 0); }
 static void do_between(Cmd *c)
 {
     char *from = level_at(c->one, c->w[0], c->w[1]), *to = level_at(c->two, c->w[8], c->w[9]);

@@ -38,7 +38,7 @@ DEALLOC = {"AGXTexture": "texture", "AGXHeap": "heap", "AGXIndirectComputeComman
            "AGXParallelRenderCommandEncoder": "encoder", "AGXAccelerationStructureCommandEncoder": "encoder", "AGXResourceStateCommandEncoder": "encoder"}
 RECORDED = ("BlitCommandEncoder ComputeCommandEncoder ParallelRenderCommandEncoder AccelerationStructureCommandEncoder ResourceStateCommandEncoder CommandBuffer "
             "IndirectComputeCommand IndirectRenderCommand IOCommandBuffer IntersectionFunctionTable VisibleFunctionTable 4CommandBuffer 4CommandQueue "
-            "4ComputeCommandEncoder 4RenderCommandEncoder 4ArgumentTable etalDrawable").split()
+            "4ComputeCommandEncoder 4RenderCommandEncoder 4ArgumentTable ArgumentEncoder etalDrawable").split()
 
 
 def setup(fake, shape):

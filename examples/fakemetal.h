@@ -288,8 +288,14 @@ static void q_free(id o)
     pthread_mutex_unlock(&w->m);
     if (!started) free(w->items), free(w);
 }
-static id cb_new(id o, SEL s)
+static id cb_new(id o, SEL s)        /* a queue: a = command buffers made and not done, b = those committed */
 {
+    pthread_mutex_lock(&fin);
+    while (o->a >= 64 && o->b) pthread_cond_wait(&fin_c, &fin);
+    int stuck = o->a >= 64;
+    o->a++;
+    pthread_mutex_unlock(&fin);
+    if (stuck) offence("commandBuffer would wait for ever: this queue has 64, and none is committed");
     id c = make(class_for(method_now(o, s)->result));
     Commands *k = calloc(1, sizeof *k);
     k->last = &k->first;
@@ -308,6 +314,7 @@ static void cb_clear(id o)
     for (Cmd *c = k->first; c;) { Cmd *n = c->next; binding_free(&c->b, 1); objc_release(c->one), objc_release(c->two); free(c); c = n; }
     k->first = 0, k->last = &k->first;
 }
+static void cb_gone(id o, u64 committed) { pthread_mutex_lock(&fin); o->x->a--, o->x->b -= committed; pthread_cond_broadcast(&fin_c); pthread_mutex_unlock(&fin); }
 static void cb_free(id o)
 {
     Commands *k = o->p;
@@ -315,6 +322,7 @@ static void cb_free(id o)
     cb_clear(o);
     for (int i = 0; i < k->ndone; i++) _Block_release(k->done[i]);
     for (int i = 0; i < k->nscheduled; i++) _Block_release(k->scheduled[i]);
+    if (o->a < 2) cb_gone(o, 0);
     free(k), objc_release(o->x);
 }
 static Cmd *cmd(id cb, int kind)
@@ -337,6 +345,7 @@ static void cb_commit(id o, SEL s)
     o->a = 2;
     Work *w = o->x->p;
     objc_retain(o);
+    __atomic_add_fetch(&o->x->b, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_lock(&w->m);
     if (w->n == w->cap) w->items = realloc(w->items, (w->cap = w->cap ? 2 * w->cap : 16) * sizeof *w->items);
     w->items[w->n++] = o;
@@ -429,6 +438,7 @@ static void run(id o)
     for (int i = 0; i < ndone; i++) _Block_release(k->done[i]);
     for (int i = 0; i < nscheduled; i++) _Block_release(k->scheduled[i]);
     set_status(o, why ? 5 : 4);
+    cb_gone(o, 1);
 }
 
 /* encoders: x = command buffer, p = Bindings, a = ended, b = commands, y = pass descriptor */

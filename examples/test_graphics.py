@@ -5,7 +5,6 @@ what is checked is what was encoded. On a Mac the same tests talk to Metal; thos
 """
 import array
 import gc
-import importlib.util
 import os
 import random
 import re
@@ -18,33 +17,22 @@ import time
 import unittest
 import zlib
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = HERE if os.path.exists(os.path.join(HERE, "pyapplegpu.py")) else os.path.dirname(HERE)
-EXAMPLES = os.path.join(ROOT, "examples")
+EXAMPLES = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, EXAMPLES)
+import _metal       # noqa: E402
 import fakegraphics     # noqa: E402
-import fakeobjc     # noqa: E402
+from _metal import HAVE_CXX, MAC        # noqa: E402
 
-MAC = sys.platform == "darwin"
-HAVE_CC = MAC or any(map(shutil.which, ("cc", "gcc", "clang")))
-HAVE_CXX = MAC or bool(fakeobjc.cpp_compiler())
 ag = fake = None
 
 
 def setUpModule():
     global ag, fake
-    if not HAVE_CC:
-        raise unittest.SkipTest("no C compiler for the stand-in runtime")
-    fake = None if MAC else fakeobjc.install()
-    spec = importlib.util.spec_from_file_location("pyapplegpu_graphics", os.path.join(ROOT, "pyapplegpu.py"))
-    ag = sys.modules["pyapplegpu_graphics"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ag)
+    ag, fake = _metal.start("pyapplegpu_graphics")
 
 
 def tearDownModule():
-    if not MAC:
-        ag._disarm()
-        fakeobjc.uninstall()
+    _metal.stop()
 
 
 SOURCE = """
@@ -67,40 +55,13 @@ fragment float4 shade(Corner c [[stage_in]]) { return c.color; }
 """
 
 
-class Base(unittest.TestCase):
-    """Every test leaves no offence, no open pool, no block and no object behind."""
-
+class Base(_metal.Base):
     def setUp(self):
-        gc.collect()
-        self.settle()
+        super().setUp()
         self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
         if fake:
-            fake.forgive()
-            fake.modes()
             fake.lib.fake_record(1)
-            self.serial, self.pools = fake.serial(), fake.counts()["pools"]
-
-    def tearDown(self):
-        shutil.rmtree(self.folder)
-        self.settle()
-        gc.collect()
-        if fake:
-            left, counts = (1, ""), {}
-            for _ in range(100):
-                left, counts = fake.leaks(self.serial), fake.counts()
-                if not left[0] and not counts["blocks"]:
-                    break
-                gc.collect()
-                time.sleep(0.01)
-            self.assertEqual(fake.log(), "")
-            self.assertEqual(left, (0, ""))
-            self.assertEqual([counts["errors"], counts["no_pool"], counts["blocks"], counts["pools"]], [0, 0, 0, self.pools])
-
-    def settle(self):
-        if ag._runtime is not None and ag._runtime.device is not None:
-            ag._runtime.device._facts = None        # its own queue
-            ag._runtime.device = None
-        gc.collect()
 
     def encoded(self):
         return fake.lib.fake_recorded().decode() if fake else ""
@@ -113,12 +74,6 @@ class Base(unittest.TestCase):
                 found = text.find(line, at)
                 self.assertGreaterEqual(found, 0, "%s\nnot in\n%s" % (line, text[at:]))
                 at = found + len(line)
-
-    def assertBad(self, text, function, *args, **kw):
-        with self.assertRaises(ag.AppleGPUError) as caught:
-            function(*args, **kw)
-        self.assertEqual(caught.exception.value, ag.ERROR_INVALID_ARGUMENT)
-        self.assertRegex(str(caught.exception), text)
 
     def kernel(self, name, **options):
         if not HAVE_CXX:
@@ -482,6 +437,9 @@ class Defects(Base):
         arguments = ag.MetalArgumentBuffer(ag.MetalFunction(ag.MetalCompile(SOURCE), "through"), 0, {0: x})
         ag.MetalDispatch(pipeline, 8, arguments, uses=[x])
         self.assertEqual(list(ag.MetalContents(x, "f")), [n + 1.0 for n in range(8)])
+        if not MAC:         # there the struct must have such members
+            ag.MetalArgumentBuffer(ag.MetalFunction(ag.MetalCompile(SOURCE), "through"), 0, {0: x, 1: ag.MetalTexture(4, 4), 2: ag.MetalSampler(argument=True)})
+            self.assertEncoded("setTexture:atIndex: Texture 1", "setSamplerState:atIndex: SamplerState 2")
 
     def test_stencil_attachment_works(self):
         both = ag.MetalTexture(8, 8, format="Depth32Float_Stencil8", usage="target")
@@ -571,6 +529,7 @@ class Defects(Base):
             self.run_work(lambda work: ag.MetalEncodeIndirect(work, commands))
         self.run_work(lambda work: ag.MetalEncodeIndirect(work, commands, 1, 1))
         self.assertEqual(list(ag.MetalContents(x, "f")), [23.0] * 4 + [80.0] * 4)      # ((1 + 1) * 2 + 10 + 1) * 2 + 10 = 40, doubled
+        self.assertBad("1 to 16384", ag.MetalIndirect, [])
         self.assertBad("indirect=True", ag.MetalIndirect, [(self.kernel("twice"), 8, x)])
         self.assertBad("do not lie", self.run_work, lambda work: ag.MetalEncodeIndirect(work, commands, 2, 2))
 
@@ -591,6 +550,23 @@ class Defects(Base):
             self.assertIn("an M1 or M2 would fault", fake.log())        # the stand-in would have told
             self.assertIn("was not named with useResource:", fake.log())
             fake.forgive()
+        finally:
+            fake.device(dict(facts, name="Fake M4", **{"supportsFamily:": [*range(1001, 1010), 2002, 3001, 3002, 3003, 5001]}))
+            self.serial = fake.serial()         # the stand-in's new device is no leak
+
+    @unittest.skipIf(MAC, "a virtual machine of the stand-in")
+    def test_a_guest_refuses_what_ends_the_process_there(self):
+        path, kernel = os.path.join(self.folder, "kernels.bin"), self.kernel("twice", indirect=True)
+        archive = ag.MetalArchive()
+        ag.MetalArchiveAdd(archive, ag.MetalFunction(ag.MetalCompile(SOURCE), "twice"))
+        ag.MetalArchiveSave(archive, path)
+        facts = {"registryID": 1, "recommendedMaxWorkingSetSize": 1 << 33, "maxBufferLength": 1 << 33, "maxThreadgroupMemoryLength": 32768, "supportsFamily:": [*range(1001, 1006), 2002]}
+        try:
+            fake.device(dict(facts, name="Apple Paravirtual device"))
+            for function, arguments in ((ag.MetalIndirect, ([(kernel, 8, ag.MetalBuffer(32))],)), (ag.MetalArchive, (path,))):
+                with self.assertRaises(ag.AppleGPUError_NotSupported) as caught:
+                    function(*arguments)
+                self.assertEqual(caught.exception.reason, ag.REASON_VIRTUAL_MACHINE)
         finally:
             fake.device(dict(facts, name="Fake M4", **{"supportsFamily:": [*range(1001, 1010), 2002, 3001, 3002, 3003, 5001]}))
             self.serial = fake.serial()         # the stand-in's new device is no leak
@@ -670,11 +646,20 @@ class Defects(Base):
         self.assertEqual([set(ag.MetalRead(buffer)) for buffer in buffers], [{1}, {2}, {3}])
         self.assertEqual(ag.MetalRead(ag.MetalHeapBuffer(heap, 64, offsets[1])), b"\2" * 64)       # what overlaps shares memory
         self.assertBad("not inside", ag.MetalHeapBuffer, heap, 64, 1 << 40)
+        for length, offset in ((64, 4), (64, -256), (64, 1.5), (1000, size - 256), (size + 1, 0)):        # Metal aborts on these
+            self.assertBad("not inside|a buffer holds", ag.MetalHeapBuffer, heap, length, offset)
         self.assertBad("needs an offset", ag.MetalHeapBuffer, heap, 64)
         need = ag.MetalDevice().heapTextureSizeAndAlignWithDescriptor_(ag.MetalClass("MTLTextureDescriptor").texture2DDescriptorWithPixelFormat_width_height_mipmapped_(70, 8, 8, False))
         room = ag.MetalHeap(need.size * 2, placement=True)
         texture = ag.MetalTexture(8, 8, bytes(256), heap=room, offset=0)
         self.assertIs(texture.heap(), room)
+        for offset in (4, need.size + 256):
+            self.assertBad("not inside", ag.MetalTexture, 8, 8, heap=room, offset=offset)
+        cached = ag.MetalClass("MTLHeapDescriptor").new()
+        cached.setSize_(1 << 16)
+        cached.setCpuCacheMode_(ag.MTLCPUCacheModeWriteCombined)        # what is in a heap has the heap's options
+        cached = ag.MetalDevice().newHeapWithDescriptor_(cached)
+        self.assertEqual([one.cpuCacheMode() for one in (ag.MetalHeapBuffer(cached, 64), ag.MetalTexture(8, 8, heap=cached))], [1, 1])
         small = ag.MetalHeap(16384)
         self.assertBad("takes none", ag.MetalHeapBuffer, small, 64, 0)
         with self.assertRaises(ag.AppleGPUError) as caught:
@@ -713,6 +698,99 @@ class Defects(Base):
             self.assertBad(text, ag.MetalTexture, 8, 8, **options)
         if fake:
             self.assertEqual(self.encoded().count("draw"), 0)
+
+    def test_texture_limits(self):
+        """Every rule of Metal's own validation of a descriptor, which ends the process."""
+        for text, options in (
+                ("sizes", dict(width=1 << 20)), ("sizes", dict(width=0)), ("sizes", dict(width=8.0)), ("sizes", dict(width=4096, depth=2)), ("sizes", dict(layers=2049)),
+                ("sizes", dict(layers=342, kind="CubeArray")), ("no height", dict(kind="1D", height=2)), ("no height", dict(kind="1DArray", height=2, layers=2)), ("no depth", dict(kind="2D", depth=2)),
+                ("no depth", dict(depth=2, layers=2, kind="2DArray")), ("no layers", dict(kind="2D", layers=2)), ("no layers", dict(kind="3D", layers=2, depth=2)), ("no samples", dict(kind="2D", samples=4)),
+                ("no samples", dict(kind="3D", samples=4)), ("samples per pixel", dict(kind="2DMultisample")), ("samples per pixel", dict(samples=3)), ("samples per pixel", dict(samples=0)),
+                ("samples per pixel", dict(samples="4")), ("square", dict(kind="cube", height=4)), ("square", dict(kind="cubeArray", height=4, layers=2)), ("1 to 1 levels", dict(kind="1D", height=1, mipmaps=2)),
+                ("1 to 1 levels", dict(samples=4, mipmaps=2)), ("1 to 1 levels", dict(format="GBGR422", mipmaps=2)), ("1 to 4 levels", dict(mipmaps=5)), ("1 to 4 levels", dict(mipmaps=0)), ("made from a buffer", dict(kind="textureBuffer", height=1)),
+                ("no BC1_RGBA texture", dict(format="BC1_RGBA", kind="1D", height=1)), ("no ASTC_4x4_LDR texture", dict(format="ASTC_4x4_LDR", samples=4)), ("no EAC_R11Unorm texture", dict(format="EAC_R11Unorm", depth=2)),
+                ("no PVRTC_RGB_4BPP texture", dict(format="PVRTC_RGB_4BPP", height=16)), ("no PVRTC_RGB_4BPP texture", dict(format="PVRTC_RGB_4BPP", width=12, height=12)),
+                ("no GBGR422 texture", dict(format="GBGR422", width=7)), ("no GBGR422 texture", dict(format="GBGR422", layers=2)),
+                ("no Depth32Float texture", dict(format="Depth32Float", kind="1D", height=1)), ("no Stencil8 texture", dict(format="Stencil8", depth=2)), ("no RGBA8Unorm texture", dict(usage="read atomic"))):
+            with self.subTest(**options):
+                self.assertBad(text, ag.MetalTexture, **dict(dict(width=8, height=8), **options))
+        for options, levels in ((dict(kind="1D", height=1, mipmaps=True), 1), (dict(samples=4, mipmaps=True, usage="target"), 1), (dict(mipmaps=True), 4), (dict(depth=16, mipmaps=True), 5),
+                                (dict(kind="cubeArray", layers=2, mipmaps=True), 4), (dict(format="R32Uint", usage="read atomic"), 1), (dict(layers=2, kind="1DArray", height=1), 1)):
+            with self.subTest(**options):
+                self.assertEqual(ag.MetalTexture(**dict(dict(width=8, height=8), **options)).mipmapLevelCount(), levels)
+        with self.assertRaises(ag.AppleGPUError_NotSupported):
+            ag.MetalTexture(8, 8, format="Depth24Unorm_Stencil8") if not ag.MetalDevice().isDepth24Stencil8PixelFormatSupported() else self.skipTest("a Mac with this format")
+
+    def test_pass_and_pipeline_limits(self):
+        picture, depth, both = ag.MetalTexture(8, 8), ag.MetalTexture(8, 8, format="Depth32Float", usage="target"), ag.MetalTexture(8, 8, format="Depth32Float_Stencil8", usage="target")
+        smooth, tile = ag.MetalTexture(8, 8, samples=4, usage="target"), ag.MetalTexture(8, 8, samples=4, usage="target", mode="memoryless")
+        one, draw, functions, work = ag.MetalRenderPass, ag.MetalEncodeDraw, self.functions(), ag.MetalBegin()
+        for text, arguments, options in (
+                ("no depth", (picture, picture), {}), ("no stencil", (picture, None, depth), {}), ("no colour", (depth,), {}), ("no colour", (ag.MetalTexture(8, 8, format="BC1_RGBA"),), {}),
+                ("resolve", (picture,), dict(resolve=ag.MetalTexture(8, 8))), ("resolve", (smooth,), dict(resolve=smooth)), ("resolve", (smooth,), dict(resolve=ag.MetalTexture(8, 8, format="BGRA8Unorm"))),
+                ("target", (smooth,), dict(resolve=ag.MetalTexture(8, 8, usage="read"))), ("memoryless", (tile,), dict(clear=None)),
+                ("memoryless", (smooth, ag.MetalTexture(8, 8, samples=4, format="Depth32Float", usage="target", mode="memoryless")), dict(clear_depth=None))):
+            with self.subTest(text=text, **{k: str(v) for k, v in options.items()}):
+                self.assertBad(text, one, *arguments, **options)
+        keeps = one(picture, both, both, clear=None, clear_depth=None, clear_stencil=None)
+        self.assertEqual({a.loadAction() for a in (keeps.colorAttachments()[0], keeps.depthAttachment(), keeps.stencilAttachment())}, {ag.MTLLoadActionLoad})
+        any_usage = ag.MetalClass("MTLTextureDescriptor").texture2DDescriptorWithPixelFormat_width_height_mipmapped_(70, 8, 8, False)
+        any_usage.setUsage_(ag.MTLTextureUsageUnknown)          # every use is allowed, the slow way
+        one(ag.MetalDevice().newTextureWithDescriptor_(any_usage))
+        for text, arguments, options in (("no depth", functions, dict(depth="RGBA8Unorm")), ("no stencil", functions, dict(stencil="Depth32Float")), ("no colour", functions, dict(formats=["Depth32Float"])),
+                                         ("no colour", functions, dict(formats=["ASTC_4x4_LDR"])), ("mask", functions, dict(mask=16)), ("MTLFunction", (None, functions[1]), {}), ("MTLBinaryArchive", functions, dict(archive=picture)),
+                                         ("samples", functions, dict(samples=3)), ("samples", functions, dict(samples="4"))):
+            with self.subTest(text=text, **{k: str(v) for k, v in options.items()}):
+                self.assertBad(text, ag.MetalRenderPipeline, *arguments, **options)
+        pipeline = ag.MetalRenderPipeline(*functions, depth="Depth32Float")
+        self.assertBad("stencil", draw, work, one(picture, depth), pipeline, 3, stencil_reference=-1, depth=ag.MetalDepthStencil())
+        self.assertBad("needs a depth", draw, work, one(picture, depth), pipeline, 3, stencil_reference=1)
+        self.assertBad("no such texture", draw, work, one(picture, depth), pipeline, 3, depth=ag.MetalDepthStencil(front={"compare": "equal"}))
+        plain = ag.MetalRenderPipeline(*functions)
+        for state in (ag.MetalDepthStencil(), ag.MetalDepthStencil(compare="always"), ag.MetalDepthStencil(write=False)):
+            self.assertBad("no such texture", draw, work, one(picture), plain, 3, depth=state)
+        draw(ag.MetalBegin(), one(picture), plain, 3, depth=ag.MetalDepthStencil(compare="always", write=False))
+        self.assertBad("1 to 31 attributes", ag.MetalVertexLayout, {0: ["float"] * 32})
+        self.assertBad("at least one", ag.MetalVertexLayout, {0: ["float"], 1: []})
+        self.assertEqual(work.operations, [])
+
+    def test_a_draw_inherits_no_depth_state(self):
+        picture, depth = ag.MetalTexture(8, 8), ag.MetalTexture(8, 8, format="Depth32Float", usage="target")
+        target, pipeline, work = ag.MetalRenderPass(picture, depth), ag.MetalRenderPipeline(*self.functions(), depth="Depth32Float"), ag.MetalBegin()
+        for state in (None, ag.MetalDepthStencil(label="state"), None, None):
+            ag.MetalEncodeDraw(work, target, pipeline, 3, depth=state)
+        ag.MetalWait(ag.MetalCommit(work))
+        self.assertEqual([line.partition(" ")[2] for line in self.encoded().splitlines() if re.search("setDepthStencil|drawP|endEnc", line)] if fake else [],
+                         ["drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "setDepthStencilState: DepthStencilState:state", "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "setDepthStencilState: nil",
+                          "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "endEncoding"] if fake else [])
+
+    def test_a_second_draw_looks_nothing_up(self):
+        """Encodings are read from the runtime once, not for each send."""
+        picture, pipeline, state = ag.MetalTexture(8, 8), ag.MetalRenderPipeline(*self.functions()), ag.MetalDepthStencil(compare="always", write=False)
+        looked_up, method = [], ag._method
+
+        def draw():
+            self.run_work(lambda work: ag.MetalEncodeDraw(work, ag.MetalRenderPass(picture), pipeline, 3, 1.0, textures=(picture,), depth=state))
+            return ag.MetalTexture(8, 8, bytes(256))
+        draw()
+        ag._method = lambda *a: looked_up.append(a[1]) or method(*a)
+        try:
+            draw()
+        finally:
+            ag._method = method
+        self.assertEqual(looked_up, [])
+
+    def test_depth_and_stencil_are_written_apart(self):
+        both = ag.MetalTexture(4, 4, format="Depth32Float_Stencil8", usage="target read")
+        self.assertBad("two things", ag.MetalTextureWrite, both, bytes(64))
+        self.assertBad("two things", ag.MetalTexture, 4, 4, bytes(128), format="Depth32Float_Stencil8")
+        self.assertBad("is no part", ag.MetalTextureRead, ag.MetalTexture(4, 4), part="depth")
+        depths = struct.pack("16f", *[n / 16 for n in range(16)])
+        ag.MetalTextureWrite(both, depths, part="depth")
+        ag.MetalTextureWrite(both, bytes(range(16)), part="stencil")
+        ag.MetalTextureWrite(both, b"\xff", (1, 1, 1, 1), part="stencil")
+        self.assertEqual(ag.MetalTextureRead(both, part="depth"), depths)
+        self.assertEqual(ag.MetalTextureRead(both, part="stencil"), bytes(range(5)) + b"\xff" + bytes(range(6, 16)))
 
     def test_an_exception_ends_the_encoder(self):
         work = ag.MetalBegin()
@@ -787,7 +865,8 @@ class Rest(Base):
         self.assertEqual(ag.MetalPngRead(png(3, 1, 1, 3, b"\0\x40", palette)).pixels, bytes((1, 2, 3, 128, 4, 5, 6, 255, 1, 2, 3, 128)))
         self.assertEqual(ag.MetalPngRead(png(2, 1, 4, 0, b"\0\x0f")).pixels, bytes((0, 0, 0, 255, 255, 255, 255, 255)))
         whole = ag.MetalPng(7, 5, rgba)
-        for bad in (b"", whole[:40], whole[:-40], png(1, 1, 8, 6, b"\5abcd"), png(1, 1, 8, 6, b"\0abcd", interlace=1), png(1 << 20, 1 << 20, 8, 6, b"")):
+        for bad in (b"", whole[:40], whole[:-40], png(1, 1, 8, 6, b"\5abcd"), png(1, 1, 8, 6, b"\0abcd", interlace=1), png(1 << 20, 1 << 20, 8, 6, b""),
+                    png(3, 1, 4, 2, bytes(9)), png(3, 1, 2, 6, bytes(9)), png(3, 1, 4, 4, bytes(9)), png(2, 1, 16, 3, bytes(5), palette), png(3, 1, 8, 3, b"\0\0\1\2", palette)):
             self.assertBad("PNG", ag.MetalPngRead, bad)
         for _ in range(300):
             broken = bytearray(whole)

@@ -7,10 +7,8 @@ import array
 import asyncio
 import ctypes
 import gc
-import importlib.util
 import os
 import random
-import shutil
 import struct
 import subprocess
 import sys
@@ -19,33 +17,23 @@ import threading
 import time
 import unittest
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
-EXAMPLES = os.path.join(ROOT, "examples")
+EXAMPLES = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(EXAMPLES)
 sys.path.insert(0, EXAMPLES)
+import _metal       # noqa: E402
 import fakeobjc     # noqa: E402
+from _metal import HAVE_CXX, MAC        # noqa: E402
 
-MAC = sys.platform == "darwin"
-HAVE_CC = MAC or any(map(shutil.which, ("cc", "gcc", "clang")))
-HAVE_CXX = MAC or bool(fakeobjc.cpp_compiler())
 ag = fake = None
 
 
 def setUpModule():
-    """A copy of the library of our own: its runtime must not meet another test's."""
     global ag, fake
-    if not HAVE_CC:
-        raise unittest.SkipTest("no C compiler for the stand-in runtime")
-    fake = None if MAC else fakeobjc.install()
-    spec = importlib.util.spec_from_file_location("pyapplegpu_metal", os.path.join(ROOT, "pyapplegpu.py"))
-    ag = sys.modules["pyapplegpu_metal"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ag)
+    ag, fake = _metal.start("pyapplegpu_metal")
 
 
 def tearDownModule():
-    if not MAC:
-        ag._disarm()
-        fakeobjc.uninstall()
+    _metal.stop()
 
 
 SOURCE = """
@@ -75,54 +63,11 @@ kernel void place(device uint *out [[buffer(0)]], uint3 at [[thread_position_in_
 """
 
 
-class Base(unittest.TestCase):
-    """Every test leaves no offence, no open pool, no block and no object behind."""
-
-    def setUp(self):
-        gc.collect()
-        self.settle()
-        if fake:
-            fake.forgive()
-            fake.modes()
-            self.serial = fake.serial()
-            self.pools = fake.counts()["pools"]
-
-    def tearDown(self):
-        gc.collect()
-        if fake:
-            fake.modes()
-            self.settle()
-            left = {}
-            for _ in range(100):        # handlers and queues end on threads of their own
-                left, counts = fake.leaks(self.serial), fake.counts()
-                if not left[0] and not counts["blocks"] and counts["pools"] == self.pools:
-                    break
-                gc.collect()
-                time.sleep(0.01)
-            self.assertEqual(fake.log(), "")
-            self.assertEqual(left, (0, ""))
-            self.assertEqual([counts[k] for k in ("errors", "no_pool", "blocks")], [0, 0, 0])
-            self.assertEqual(counts["pools"], self.pools)
-
-    def settle(self):
-        if ag._runtime is not None:
-            device = ag._runtime.device
-            if device is not None:
-                device._facts = None        # its own queue
-                ag._runtime.device = None
-            del device
-            gc.collect()
-
+class Base(_metal.Base):
     def kernel(self, name, constants=None):
         if not HAVE_CXX:
             self.skipTest("no C++ compiler to run kernels with")
         return ag.MetalKernel(SOURCE, name, constants=constants)
-
-    def assertBad(self, text, function, *args, **kw):
-        with self.assertRaises(ag.AppleGPUError) as caught:
-            function(*args, **kw)
-        self.assertEqual(caught.exception.value, ag.ERROR_INVALID_ARGUMENT)
-        self.assertRegex(str(caught.exception), text)
 
 
 class Encodings(unittest.TestCase):
@@ -233,6 +178,26 @@ class Constants(unittest.TestCase):
                             "MTLIndirectCommandTypeConcurrentDispatch": 32, "MTLCompareFunctionAlways": 7, "MTLLoadActionClear": 2, "MTLFeatureSet_macOS_GPUFamily2_v1": 10005}.items():
             self.assertEqual(getattr(ag, name), value, name)
         self.assertEqual(len(ag._open_constants()), 904)
+
+    def test_first_use_in_threads(self):
+        """Nobody sees a table that another thread is still opening."""
+        wrong, interval = [], sys.getswitchinterval()
+
+        def look(barrier):
+            barrier.wait()
+            if "MTLWindingCounterClockwise" not in ag._open_constants():
+                wrong.append(1)
+        sys.setswitchinterval(1e-6)
+        try:
+            for _ in range(10):
+                ag._constants.clear()
+                barrier = threading.Barrier(4)
+                threads = [threading.Thread(target=look, args=(barrier,)) for _ in range(4)]
+                [t.start() for t in threads]
+                [t.join() for t in threads]
+        finally:
+            sys.setswitchinterval(interval)
+        self.assertEqual(wrong, [])
 
     def test_module_stays_clean(self):
         before = set(vars(ag))
@@ -981,6 +946,9 @@ class Errors(Base):
         bad("threadgroup memory", encode, work, kernel, 64, buffer, buffer, memory=[1 << 20])
         bad("MTLTexture", encode, work, kernel, 64, textures=[buffer])
         bad("MTLFence", encode, work, kernel, 64, wait=[buffer])
+        bad("MTLFence", encode, work, kernel, 64, buffer, buffer, update=buffer)
+        bad("MetalBegin is wanted", encode, None, kernel, 64, buffer, buffer, memory=[16])
+        bad("128 textures", encode, work, kernel, 64, textures=[None] * 129)
         bad("do not lie", ag.MetalEncodeCopy, work, buffer, buffer, 4096, source_offset=4)
         bad("multiples of 4", ag.MetalEncodeCopy, work, buffer, buffer, 2)
         bad("do not lie", ag.MetalEncodeFill, work, buffer, 1, 0, 8192)
@@ -996,19 +964,29 @@ class Errors(Base):
         bad("not contiguous", ag.MetalBuffer, memoryview(bytes(16))[::2])
         bad("writable", ag.MetalBuffer, bytes(16384), copy=False)
         bad("whole pages", ag.MetalBuffer, bytearray(100), copy=False)
+        bad("shared", ag.MetalBuffer, ag.MetalPages(1), copy=False, mode="private")
         bad("private buffer", ag.MetalContents, ag.MetalBuffer(64, mode="private"))
         bad("do not lie", ag.MetalWrite, buffer, bytes(8), 4092)
         bad("do not lie", ag.MetalRead, buffer, -1, 4)
         bad("MTLDevice", ag.MetalBuffer, 16, buffer)
-        bad("language version", ag.MetalCompile, SOURCE, version="new")
+        for version in ("new", "", 3.1, "3.1.2", -1):
+            bad("language version", ag.MetalCompile, SOURCE, version=version)
         bad("math is", ag.MetalCompile, SOURCE, math="sloppy")
         bad("source is a str", ag.MetalCompile, b"bytes")
         library = ag.MetalCompile(SOURCE)
+        for most in (0, -1, 1025, 1.5):
+            bad("max_threads", ag.MetalPipeline, ag.MetalFunction(library, "add"), max_threads=most)
+        through, buffer_of_arguments = ag.MetalFunction(library, "through"), ag.MetalArgumentBuffer
+        bad("member 0", buffer_of_arguments, through, 0, {0: bytes(4096)})       # beyond the struct: it would write over other memory
+        bad("member", buffer_of_arguments, through, 0, {-1: buffer})
+        bad("0 to 30", buffer_of_arguments, through, 31, {})
         for constant in ({0: "text"}, {0: (1, "double")}, {0: (300, "uchar")}, {0: 1 << 40}):
             bad("is no|type is", ag.MetalFunction, library, "multiply", constant)
         with self.assertRaises(ag.AppleGPUError_NotFound):
             ag.MetalFunction(library, "absent")
         bad("not committed", ag.MetalWait, work)
+        for function in (ag.MetalCommit, ag.MetalWait, ag.MetalTimes, ag.MetalDispatchTimes):
+            bad("MetalBegin is wanted", function, None)
         ag.MetalWait(ag.MetalCommit(work))
         bad("committed already", ag.MetalCommit, work)
         bad("was committed", encode, work, kernel, 64, buffer, buffer)
@@ -1017,6 +995,28 @@ class Errors(Base):
             ag.MetalClass("NoSuchClass")
         with self.assertRaises(ag.AppleGPUError_NotSupported):
             ag.MetalFramework("NoSuchFramework")
+
+
+    def test_released_after_recording(self):
+        kernel, texture, fence = self.kernel("ones"), ag.MetalTexture, ag.MetalFence
+        for option, make in (("textures", lambda: texture(4, 4)), ("uses", lambda: ag.MetalBuffer(16)), ("wait", fence), ("update", fence), (None, lambda: ag.MetalBuffer(16))):
+            one, work = make(), ag.MetalBegin()
+            if option is None:
+                ag.MetalEncodeDispatch(work, kernel, 4, one)
+            else:
+                ag.MetalEncodeDispatch(work, kernel, 4, **{option: one if option == "update" else [one]})
+            ag.MetalRelease(one)
+            with self.subTest(option=option):
+                self.assertBad("was released", ag.MetalCommit, work)
+
+
+    def test_what_is_kept_may_be_released(self):
+        work = ag.MetalBegin()
+        ag.MetalRelease(work.queue)
+        ag.MetalWait(ag.MetalCommit(ag.MetalBegin()))
+        ag.MetalRelease(ag.MetalDevice())
+        self.assertTrue(ag.MetalDevice().name())
+        self.assertBad("was released", ag.MetalCommit, work)
 
 
 class Compute(Base):
@@ -1055,10 +1055,15 @@ class Compute(Base):
     def test_data_in_and_out(self):
         for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"view"), array.array("d", [1, 2]), (ctypes.c_int * 3)(1, 2, 3)):
             self.assertEqual(ag.MetalRead(ag.MetalBuffer(data)), bytes(data))
+        class Length:       # what NumPy's integers are: a number, with the buffer protocol in NumPy's case
+            def __index__(self): return 48
+        self.assertEqual(ag.MetalBuffer(Length()).length(), 48)
         try:
             import numpy as np
         except ImportError:
             return
+        self.assertEqual(ag.MetalBuffer(np.prod((3, 4)) * 4).length(), 48)
+        self.assertEqual(ag.MetalBuffer(np.zeros(1, np.int64)).length(), 8)
         x = np.arange(12, dtype=np.float32).reshape(3, 4)
         buffer = ag.MetalBuffer(x)
         y = np.frombuffer(ag.MetalContents(buffer), np.float32).reshape(3, 4)
@@ -1275,6 +1280,25 @@ class Timing(Base):
         times = self.profile()
         self.assertEqual([t.label for t in times], ["part 0", "part 1", "part 2"])
         self.assertTrue(all(t.seconds > 0 for t in times if t.seconds is not None))
+
+    @unittest.skipIf(MAC, "a device without counters")
+    def test_profile_of_more_dispatches_than_a_queue_has_command_buffers(self):
+        fake.modes(counters=3)
+        kernel, n, work, done = self.kernel("count"), ag.MetalBuffer(4), ag.MetalBegin(profile=True), []
+        for _ in range(100):        # a queue has 64 command buffers: the 65th waits for one that was committed
+            ag.MetalEncodeDispatch(work, kernel, 10, n)
+        ag.MetalWait(ag.MetalCommit(work, done.append))
+        self.assertEqual((ag.MetalContents(n, "I")[0], len(ag.MetalDispatchTimes(work)), len(done)), (1000, 100, 1))
+        self.assertGreater(ag.MetalTimes(work).gpu_s, 0)
+        work = ag.MetalBegin(profile=True)
+        for number in range(4):
+            ag.MetalEncode(work, "none", lambda command, number=number: 1 // (number - 2))
+            ag.MetalEncodeDispatch(work, kernel, 10, n)
+        with self.assertRaises(ZeroDivisionError):      # the first was committed by then, and is waited for
+            ag.MetalCommit(work)
+        self.assertBad("committed", ag.MetalCommit, work)
+        ag.MetalWait(work)
+        self.assertEqual(ag.MetalContents(n, "I")[0], 1010)
 
     @unittest.skipIf(MAC, "counters fail as asked")
     def test_counter_fall_backs(self):

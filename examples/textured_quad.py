@@ -30,7 +30,8 @@ sampler = ag.MetalSampler(filter="linear", mip="linear", address="repeat", aniso
 picture = ag.MetalTexture(200, 100, label="picture")
 target = ag.MetalRenderPass(picture, clear=(0, 0, 1, 1))
 work = ag.MetalBegin(label="quad")
-ag.MetalEncode(work, "blit", lambda encoder: encoder.generateMipmapsForTexture_(image))
+if image.mipmapLevelCount() > 1:
+    ag.MetalEncode(work, "blit", lambda encoder: encoder.generateMipmapsForTexture_(image))
 for x, alpha in ((0, 1.0), (100, 0.5)):
     ag.MetalEncodeDraw(work, target, pipeline, 4, 0.8, fragment=(alpha,), textures=(image,), samplers=(sampler,), primitive="triangleStrip",
                        viewport=(x, 0, 100, 100, 0, 1), scissor=(x, 0, 100, 100), label="quad at %d" % x)

@@ -39,7 +39,7 @@ def main():
     theirs = ag.MetalContents(buffer, "f")                  # the same bytes through Metal
     theirs[0] = 42.0
     assert right and mine[0] == 42.0 and ag.MetalAddress(buffer)
-    print("three kernels on one array of %d floats, no copy: %s" % (N, list(mine[1:5])))
+    print("three kernels on one array of %d floats, no copy: %s" % (N, mine[1:5].tolist()))
 
 
 if __name__ == "__main__":
