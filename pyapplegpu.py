@@ -4367,22 +4367,39 @@ def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
     return dict(out, states=[_printable(state) for state in channel.states]) if channel.states else out
 
 
-def _write_whole(path: str, text: str) -> None:
-    """All of it or nothing: a temporary file beside it, then its name."""
-    temporary = "%s.%d.tmp" % (path, os.getpid())
+def _write_whole(path: str, text: str | None) -> None:
+    """All of it or nothing: a temporary file beside it, then its name. None for the text only tries whether that can be."""
     try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(text.encode("ascii") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        target = os.path.realpath(path)     # a link stays a link
+        if os.path.exists(target) and not os.path.isfile(target):
+            _write_special(target, text)
+        else:
+            _write_beside(target, text)
     except (OSError, ValueError) as error:      # ValueError: a NUL in the path
         raise _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, "recording",
                     "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
+
+
+def _write_special(target: str, text: str | None) -> None:
+    """A device or a pipe is written to, never replaced by a file; a folder refuses."""
+    if text is not None or os.path.isdir(target):
+        with open(target, "wb") as file:
+            file.write((text or "").encode("ascii") + b"\n")
+
+
+def _write_beside(target: str, text: str | None) -> None:
+    temporary = "%s.%d.tmp" % (target, os.getpid())
+    try:
+        with open(temporary, "xb") as file:
+            if text is None:
+                return
+            file.write(text.encode("ascii") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25,
@@ -4395,6 +4412,7 @@ def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: fl
     if seconds > 2000 * interval:
         raise _bad("a recording of more than 2000 samples is too long; pass a longer interval")
     where, recorder = _path_text(path), _Recorder(machine, names)
+    _write_whole(where, None)       # a path that cannot be written is told now, not after an hour
     recorder.run(seconds, interval)
     text = recorder.text()
     _Recording(json.loads(text), where)     # what cannot be read back is not written

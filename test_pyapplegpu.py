@@ -4522,13 +4522,30 @@ def test_doctor_counts_native_calls():
     assert re.search(r"^snapshot: .* [1-9]\d{2,} calls", done.stdout, re.M) and "\nlive\n" in done.stdout
 
 
-def test_record_and_replay(tmp_path):
+def test_record_and_replay(tmp_path, monkeypatch):
     where = str(tmp_path / "mac.json")
     code, out, err = cli("--record", where, "--seconds", "2")
     assert code == 0 and err.startswith("recording for 2 s") and out.startswith(where) and "no UUID" in out
     assert "17 / 15 / 15 %" in good(recording=where)
-    code, out, err = cli("--record", str(tmp_path / "none" / "x.json"), "--seconds", "1")
-    assert code == 17 and err.count("\n") == 2 and "cannot write" in err
+    monkeypatch.setattr(ag._Recorder, "run", None)      # told before the recording, not after an hour
+    for refused in (tmp_path / "none" / "x.json", tmp_path):
+        code, out, err = cli("--record", str(refused), "--seconds", "3600")
+        assert code == 17 and err.count("\n") == 2 and "cannot write" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_record_replaces_files_only(tmp_path):
+    """A link stays a link, a pipe or device stays what it is: run as root, --record /dev/stdout must not make it a file."""
+    link, file, pipe = (str(tmp_path / name) for name in ("link.json", "file.json", "pipe"))
+    os.symlink(file, link)
+    assert cli("--record", link, "--seconds", "0.3")[0] == 0
+    assert os.path.islink(link) and "17 / 15 / 15 %" in good(recording=file)
+    os.mkfifo(pipe)
+    reader = subprocess.Popen([sys.executable, "-c", "import json, sys; print(json.load(open(sys.argv[1]))['format'])", pipe],
+                              stdout=subprocess.PIPE)
+    assert cli("--record", pipe, "--seconds", "0.3")[0] == 0
+    assert reader.communicate(timeout=60)[0] == b"1\n" and stat.S_ISFIFO(os.stat(pipe).st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["file.json", "link.json", "pipe"]
 
 
 # ---- arguments, exit codes, pipes, signals
