@@ -4371,11 +4371,10 @@ def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
 def _write_whole(path: str, text: str | None) -> None:
     """All of it or nothing: a temporary file beside it, then its name. None for the text only tries whether that can be."""
     try:
-        target = os.path.realpath(path)     # a link stays a link
-        if os.path.exists(target) and not os.path.isfile(target):
-            _write_special(target, text)
+        if os.path.exists(path) and not os.path.isfile(path):
+            _write_special(path, text)
         else:
-            _write_beside(target, text)
+            _write_beside(os.path.realpath(path), text)     # a link stays a link
     except (OSError, ValueError) as error:      # ValueError: a NUL in the path
         raise _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, "recording",
                     "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
@@ -12331,6 +12330,13 @@ def _count_native_calls() -> list[int]:
 
 def _doctor(args: Any) -> str:
     count = _count_native_calls()
+    try:
+        return "```\n" + "\n".join(_clean(line) for line in _report(args, count)) + "\n```\n"
+    finally:
+        _c.__dict__.pop("_typed", None)
+
+
+def _report(args: Any, count: list[int]) -> list[str]:
     _open(args)
     engine = _default()
     rows = [("source", "status", "ms", "calls", "detail")]
@@ -12354,9 +12360,7 @@ def _doctor(args: Any) -> str:
     found = sum(len(row[3]) for row in _SNAPSHOT) - len(s.reasons)
     lines += ["", "snapshot: %d figures, %d missing, %.0f ms, %s calls" % (
         found, len(s.reasons), took * 1000, count[0] - before if s.source == "live" else "-")]
-    lines += _why(s, 116)[1:-1]
-    _c.__dict__.pop("_typed", None)
-    return "```\n" + "\n".join(_clean(line) for line in lines) + "\n```\n"
+    return lines + _why(s, 116)[1:-1]
 
 
 def _feed_text(feed: _ReportFeed) -> list[str]:
@@ -12414,8 +12418,9 @@ def _record_file(args: Any) -> int:
     _open(args)
     sys.stderr.write("recording for %g s ...\n" % args.seconds)
     LibraryRecord(args.record, args.seconds, max(0.25, args.seconds / 2000), args.names)
-    _write("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size_text(os.path.getsize(args.record)),
-           "with names of all processes" if args.names else "process names of macOS's own programs only"))
+    named = "with names of all processes" if args.names else "process names of macOS's own programs only"
+    say = _write if os.path.isfile(args.record) else sys.stderr.write      # it may be /dev/stdout that was written
+    say("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size_text(os.path.getsize(args.record)), named))
     return 0
 
 

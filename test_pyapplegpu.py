@@ -4643,6 +4643,9 @@ def test_a_record_replaces_files_only(tmp_path):
     os.symlink(file, link)
     assert cli("--record", link, "--seconds", "0.3")[0] == 0
     assert os.path.islink(link) and "17 / 15 / 15 %" in good(recording=file)
+    if os.path.exists("/dev/stdout"):
+        child = process("--record", "/dev/stdout", "--seconds", "0.3")
+        assert json.loads(child.communicate(timeout=60)[0])["format"] == 1 and child.returncode == 0
     os.mkfifo(pipe)
     reader = subprocess.Popen([sys.executable, "-c", "import json, sys; print(json.load(open(sys.argv[1]))['format'])", pipe],
                               stdout=subprocess.PIPE)
