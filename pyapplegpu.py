@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     _Pure = TypeVar("_Pure", bound=Callable[..., Any])
     _Check = Callable[[Any], None]      # of an untrusted value; raises what is wrong with it
+    _Field = tuple[str, str, str, str]  # a row of _query_table: heading, source, unit, what it is
 
 if not TYPE_CHECKING:
     def array(code, values):
@@ -4425,22 +4426,38 @@ def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
     return dict(out, states=[_printable(state) for state in channel.states]) if channel.states else out
 
 
-def _write_whole(path: str, text: str) -> None:
-    """All of it or nothing: a temporary file beside it, then its name."""
-    temporary = "%s.%d.tmp" % (path, os.getpid())
+def _write_whole(path: str, text: str | None) -> None:
+    """All of it or nothing: a temporary file beside it, then its name. None for the text only tries whether that can be."""
     try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(text.encode("ascii") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        if os.path.exists(path) and not os.path.isfile(path):
+            _write_special(path, text)
+        else:
+            _write_beside(os.path.realpath(path), text)     # a link stays a link
     except (OSError, ValueError) as error:      # ValueError: a NUL in the path
         raise _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, "recording",
                     "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
+
+
+def _write_special(target: str, text: str | None) -> None:
+    """A device or a pipe is written to, never replaced by a file; a folder refuses."""
+    if text is not None or os.path.isdir(target):
+        with open(target, "wb") as file:
+            file.write((text or "").encode("ascii") + b"\n")
+
+
+def _write_beside(target: str, text: str | None) -> None:
+    temporary = "%s.%d.tmp" % (target, os.getpid())
+    try:
+        with open(temporary, "xb") as file:
+            if text is None:
+                return
+            file.write(text.encode("ascii") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
 
 
 def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: float = 0.25,
@@ -4453,6 +4470,7 @@ def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: fl
     if seconds > 2000 * interval:
         raise _bad("a recording of more than 2000 samples is too long; pass a longer interval")
     where, recorder = _path_text(path), _Recorder(machine, names)
+    _write_whole(where, None)       # a path that cannot be written is told now, not after an hour
     recorder.run(seconds, interval)
     text = recorder.text()
     _Recording(json.loads(text), where)     # what cannot be read back is not written
@@ -11566,37 +11584,73 @@ globals().update(__getattr__=_attribute)
 # The command line, in nvidia-smi's spirit. Nothing above needs it; what only it needs is imported in its functions.
 
 _DESCRIPTION = """\
-The GPU, Neural Engine, memory, power and heat of an Apple silicon Mac, without sudo. Without options: one view.
-A figure that cannot be had is N/A, never 0; -v says why. On another OS: --recording FILE replays a Mac."""
+The GPU, Neural Engine, memory, power and heat of an Apple silicon Mac, without sudo. Without options: one view;
+dmon and pmon: a line for the GPU, or for each process, every second. A figure that cannot be had is N/A, never 0;
+-v says why. On another OS: --recording FILE replays a Mac."""
 _EPILOG = """\
-exit codes: 0 done; 1 cannot write to stdout, or --selftest found a fault; 2 wrong arguments, or not a recording;
-6 no such GPU; 12 no Apple GPU here; 17 the system refused (--record cannot write); 130 Ctrl-C; 141 closed pipe."""
+exit codes: 0 done; 1 cannot write, or --selftest found a fault; 2 wrong arguments, or not a recording;
+3 what nvidia-smi can do and a Mac cannot; 6 no such GPU; 12 no Apple GPU here; 17 the system refused
+(--record cannot write); 130 Ctrl-C; 141 closed pipe."""
+_CANNOT = frozenset("""
+    -pm --persistence-mode -e --ecc-config -p --reset-ecc-errors --compute-mode -dm --driver-model -fdm --force-driver-model
+    -gom --gom -lgc --lock-gpu-clocks -rgc --reset-gpu-clocks -lmc --lock-memory-clocks -rmc --reset-memory-clocks
+    -lmcd --lock-memory-clocks-deferred -rmcd --reset-memory-clocks-deferred -ac --applications-clocks
+    -rac --reset-applications-clocks -acp --applications-clocks-permission -pl --power-limit -sc -cc --cuda-clocks
+    -am --accounting-mode -caa --clear-accounted-apps --auto-boost-default --auto-boost-permission -mig
+    --multi-instance-gpu -gtt --gpu-target-temp -vm --virt-mode -r --gpu-reset -t --toggle-led -B --list-excluded-gpus
+    -u --unit --query-supported-clocks --query-accounted-apps --query-retired-pages --query-remapped-rows
+    topo nvlink c2c clocks vgpu mig drain daemon replay stats encodersessions fbcsessions compute-policy boost-slider
+    power-hint base-clocks conf-compute power-smoothing""".split())
+_JOBS = ("list_gpus", "query", "query_gpu", "query_compute_apps", "help_query_gpu", "help_query_compute_apps", "json",
+          "jsonl", "doctor", "selftest", "record", "version", "help")
+_LOOPING = (None, "query", "query_gpu", "query_compute_apps", "json", "jsonl", "dmon", "pmon")
+
+
+class _Usage(Exception):
+    """A command line that is wrong, in nvidia-smi's words, and its exit code."""
+
+    def __init__(self, text: str, code: int = 2) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def _wrong(text: str) -> NoReturn:
+    raise _Usage("ERROR: %s. Please run 'pyapplegpu -h'." % text)
 
 
 def _parser() -> Any:
     import argparse
     parser = argparse.ArgumentParser(
-        "pyapplegpu", "pyapplegpu [options]", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "pyapplegpu", "pyapplegpu [dmon | pmon] [options]", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
+        add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = _wrong      # type: ignore[method-assign, assignment]
     mode = parser.add_mutually_exclusive_group()
     add = mode.add_argument
     add("-L", "--list-gpus", action="store_true", help="the GPU and its UUID")
-    add("-q", "--query", action="store_true", help="every figure, grouped")
+    add("-q", "-a", "--query", action="store_true", help="every figure, grouped")
     add("--query-gpu", metavar="FIELDS", help="CSV of these fields; nvidia-smi's names, apple.* for the rest")
     add("--query-compute-apps", metavar="FIELDS", help="CSV of the processes that use the GPU, likewise")
-    add("--help-query-gpu", action="store_true", help="the fields of --query-gpu and --query-compute-apps")
+    add("--help-query-gpu", action="store_true", help="the fields of --query-gpu")
+    add("--help-query-compute-apps", action="store_true", help="the fields of --query-compute-apps")
     add("--json", action="store_true", help="one snapshot: stable keys, a value or a reason for each")
     add("--jsonl", action="store_true", help="the same on one line; with -l one line each time")
     add("--doctor", action="store_true", help="what each source of this Mac answers, to paste into a bug report")
     add("--selftest", action="store_true", help="call every function once: its value or the reason")
     add("--record", metavar="FILE", help="write a recording of this Mac, for a bug report or another OS")
-    add("--version", action="version", version="pyapplegpu " + __version__)
+    add("--version", action="store_true", help="the version of this file")
+    add("-h", "--help", action="store_true", help="this text")
     add = parser.add_argument
     add("-v", "--verbose", action="store_true", help="say why a figure is N/A; show every process")
     add("-i", "--id", metavar="ID", help="index or UUID of the GPU, or several with commas")
     add("-l", "--loop", metavar="SECONDS", nargs="?", const="5", help="again every so many seconds (5)")
     add("-lms", "--loop-ms", metavar="MS", help="again every so many milliseconds")
-    add("--format", metavar="csv[,noheader][,nounits]", help="of --query-gpu")
+    add("-f", "--filename", metavar="FILE", help="write there instead of to stdout")
+    add("--format", metavar="csv[,noheader][,nounits]", help="of --query-gpu and --query-compute-apps")
+    add("-x", "--xml-format", action="store_true", help="-q as nvidia-smi's XML")
+    add("-d", "--display", "--delay", metavar="WHAT", help="-q: nvidia-smi's sections, as MEMORY,POWER; dmon, pmon: seconds (1)")
+    add("-s", "--select", metavar="LETTERS", help="columns of dmon (pucvmet, without it puc) and pmon (um, without it u)")
+    add("-c", "--count", metavar="N", help="lines of dmon and pmon; without it until Ctrl-C")
+    add("-o", "--options", metavar="DT", help="date and time before each line of dmon and pmon")
     add("--recording", metavar="FILE", help="replay this file instead of reading this Mac (or PYAPPLEGPU_RECORDING)")
     add("--speed", metavar="X", default="1", help="of the replay; 0: one recorded instant for each reading")
     add("--seconds", metavar="N", help="length of --record (3)")
@@ -11604,7 +11658,7 @@ def _parser() -> Any:
     return parser
 
 
-def _bounded(parser: Any, option: str, text: str | None, low: float, high: float) -> float | None:
+def _bounded(option: str, text: str | None, low: float, high: float) -> float | None:
     """The number of an option, in bounds, or a usage error."""
     if text is None:
         return None
@@ -11613,37 +11667,58 @@ def _bounded(parser: Any, option: str, text: str | None, low: float, high: float
     except ValueError:
         number = -1.0
     if not low <= number <= high:
-        parser.error("%s takes a number from %g to %g, not %r" % (option, low, high, text))
+        _wrong("%s takes a number from %g to %g, not %r" % (option, low, high, text))
     return number
 
 
+def _known(words: Iterable[str]) -> None:
+    for name in (word.split("=")[0] for word in words):
+        if name in _CANNOT:
+            raise _Usage("%s is not supported for this GPU: macOS offers no such thing." % name, 3)
+
+
 def _arguments(argv: Sequence[str] | None) -> Any:
-    """The parsed and checked command line; `every` is the seconds of -l and -lms, or None."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.loop is not None and args.loop_ms is not None:
-        parser.error("-l and -lms do not go together")
-    args.every = _bounded(parser, "-l", args.loop, 0.01, 86400)
+    """The parsed and checked command line: `mode` is what to do, `every` the seconds of -l, -lms and dmon's -d or None."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    _known(word for word in words if word[:1] == "-")
+    args, rest = _parser().parse_known_args(words)
+    chosen = [name for name in _JOBS if getattr(args, name) not in (None, False)]
+    chosen += [rest.pop(0)] if rest[:1] in (["dmon"], ["pmon"]) else []
+    _known(rest)
+    if rest:
+        _wrong("Option %s is not recognized" % _clean(rest[0]))
+    args.mode = chosen[0] if chosen else None
+    args.scroll = args.mode in ("dmon", "pmon")
+    for wrong, why in (
+            (len(chosen) > 1, "Invalid combination of input arguments"),
+            (args.loop is not None and args.loop_ms is not None, "-l and -lms do not go together"),
+            ((args.loop or args.loop_ms) is not None and (args.scroll or args.mode not in _LOOPING),
+             "-l goes with the view, -q, the queries, --json and --jsonl"),
+            (args.mode != "record" and (args.seconds is not None or args.names), "--seconds and --names go with --record"),
+            (args.xml_format and (args.mode != "query" or args.display is not None), "-x goes with -q, without -d"),
+            (args.display is not None and args.mode != "query" and not args.scroll, "-d goes with -q, dmon and pmon"),
+            (not args.scroll and (args.select or args.count or args.options), "-s, -c and -o go with dmon and pmon"),
+            (args.format is not None and args.mode not in ("query_gpu", "query_compute_apps"), "--format goes with --query-gpu")):
+        if wrong:
+            _wrong(why)
+    args.every = _bounded("-l", args.loop, 0.01, 86400)
     if args.loop_ms is not None:
-        args.every = (_bounded(parser, "-lms", args.loop_ms, 10, 86400000) or 0) / 1000
-    args.speed = _bounded(parser, "--speed", args.speed, 0, 1000)
-    if not args.record and (args.seconds is not None or args.names):
-        parser.error("--seconds and --names go with --record")
-    args.seconds = _bounded(parser, "--seconds", args.seconds or "3", 0.1, 3600)
-    if args.every and (args.doctor or args.selftest or args.record or args.list_gpus or args.help_query_gpu):
-        parser.error("-l goes with the view, -q, the queries, --json and --jsonl")
-    args.fields = _fields(parser, args)
+        args.every = (_bounded("-lms", args.loop_ms, 10, 86400000) or 0) / 1000
+    args.speed = _bounded("--speed", args.speed, 0, 1000)
+    args.seconds = _bounded("--seconds", args.seconds or "3", 0.1, 3600)
+    args.count = _bounded("-c", args.count, 1, 1e9)
+    _sections(args)
+    args.columns = _columns(args) if args.scroll else []
+    args.fields = [row for _, _, row in args.columns if row] if args.scroll else _fields(args)
     return args
 
 
-def _fields(parser: Any, args: Any) -> Any:
+def _fields(args: Any) -> list[_Field]:
     """The rows of _query_table that are asked for; `noheader` and `nounits` are set on `args`."""
     asked = args.query_gpu if args.query_gpu is not None else args.query_compute_apps
     words = [w.strip() for w in args.format.split(",")] if args.format is not None else ["csv"]
-    if args.format is not None and asked is None:
-        parser.error("--format goes with --query-gpu")
     if "csv" not in words or not set(words) <= {"csv", "noheader", "nounits"}:
-        parser.error("--format is csv, and with commas noheader and nounits; not %r" % args.format)
+        _wrong("--format is csv, and with commas noheader and nounits; not %r" % args.format)
     args.noheader, args.nounits = "noheader" in words, "nounits" in words
     table = _query_table(apps=args.query_gpu is None)
     names = [name.strip() for name in asked.split(",")] if asked is not None else []
@@ -11651,10 +11726,6 @@ def _fields(parser: Any, args: Any) -> Any:
         if name not in table:
             raise _Usage('Field "%s" is not a valid field to query.' % _clean(name))
     return [table[name] for name in names]
-
-
-class _Usage(Exception):
-    """A command line that is wrong, in nvidia-smi's words: exit code 2."""
 
 
 # ---- text that may go to a terminal
@@ -11774,7 +11845,7 @@ def _throttle_text(state: ThrottleState | None) -> str:
     return ", ".join(heat + budget) or "none"
 
 
-def _panel_memory(s: Snapshot, width: int) -> list[tuple[str, str]]:
+def _panel_memory(s: Snapshot) -> list[tuple[str, str]]:
     ram, swap = s.system_memory, s.system_swap
     rows = [("In use", s.memory_used_bytes), ("Limit", s.memory_total_bytes), ("Headroom", s.memory_headroom_bytes),
             ("Allocated", s.memory_allocated_bytes), ("RAM used", ram and ram.used_bytes),
@@ -11783,12 +11854,10 @@ def _panel_memory(s: Snapshot, width: int) -> list[tuple[str, str]]:
 
 
 def _panel_power(s: Snapshot) -> list[tuple[str, str]]:
-    def rail(power: int | None, energy: int | None) -> str:
-        return "%10s %12s" % (_watts(power), _show("%.0f J", energy, 1000))
-    return [("GPU", rail(s.gpu_power_mw, s.gpu_energy_mj)), ("CPU", rail(s.cpu_power_mw, s.cpu_energy_mj)),
-            ("ANE", rail(s.ane_power_mw, s.ane_energy_mj)), ("DRAM", rail(s.memory_power_mw, s.memory_energy_mj)),
-            ("Package", _watts(s.package_power_mw).rjust(10)),
-            ("System", _watts(s.system_power_mw).rjust(10)), ("Source", _source_text(s.system_power_source))]
+    rails = [(label, "%10s %12s" % (_watts(getattr(s, rail + "_power_mw")), _show("%.0f J", getattr(s, rail + "_energy_mj"), 1000)))
+             for label, rail in (("GPU", "gpu"), ("CPU", "cpu"), ("ANE", "ane"), ("DRAM", "memory"))]
+    return rails + [("Package", _watts(s.package_power_mw).rjust(10)), ("System", _watts(s.system_power_mw).rjust(10)),
+                    ("Source", _source_text(s.system_power_source))]
 
 
 def _source_text(source: PowerSource | None) -> str:
@@ -11799,11 +11868,9 @@ def _source_text(source: PowerSource | None) -> str:
 
 
 def _panel_bandwidth(s: Snapshot) -> list[tuple[str, str]]:
-    rows = [("All", s.memory_read, s.memory_write), ("GPU", s.memory_gpu_read, s.memory_gpu_write),
-            ("CPU", s.memory_cpu_read, s.memory_cpu_write), ("ANE", s.memory_ane_read, s.memory_ane_write),
-            ("Media", s.memory_media_read, s.memory_media_write),
-            ("Display", s.memory_display_read, s.memory_display_write), ("I/O", s.memory_io_read, s.memory_io_write)]
-    return [(label, "%10s %10s" % (_rate_text(r), _rate_text(w))) for label, r, w in rows]
+    return [(label, "%10s %10s" % (_rate_text(getattr(s, "memory_%sread" % who)), _rate_text(getattr(s, "memory_%swrite" % who))))
+            for label, who in (("All", ""), ("GPU", "gpu_"), ("CPU", "cpu_"), ("ANE", "ane_"), ("Media", "media_"),
+                               ("Display", "display_"), ("I/O", "io_"))]
 
 
 def _panel_cpu(s: Snapshot, width: int) -> list[tuple[str, str]]:
@@ -11837,7 +11904,7 @@ def _fans_text(fans: Sequence[Fan]) -> str:
 
 def _panels(s: Snapshot, clocks: Sequence[int] | None, width: int) -> list[tuple[str, list[tuple[str, str]]]]:
     sold = "GB/s of %d" % (s.memory_max_bytes_per_s / 1e9) if s.memory_max_bytes_per_s else "GB/s"
-    return [("GPU", _panel_gpu(s, clocks, width)), ("GPU memory, bytes", _panel_memory(s, width)),
+    return [("GPU", _panel_gpu(s, clocks, width)), ("GPU memory, bytes", _panel_memory(s)),
             ("Power, energy", _panel_power(s)),
             ("%-12s%8s %10s" % (sold, "read", "write"), _panel_bandwidth(s)),
             ("CPU: cores, MHz, use, power", _panel_cpu(s, width)), ("Neural Engine, video, heat", _panel_rest(s))]
@@ -11876,36 +11943,46 @@ def _view(device: Device, s: Snapshot, verbose: bool, width: int, colour: bool) 
     return "\n".join(lines + (_why(s, width) if verbose else [])) + "\n"
 
 
+def _moment(s: Snapshot) -> str:
+    return time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
+
+
+def _origin(s: Snapshot) -> str:
+    return "live" if s.source == "live" else "recording " + _clean(os.path.basename(s.source))
+
+
 def _two_ends(left: str, right: str, width: int) -> list[str]:
-    """One line with a text at each end, or two lines where they do not fit."""
-    if not right:
-        return [_fit(left, width).rstrip()]
-    if _width(left) + _width(right) < width:
-        return [left + " " * (width - _width(left) - _width(right)) + right]
-    return [_fit(left, width), _fit(right, width)]
+    """One line with a text at each end, or as many lines as they need."""
+    room = width - _width(left) - _width(right)
+    if right and room < 2:
+        import textwrap
+        parts = [text.replace(" ", "\0").replace("\0\0\0", "   ") for text in (left, right)]    # broken between parts only
+        return [_fit(line.replace("\0", " "), width) for part in parts for line in textwrap.wrap(part, width)]
+    return [(left + " " * room + right).rstrip()] if room >= 0 else [_fit(left, width)]
 
 
 def _view_head(device: Device, s: Snapshot, width: int) -> list[str]:
     """When and what is replayed; then the Mac and its GPU."""
-    when = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
-    when += "   rates over %.1f s" % s.interval_s if s.interval_s else ""
-    what = "" if s.source == "live" else "recording " + _clean(os.path.basename(s.source))
-    machine = [s.system_model or "N/A", "macOS " + (s.system_os_version or "N/A"),
-               "driver " + (Try(SystemGetDriverVersion).value or "N/A")]
+    when = _moment(s) + ("   rates over %.1f s" % s.interval_s if s.interval_s else "")
+    machine = "%s   macOS %s   driver %s" % (s.system_model or "N/A", s.system_os_version or "N/A",
+                                             Try(SystemGetDriverVersion).value or "N/A")
     gpu = "GPU %d  %s" % (DeviceGetIndex(device), _clean(s.gpu_name or "N/A"))
     gpu += ", %d cores" % s.gpu_core_count if s.gpu_core_count else ""
     shares = s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent
-    rows = _two_ends("pyapplegpu " + __version__, _clean("   ".join(machine)), width - 4)
-    engines = " / ".join(_show("%d", share) for share in shares)
-    rows += _two_ends(gpu, "device / renderer / tiler  %s %%" % engines, width - 4)
-    return _two_ends(when, what, width) + [_frame([width - 4])] + _box([[row] for row in rows])
+    slash = " / " if width >= 60 else "/"
+    engines = "N/A" if shares == (None, None, None) else slash.join(_show("%d", share) for share in shares) + " %"
+    rows = _two_ends("pyapplegpu " + __version__, _clean(machine), width - 4)
+    rows += _two_ends(gpu, slash.join(("device", "renderer", "tiler")) + "  " + engines, width - 4)
+    return _two_ends(when, "" if s.source == "live" else _origin(s), width) + [_frame([width - 4])] + _box(
+        [[_fit(row, width - 4)] for row in rows])
 
 
 def _view_processes(s: Snapshot, inner: int, verbose: bool, colour: bool) -> list[str]:
-    def line(pid: str, name: str, use: str, spent: str, held: str) -> str:
-        room = inner - (32 if inner < 60 else 45)
-        return _fit(pid, 7, True) + "  " + _fit(name, room) + _fit(use, 9, True) + _fit(spent, 14, True) + \
-            ("" if inner < 60 else _fit(held, 13, True))
+    def line(*cells: str) -> str:
+        """PID, name, then GPU share, GPU time and, where there is room, footprint."""
+        widths = (8, 11) if inner < 56 else (9, 14) if inner < 60 else (9, 14, 13)
+        ends = "".join(_fit(cell, width, True) for cell, width in zip(cells[2:], widths))
+        return _fit(cells[0], 7, True) + "  " + _fit(cells[1], inner - 9 - len(ends)) + ends
     title = line("PID", "Process", "GPU", "GPU time", "Footprint")
     found = s.processes or ()
     shown = found if verbose else found[:8]
@@ -11993,11 +12070,8 @@ def _item_name(number: int, item: Any) -> str:
 
 
 def _query_all(device: Device, s: Snapshot, verbose: bool) -> str:
-    when = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
-    source = "live" if s.source == "live" else "recording " + os.path.basename(s.source)
-    head = [("Timestamp", when), ("Source", source),
-            ("Library Version", __version__), ("Driver Version", Try(SystemGetDriverVersion).value or "N/A"),
-            ("Rates Over", _show("%.3f s", s.interval_s)), ("GPU", "%d" % DeviceGetIndex(device))]
+    head = [("Timestamp", _moment(s)), ("Source", _origin(s)), ("Library Version", __version__),
+            ("Driver Version", Try(SystemGetDriverVersion).value or "N/A"), ("Rates Over", _show("%.3f s", s.interval_s)), ("GPU", "%d" % DeviceGetIndex(device))]
     lines = ["=" * 18 + " pyapplegpu " + "=" * 18, ""] + ["%-44s: %s" % (k, _clean(v)) for k, v in head]
     fields = [field for row in _SNAPSHOT for field, _ in row[3]]
     for group in dict.fromkeys(field.split("_")[0] for field in fields):
@@ -12040,6 +12114,7 @@ power.draw|power.draw.average|power.draw.instant;gpu_power_mw;W;the GPU alone, m
 power.limit|enforced.power.limit;gpu_power_limit_mw;W;the cap, when one is set
 clocks.current.graphics|clocks.gr|clocks.current.sm|clocks.sm;gpu_clock_mhz;MHz;mean clock while active
 clocks.max.graphics|clocks.max.gr|clocks.max.sm;gpu_max_clock_mhz;MHz;top clock
+apple.brand;DeviceGetBrand;;Apple
 apple.chip;system_chip_name;;chip, as sysctl names it
 apple.model;system_model;;model of the Mac
 apple.driver_version;SystemGetDriverVersion;;version of the GPU driver
@@ -12084,7 +12159,7 @@ apple.bandwidth.ane_read;memory_ane_read.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.ane_write;memory_ane_write.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.encode;encode_bandwidth.bytes_per_s;GB/s;video encoder, read and written
 apple.bandwidth.decode;decode_bandwidth.bytes_per_s;GB/s;video decoder, read and written"""
-# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix: ending ending"; a driver of 590 lists these.
+# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix: ending ending"; drivers of 535 to 590 list these.
 _QUERY_NONE = """\
 : serial gpu_serial display_mode display_attached display_active persistence_mode addressing_mode vbios_version pstate
 : gpu_recovery_action compute_cap edpp_multiplier c2c.mode gpu_bus_id kmd_version accounting.buffer_size gpu.base.uuid
@@ -12092,7 +12167,11 @@ pci.: bus_id domain bus device baseClass subClass device_id sub_device_id
 pcie.link.: gen.current gen.gpucurrent gen.max gen.gpumax gen.hostmax width.current width.max
 driver_model.: current pending
 inforom.: img image oem ecc pwr power checksum_validation
+reset_status.: reset_required drain_and_reset_recommended
+vgpu_driver_capability.: heterogenous_multivGPU
+vgpu_device_capability.: fractional_multiVgpu heterogeneous_timeSlice_profile heterogeneous_timeSlice_sizes
 gom.: current pending
+gpu_operation_mode.: current pending
 clocks_event_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
 clocks_event_reasons.: sw_thermal_slowdown sync_boost
 clocks_throttle_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
@@ -12127,13 +12206,18 @@ module.: power.max_limit"""
 _SPELLED = {    # nvidia-smi heads a column with the long name
     "gr": "graphics", "mem": "memory", "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm",
     "clocks.mem": "clocks.current.memory", "clocks.video": "clocks.current.video",
-    "gpu_name": "name", "gpu_uuid": "uuid", "gpu_serial": "serial", "gpu_bus_id": "pci.bus_id"}
+    "gpu_name": "name", "gpu_uuid": "uuid", "gpu_serial": "serial", "gpu_bus_id": "pci.bus_id",
+    "inforom.image": "inforom.img", "inforom.power": "inforom.pwr", "gpu_operation_mode.current": "gom.current",
+    "gpu_operation_mode.pending": "gom.pending", "retired_pages.sbe": "retired_pages.single_bit_ecc.count",
+    "retired_pages.dbe": "retired_pages.double_bit.count"}
 _NVIDIA_UNITS = (("clocks_event_reasons_counters.", "us"), ("clocks_", ""), ("clocks.", "MHz"), ("utilization.", "%"),
                  ("power.management", ""), ("power.", "W"), ("enforced.", "W"), ("module.", "W"), ("memory.", "MiB"),
                  ("protected_memory.", "MiB"), ("edpp_multiplier", "%"))
 _QUERY_APPS = """\
 timestamp;!time;;when it was measured
 gpu_name;gpu_name;;name of the chip
+gpu_bus_id;;;
+gpu_serial;;;
 gpu_uuid;DeviceGetUUID;;UUID of the GPU
 pid;process.pid;;number of the process
 process_name|name;process.name;;its name, of at most 16 characters
@@ -12143,7 +12227,7 @@ apple.gpu_time;process.gpu_time_ns;s;GPU seconds since it began
 apple.footprint;process.footprint_bytes;MiB;all its memory, GPU buffers included; another user's is [N/A]"""
 
 
-def _query_table(apps: bool = False) -> dict[str, tuple[str, str, str, str]]:
+def _query_table(apps: bool = False) -> dict[str, _Field]:
     """name -> (heading without unit, source, unit, what it is); no source: a Mac has no such thing."""
     table = {}
     for line in (_QUERY_APPS if apps else _QUERY).splitlines():
@@ -12165,17 +12249,18 @@ def _heading(name: str) -> str:
     return start + "." + _SPELLED[end] if start.startswith("clocks.") and end in _SPELLED else name
 
 
-def _help_query() -> str:
-    lines = []
-    for apps, option in ((False, "--query-gpu"), (True, "--query-compute-apps")):
-        lines += ["Fields of %s: nvidia-smi's names, and apple.* for the rest." % option, ""]
-        table = _query_table(apps)
-        for name, (_, _, kind, what) in table.items():
-            if what:
-                lines += ['"%s"%s' % (name, " [%s]" % _unit(kind) if _unit(kind) else ""), "    " + what]
-        lines += [""]
-    lines += ["Accepted by --query-gpu, and always [N/A] on a Mac:"]
-    return "\n".join(lines + ["    " + name for name, row in _query_table().items() if not row[3]]) + "\n"
+def _help_query(apps: bool) -> str:
+    """In nvidia-smi's form: programs read the names out of it. Names of one figure stand on one line."""
+    entries: dict[str, list[str]] = {}
+    table = _query_table(apps)
+    for name, row in table.items():
+        entries.setdefault(row[0], []).append(name)
+    lines = ['Fields of "--query-%s": nvidia-smi\'s names, and apple.* for the rest.' % ("compute-apps" if apps else "gpu")]
+    for names in entries.values():
+        _, _, kind, what = table[names[0]]
+        lines += ["", " or ".join('"%s"' % name for name in names) + (" [%s]" % _unit(kind) if _unit(kind) else ""),
+                  "    " + (what or "always [N/A]: a Mac has no such thing")]
+    return "\n".join(lines) + "\n"
 
 
 def _unit(kind: str) -> str:
@@ -12236,17 +12321,186 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
     return "".join(", ".join(map(cell, row)) + "\n" for row in rows)
 
 
+def _cell(device: Device, s: Snapshot, process: GpuProcess | None, row: _Field, units: bool = True) -> str | None:
+    """A figure as text, None where it is missing."""
+    text, unit = _field_text(_fetch(device, s, process, row[1]), row[2]), _unit(row[2])
+    return text + " " + unit if text is not None and unit and units else text
+
+
 def _query_rows(args: Any, device: Device, s: Snapshot) -> list[list[str]]:
     """One row for the GPU, or one for each of its processes."""
-    def cell(process: GpuProcess | None, source: str, kind: str) -> str:
-        text, unit = _field_text(_fetch(device, s, process, source), kind), _unit(kind)
-        return "[N/A]" if text is None else text + (" " + unit if unit and not args.nounits else "")
-    items: Sequence[GpuProcess | None] = (None,) if args.query_gpu is not None else s.processes or ()
-    return [[cell(item, source, kind) for _, source, kind, _ in args.fields] for item in items]
+    items: Sequence[GpuProcess | None] = (None,) if args.mode == "query_gpu" else s.processes or ()
+    return [[_cell(device, s, item, row, not args.nounits) or "[N/A]" for row in args.fields] for item in items]
 
 
 def _query_head(args: Any) -> list[str]:
     return [heading + (" [%s]" % _unit(kind) if _unit(kind) else "") for heading, _, kind, _ in args.fields]
+
+
+# ---- nvidia-smi's other forms: -q -d and -q -x, dmon and pmon
+
+# element of -q -x|label of -q -d|field of --query-gpu|what -d calls it; without a field a group, its members indented.
+_LOG = """\
+product_name|Product Name|name
+product_brand|Product Brand|apple.brand
+product_architecture|Product Architecture|apple.architecture
+display_active|Display Active|display_active
+persistence_mode|Persistence Mode|persistence_mode
+accounting_mode|Accounting Mode|accounting.mode|ACCOUNTING
+serial|Serial Number|serial
+uuid|GPU UUID|uuid
+minor_number|Minor Number|index
+vbios_version|VBIOS Version|vbios_version
+gsp_firmware_version|GSP Firmware Version|gsp.mode.current|GSP_FIRMWARE_VERSION
+gpu_reset_status|GPU Reset Status|reset_status.reset_required|RESET_STATUS
+fan_speed|Fan Speed|fan.speed
+performance_state|Performance State|pstate|PERFORMANCE
+clocks_event_reasons|Clocks Event Reasons||PERFORMANCE
+ clocks_event_reason_sw_power_cap|SW Power Cap|clocks_event_reasons.sw_power_cap
+ clocks_event_reason_hw_thermal_slowdown|HW Thermal Slowdown|clocks_event_reasons.hw_thermal_slowdown
+fb_memory_usage|FB Memory Usage||MEMORY
+ total|Total|memory.total
+ reserved|Reserved|memory.reserved
+ used|Used|memory.used
+ free|Free|memory.free
+compute_mode|Compute Mode|compute_mode|COMPUTE
+utilization|Utilization||UTILIZATION
+ gpu_util|GPU|utilization.gpu
+ memory_util|Memory|utilization.memory
+ encoder_util|Encoder|utilization.encoder
+ decoder_util|Decoder|utilization.decoder
+encoder_stats|Encoder Stats|encoder.stats.sessionCount|ENCODER_STATS
+ecc_mode|ECC Mode|ecc.mode.current|ECC
+retired_pages|Retired Pages|retired_pages.pending|PAGE_RETIREMENT
+remapped_rows|Remapped Rows|remapped_rows.pending|ROW_REMAPPER
+temperature|Temperature||TEMPERATURE
+ gpu_temp|GPU Current Temp|temperature.gpu
+ memory_temp|Memory Current Temp|temperature.memory
+gpu_power_readings|GPU Power Readings||POWER
+ power_draw|Power Draw|power.draw
+ average_power_draw|Average Power Draw|power.draw.average
+ instant_power_draw|Instantaneous Power Draw|power.draw.instant
+ current_power_limit|Current Power Limit|power.limit
+clocks|Clocks||CLOCK
+ graphics_clock|Graphics|clocks.gr
+ sm_clock|SM|clocks.sm
+ mem_clock|Memory|clocks.mem
+ video_clock|Video|clocks.video
+max_clocks|Max Clocks||CLOCK
+ graphics_clock|Graphics|clocks.max.gr
+ sm_clock|SM|clocks.max.sm
+ mem_clock|Memory|clocks.max.mem
+supported_clocks|Supported Clocks||SUPPORTED_CLOCKS
+processes|Processes||PIDS"""
+_LOG_PROCESS = (("gpu_instance_id", "GPU instance ID", ""), ("compute_instance_id", "Compute instance ID", ""),
+                ("pid", "Process ID", "pid"), ("type", "    Type", ""), ("process_name", "    Name", "process_name"),
+                ("used_memory", "    Used GPU Memory", "used_memory"))
+
+
+def _sections(args: Any) -> None:
+    """`sections` of -q -d; `every`, `select` and `options` of dmon and pmon."""
+    args.sections = (args.display or "").upper().replace(" ", "").split(",")
+    known = sorted({(line + "|||").split("|")[3] for line in _LOG.splitlines()} - {""})
+    if args.scroll:
+        args.every = _bounded("-d", args.display or "1", 0.01, 86400)
+        args.select = args.select or ("puc" if args.mode == "dmon" else "u")
+        args.options = [row for row in _STAMPS if row[0][0] in (args.options or "").upper()]
+    elif args.display is not None and not set(args.sections) <= set(known):
+        _wrong("-d takes, with commas, " + ", ".join(known))
+
+
+def _log_items(device: Device, s: Snapshot, sections: Iterable[str] | None) -> Iterator[tuple[int, str, str, str | None]]:
+    """(depth, element, label, value or None for a group) of the sections, of all for None."""
+    tables, asked = (_query_table(), _query_table(apps=True)), False
+
+    def value(field: str, process: GpuProcess | None = None) -> str:
+        row = tables[process is not None].get(field, ("", "", "", ""))
+        text = _cell(device, s, process, row)
+        return "N/A" if text is None else text + " C" if row[2] == "C" else text
+    for line in _LOG.splitlines():
+        name, label, field, section = (line + "|").split("|")[:4]
+        asked = asked if name[0] == " " else sections is None or section in sections
+        if asked:
+            yield (1 if name[0] == " " else 0), name.strip(), label, value(field) if field else None
+            for mhz in reversed(Try(DeviceGetSupportedClocks, device).value or ()) if name == "supported_clocks" else ():
+                yield 1, "supported_graphics_clock", "Graphics", "%d MHz" % mhz
+            for process in s.processes or () if name == "processes" else ():
+                yield 1, "process_info", "", None
+                for part, label, field in _LOG_PROCESS:
+                    yield 2, part, label, value(field, process)
+
+
+def _log_text(args: Any, device: Device, s: Snapshot) -> str:
+    """-q -d: sections as nvidia-smi prints them."""
+    lines = ["", "=" * 14 + "NVSMI LOG" + "=" * 14, "", "%-42s: %s" % ("Timestamp", _moment(s)),
+             "%-42s: %s" % ("Driver Version", s.system_os_version or "N/A"), "",
+             "%-42s: %d" % ("Attached GPUs", LibraryCountDevice()), "GPU %d" % DeviceGetIndex(device)]
+    for depth, _, label, value in _log_items(device, s, args.sections):
+        label = " " * (4, 8, 8)[depth] + label
+        lines += [] if not label.strip() else [label] if value is None else ["%-42s: %s" % (label, value)]
+    return "\n".join(lines) + "\n\n"
+
+
+def _log_xml(device: Device, s: Snapshot) -> str:
+    """-q -x: the elements that programs read, and no others."""
+    rows: list[tuple[int, str, str | None]] = [
+        (0, "nvidia_smi_log", None), (1, "timestamp", _moment(s)), (1, "driver_version", s.system_os_version or "N/A"),
+        (1, "attached_gpus", str(LibraryCountDevice())),
+        (1, 'gpu id="%s"' % (Try(DeviceGetUUID, device).value or DeviceGetIndex(device)), None)]
+    rows += [(depth + 2, name, value) for depth, name, _, value in _log_items(device, s, None)]
+    lines, inside = ['<?xml version="1.0" ?>', '<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">'], list[str]()
+    for depth, name, value in rows + [(0, "", "")]:
+        while len(inside) > depth:
+            end = inside.pop()
+            lines.append("\t" * len(inside) + "</%s>" % end.split()[0])
+        text = "" if value is None else value.replace("&", "&amp;").replace("<", "&lt;") + "</%s>" % name
+        lines.append("\t" * depth + "<%s>%s" % (name, text))
+        inside += [name] if value is None else []
+    return "\n".join(lines[:-1]) + "\n"
+
+
+# letter of -s -> columns: title, unit, field or - where a Mac has no such thing
+_SCROLL = {
+    "dmon": {"p": "pwr W power.draw,gtemp C temperature.gpu,mtemp C -",
+             "u": "sm % utilization.gpu,mem % -,enc % -,dec % -,jpg % -,ofa % -", "c": "mclk MHz -,pclk MHz clocks.gr",
+             "v": "pviol % -,tviol bool -", "m": "fb MB memory.used,bar1 MB -,ccpm MB -",
+             "e": "sbecc errs -,dbecc errs -,pci errs -", "t": "rxpci MB/s -,txpci MB/s -"},
+    "pmon": {"u": "sm % apple.gpu_percent,mem % -,enc % -,dec % -,jpg % -,ofa % -", "m": "fb MB -,ccpm MB -"}}
+_STAMPS = (("Date", "YYYYMMDD", "%Y%m%d"), ("Time", "HH:MM:SS", "%H:%M:%S"))
+
+
+def _columns(args: Any) -> list[tuple[str, str, _Field | None]]:
+    """(title, unit, field) of the columns of dmon and pmon that -s selects."""
+    letters, table = _SCROLL[args.mode], _query_table(apps=args.mode == "pmon")
+    if not set(args.select) <= set(letters):
+        _wrong("-s takes letters of %s, not %s" % ("".join(letters), _clean(args.select)))
+    found = [column.split() for letter in args.select for column in letters[letter].split(",")]
+    return [(title, unit, table.get(field)) for title, unit, field in found]
+
+
+def _scroll_line(mark: str, stamps: Iterable[str], gpu: str, cells: Sequence[str], process: Sequence[str]) -> str:
+    """A line of dmon, or with (pid, type, name) of pmon, in nvidia-smi's columns."""
+    ends = ("%12s%7s" % tuple(process[:2]), "    %-15.15s" % process[2]) if process else ("", "")
+    return mark + "".join("%-11s" % stamp for stamp in stamps) + "%4s" % gpu + ends[0] + "".join(
+        "%7s" % cell for cell in cells) + ends[1] + "\n"
+
+
+def _scroll_head(args: Any) -> str:
+    names = (("pid", "type", "command"), ("#", "C/G", "name")) if args.mode == "pmon" else ((), ())
+    return "".join(_scroll_line("#", [stamp[n] for stamp in args.options], ("gpu", "Idx")[n],
+                                [column[n] for column in args.columns], names[n]) for n in (0, 1))
+
+
+def _scroll_rows(args: Any, device: Device, s: Snapshot) -> str:
+    stamps = [time.strftime(form, time.localtime(s.time_unix_s)) for _, _, form in args.options]
+
+    def line(item: GpuProcess | None, process: Sequence[str]) -> str:
+        cells = [_cell(device, s, item, row, False) if row else None for _, _, row in args.columns]
+        return _scroll_line(" ", stamps, str(DeviceGetIndex(device)),
+                            ["-" if cell is None else "%.0f" % float(cell) for cell in cells], process)
+    if args.mode == "dmon":
+        return line(None, ())
+    return "".join(line(p, (str(p.pid), "-", _clean(p.name))) for p in s.processes or ()) or line(None, ("-", "-", "-"))
 
 
 # ---- --doctor, --selftest, --record
@@ -12268,6 +12522,13 @@ def _count_native_calls() -> list[int]:
 
 def _doctor(args: Any) -> str:
     count = _count_native_calls()
+    try:
+        return "```\n" + "\n".join(_clean(line) for line in _report(args, count)) + "\n```\n"
+    finally:
+        _c.__dict__.pop("_typed", None)
+
+
+def _report(args: Any, count: list[int]) -> list[str]:
     _open(args)
     engine = _default()
     rows = [("source", "status", "ms", "calls", "detail")]
@@ -12284,16 +12545,14 @@ def _doctor(args: Any) -> str:
     lines = ["pyapplegpu %s, Python %s, %s" % (__version__, sys.version.split()[0], machine)]
     lines += ["%s, %s, macOS %s, driver %s" % tuple(Try(f).value or "N/A" for f in (
         SystemGetModel, SystemGetChipName, SystemGetOsVersion, SystemGetDriverVersion))]
-    lines += ["live" if s.source == "live" else "recording " + os.path.basename(s.source), ""]
+    lines += [_origin(s), ""]
     wide = max(len(row[0]) for row in rows)
     lines += ["%-*s  %-10s %7s %6s  %s" % ((wide,) + row) for row in rows]
     lines += ["", "subscriptions"] + ["  " + line for feed in engine.feeds() for line in _feed_text(feed)]
     found = sum(len(row[3]) for row in _SNAPSHOT) - len(s.reasons)
     lines += ["", "snapshot: %d figures, %d missing, %.0f ms, %s calls" % (
         found, len(s.reasons), took * 1000, count[0] - before if s.source == "live" else "-")]
-    lines += _why(s, 116)[1:-1]
-    _c.__dict__.pop("_typed", None)
-    return "```\n" + "\n".join(_clean(line) for line in lines) + "\n```\n"
+    return lines + _why(s, 116)[1:-1]
 
 
 def _feed_text(feed: _ReportFeed) -> list[str]:
@@ -12351,8 +12610,9 @@ def _record_file(args: Any) -> int:
     _open(args)
     sys.stderr.write("recording for %g s ...\n" % args.seconds)
     LibraryRecord(args.record, args.seconds, max(0.25, args.seconds / 2000), args.names)
-    _write("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size_text(os.path.getsize(args.record)),
-           "with names of all processes" if args.names else "process names of macOS's own programs only"))
+    named = "with names of all processes" if args.names else "process names of macOS's own programs only"
+    say = _write if os.path.isfile(args.record) else sys.stderr.write      # it may be /dev/stdout that was written
+    say("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size_text(os.path.getsize(args.record)), named))
     return 0
 
 
@@ -12375,28 +12635,33 @@ def _named_device(name: str) -> Device:
 
 def _render(args: Any, device: Device, s: Snapshot) -> str:
     """What the chosen mode prints of a snapshot."""
-    if args.json or args.jsonl:
+    if args.mode in ("json", "jsonl"):
         import json
         return json.dumps(s.to_dict(), indent=2 if args.json else None).replace("\x7f", "\\u007f") + "\n"
-    if args.query:
-        return _query_all(device, s, args.verbose)
-    if args.fields:
+    if args.mode == "query":
+        return _log_xml(device, s) if args.xml_format else _log_text(args, device, s) if args.display is not None else \
+            _query_all(device, s, args.verbose)
+    if args.mode in ("query_gpu", "query_compute_apps"):
         return _csv(_query_rows(args, device, s))
+    if args.scroll:
+        return _scroll_rows(args, device, s)
     import shutil
     width = max(40, min(shutil.get_terminal_size((80, 24)).columns, 160))
     return _view(device, s, args.verbose, width, _coloured())
 
 
 def _run(args: Any) -> int:
-    """Print once, or with -l for ever on a schedule that does not drift."""
-    devices = _open(args)
-    parts = _parts_of(row[1] for row in args.fields) if args.fields else None
-    if args.fields and not args.noheader:
-        _write(_csv([_query_head(args)]))
+    """Print once, so many times, or for ever, on a schedule that does not drift."""
+    devices, left = _open(args), args.count or 0
+    asked = args.mode in ("query_gpu", "query_compute_apps") or args.scroll
+    parts = _parts_of([row[1] for row in args.fields] + ["process"] * (args.mode == "pmon")) if asked else None
+    if asked and not (args.mode[0] == "q" and args.noheader):
+        _write(_scroll_head(args) if args.scroll else _csv([_query_head(args)]))
     start, timeout = time.monotonic(), _default().timeout / _NS
     while True:
         _write("".join(_render(args, d, DeviceGetSnapshot(d, parts, timeout)) for d in devices))
-        if args.every is None:
+        left -= 1
+        if args.every is None or left == 0:
             return 0
         timeout = 0.0
         _sleep_until(start, args.every)
@@ -12415,17 +12680,23 @@ def _list_gpus(args: Any) -> int:
     return 0
 
 
+def _work(args: Any) -> int:
+    said: dict[str, Callable[[], str]] = {
+        "help": lambda: str(_parser().format_help()), "version": lambda: "pyapplegpu %s\n" % __version__,
+        "help_query_gpu": lambda: _help_query(False), "help_query_compute_apps": lambda: _help_query(True),
+        "doctor": lambda: _doctor(args)}
+    if args.mode in said:
+        _write(said[args.mode]())
+        return 0
+    return {"list_gpus": _list_gpus, "selftest": _selftest, "record": _record_file}.get(args.mode, _run)(args)
+
+
 def _dispatch(args: Any) -> int:
-    if args.help_query_gpu:
-        _write(_help_query())
-        return 0
-    if args.doctor:
-        _write(_doctor(args))
-        return 0
-    for chosen, work in ((args.list_gpus, _list_gpus), (args.selftest, _selftest), (args.record, _record_file)):
-        if chosen:
-            return work(args)
-    return _run(args)
+    if args.filename is None:
+        return _work(args)
+    import contextlib
+    with open(args.filename, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        return _work(args)
 
 
 def _pipe_closed() -> int:
@@ -12448,10 +12719,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     opened = _library.count
     try:
         return _dispatch(_arguments(argv))
-    except SystemExit as end:       # argparse: help, version, usage
-        return end.code if isinstance(end.code, int) else 0
     except _Usage as error:
-        return _say(str(error), 2, "")
+        return _say(str(error), error.code, "")
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

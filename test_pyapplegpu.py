@@ -4495,7 +4495,7 @@ def test_colours_on_a_terminal(env, coloured):
 
 EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\x7f\r\n\u202e\u2028x"
 MODES = ([], ["-v"], ["-q"], ["-q", "-v"], ["--json"], ["--jsonl"], ["--selftest"], ["--doctor"], ["-L"],
-         ["--query-compute-apps=pid,name", "--format=csv"])
+         ["-q", "-x"], ["-q", "-d", "PIDS"], ["pmon", "-c", "1"], ["--query-compute-apps=pid,name", "--format=csv"])
 
 
 @pytest.mark.parametrize("argv", MODES, ids=" ".join)
@@ -4506,7 +4506,7 @@ def test_no_control_character_reaches_the_terminal(monkeypatch, argv):
     if "apps" in "".join(argv):
         assert "404, ?]0;owned??[31m?2J?????x" in good(*argv)
     for text in (good(*argv), re.sub("\033\\[\\d+m", "", good(*argv, FORCE_COLOR=1))):
-        assert not [c for c in text if c != "\n" and not c.isprintable()]
+        assert not [c for c in text if c not in ("\n", "\t" if "-x" in argv else "") and not c.isprintable()]
     if "--json" in argv:
         assert json.loads(good("--json"))["processes"][0]["name"] == EVIL
 
@@ -4633,10 +4633,16 @@ def test_unknown_field():
 
 
 def test_help_query():
-    text = good("--help-query-gpu", recording=None)
-    for name in list(ag._query_table()) + list(ag._query_table(True)):
-        assert '"%s"' % name in text or "    %s\n" % name in text, name
-    assert '"memory.used" [MiB]\n    in use by every process' in text
+    """In nvidia-smi's form: exporters find the fields as the first quoted word after an empty line, and ask for them all."""
+    for apps, option, query in ((False, "--help-query-gpu", "--query-gpu"), (True, "--help-query-compute-apps", "--query-compute-apps")):
+        text = good(option, recording=None)
+        for name in ag._query_table(apps):
+            assert '"%s"' % name in text, name
+        found = re.findall(r'(?m)\n\s*\n^"([^"]+)"', text)
+        heads = good(query + "=" + ",".join(found), "--format=csv").splitlines()[0].split(", ")
+        assert len(found) == len(heads) == len(set(heads))      # each figure once
+    assert '"memory.used" [MiB]\n    in use by every process' in good("--help-query-gpu", recording=None)
+    assert '"name" or "gpu_name"\n' in good("--help-query-gpu", recording=None)
 
 
 def test_query_compute_apps():
@@ -4646,6 +4652,99 @@ def test_query_compute_apps():
         "pid, process_name, used_gpu_memory [MiB], apple.gpu_percent [%], apple.gpu_time [s], apple.footprint [MiB]",
         "4100, python3.13, [N/A], 93.0 %, 5.930 s, 34816 MiB"]
     assert good("--query-compute-apps=pid,name", "--format=csv", recording="vm-macos15") == "pid, process_name\n"
+    assert good("--query-compute-apps=gpu_bus_id,gpu_serial,pid", "--format=csv,noheader").startswith("[N/A], [N/A], 404\n")
+
+
+@pytest.mark.parametrize("name", cli_NAMES)
+def test_every_section_of_nvidia_smi(name):
+    """-q -d: each field of its table is one of --query-gpu; all sections together, in nvidia-smi's columns."""
+    known = re.search(r"-d takes, with commas, (.*)\. Please", cli("-q", "-d", "nothing")[2]).group(1).replace(" ", "")
+    lines = good("-q", "-d", known, recording=name).splitlines()
+    assert lines[1] == "==============NVSMI LOG==============" and lines[7] == "GPU 0"
+    assert {line.index(" : ") for line in lines if " : " in line} == {41}
+    fields = [line.split("|")[2] for line in ag._LOG.splitlines() if line.split("|")[2]]
+    assert set(fields) <= set(ag._query_table()) and len(lines) > len(fields)
+
+
+def test_sections():
+    text = good("-q", "-d", "memory,POWER,ECC,PIDS", recording="m5max-macos27")
+    for part in ("    FB Memory Usage\n        Total                             : 110100 MiB\n", "Used                              : 29696 MiB\n",
+                 "        Power Draw                        : 39.99 W\n", "    ECC Mode                              : N/A\n",
+                 "        Process ID                        : 4100\n", "            Name                          : python3.13\n"):
+        assert part in text, part
+    assert "Utilization" not in text and "Temperature" not in text
+    assert "        GPU Current Temp                  : 74 C\n" in good("-q", "--display=TEMPERATURE")
+    assert good("-q", "-d", "supported_clocks").count(" MHz") == 15
+    assert good("-q", "-d", "PIDS", recording="vm-macos15").endswith("    Processes\n\n")
+
+
+@pytest.mark.parametrize("name", cli_NAMES)
+def test_xml(name):
+    """What monitoring agents read out of nvidia-smi -q -x."""
+    import xml.etree.ElementTree as tree
+    text = good("-q", "-x", recording=name)
+    assert text.startswith('<?xml version="1.0" ?>\n<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">\n')
+    top = tree.fromstring(text)
+    csv_row = good("--query-gpu=name,uuid,memory.total,memory.used,utilization.gpu,power.draw,clocks.sm,fan.speed", "--format=csv,noheader",
+                   recording=name).strip().split(", ")
+    found = [top.findtext("gpu/" + path) for path in (
+        "product_name", "uuid", "fb_memory_usage/total", "fb_memory_usage/used", "utilization/gpu_util", "gpu_power_readings/power_draw",
+        "clocks/sm_clock", "fan_speed")]
+    assert found == [cell.replace("[N/A]", "N/A") for cell in csv_row] and top.findtext("attached_gpus") == "1"
+    pids = good("--query-compute-apps=pid", "--format=csv,noheader", recording=name).split()
+    assert [p.findtext("pid") for p in top.iterfind("gpu/processes/process_info")] == pids
+    assert top.findtext("gpu/temperature/gpu_temp") in ("N/A", good(
+        "--query-gpu=temperature.gpu", "--format=csv,noheader", recording=name).strip() + " C")
+
+
+def test_xml_of_a_strange_name(tmp_path):
+    import xml.etree.ElementTree as tree
+    out = tree.fromstring(good("-q", "-x", recording=variant(tmp_path, renamed("<a> & b"))))
+    assert out.findtext("gpu/processes/process_info/process_name") == "<a> & b"
+
+
+def test_dmon():
+    assert good("dmon", "-c", "2", "-d", "0.01", recording="m5max-macos27").splitlines() == [
+        "# gpu    pwr  gtemp  mtemp     sm    mem    enc    dec    jpg    ofa   mclk   pclk",
+        "# Idx      W      C      C      %      %      %      %      %      %    MHz    MHz"] + [
+        "    0     40     27      -    100      -      -      -      -      -      -   1238"] * 2
+    head, units, line = good("dmon", "-c", "1", "-s", "pm", "-o", "DT").splitlines()
+    assert head == "#Date       Time        gpu    pwr  gtemp  mtemp     fb   bar1   ccpm"
+    assert units == "#YYYYMMDD   HH:MM:SS    Idx      W      C      C     MB     MB     MB"
+    assert re.fullmatch(r" \d{8}   \d\d:\d\d:\d\d      0      1     74      -    410      -      -", line)
+    for letters in ("pucvmet", "t"):
+        lines = good("dmon", "-c", "1", "-s", letters, recording="vm-macos15").splitlines()
+        assert {len(line.replace("# ", "").split()) for line in lines} == {22 if letters != "t" else 3}
+
+
+def test_pmon():
+    assert good("pmon", "-c", "1", recording="m5max-macos27").splitlines()[:3] == [
+        "# gpu         pid   type     sm    mem    enc    dec    jpg    ofa    command        ",
+        "# Idx           #    C/G      %      %      %      %      %      %    name           ",
+        "    0        4100      -     93      -      -      -      -      -    python3.13     "]
+    assert good("pmon", "-c", "1", "-s", "m", "-o", "T").splitlines()[0].split() == "#Time gpu pid type fb ccpm command".split()
+    assert good("pmon", "-c", "1", recording="vm-macos15").splitlines()[2].split() == ["0"] + ["-"] * 9
+
+
+def test_a_file_instead_of_stdout(tmp_path):
+    where = tmp_path / "log.csv"
+    for argv in (["--query-gpu=name", "--format=csv"], ["-q", "-x"], ["--doctor"], [], ["-L"]):
+        assert good("-f", str(where), *argv) == ""
+        text = where.read_text(encoding="utf-8")
+        assert "Apple M4" in text and "\033" not in text
+    code, out, err = cli("-L", "-f", str(tmp_path / "none" / "x"))
+    assert code == 1 and out == "" and "No such file" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", ("-pm 1", "-pl 200", "-lgc=1200,1500", "--gpu-reset", "--query-supported-clocks=gr", "topo -m", "mig"))
+def test_what_macos_does_not_offer(argv):
+    code, out, err = cli(*argv.split())
+    assert (code, out) == (3, "") and err == "%s is not supported for this GPU: macOS offers no such thing.\n" % re.split("[ =]", argv)[0]
+
+
+def test_unknown_option_in_the_words_of_nvidia_smi():
+    assert cli("--nonsense")[2] == "ERROR: Option --nonsense is not recognized. Please run 'pyapplegpu -h'.\n"
+    assert cli("-f", "topo", "--bogus")[0] == 2 and not os.path.exists("topo")
 
 
 def test_a_query_asks_only_for_its_parts():
@@ -4688,6 +4787,9 @@ IFS=, read -r temp power used total name < <(nvidia-smi --id=0 --query-gpu=tempe
 echo "t=${temp// /} p=${power// /} used=$(( ${used// /} * 100 / ${total// /} ))% name=${name# }"
 nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader -lms 20 | head -3 | awk '{s += $1} END {print "mean", s / NR}'
 nvidia-smi -L | grep -c UUID
+nvidia-smi -q -d Memory | grep -A4 GPU | grep Used | awk '{print "used", $3}'
+nvidia-smi dmon -s u -c 3 -d 0.02 | awk '!/^#/ {s += $2} END {print "dmon", s / 3}'
+nvidia-smi -q -x | grep -o '<gpu_util>[0-9]*'
 nvidia-smi --query-gpu=bogus --format=csv; echo "rc=$?"
 """
 
@@ -4712,7 +4814,8 @@ def test_a_shell_script_for_nvidia_smi(nvidia_smi):
     if not os.path.exists("/bin/bash"):
         pytest.skip("no bash")
     done = subprocess.run(["/bin/bash", "-c", SHELL], env=nvidia_smi, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.stdout.splitlines() == ["t=74 p=1.20 used=3% name=Apple M4", "mean 17", "1",
+    assert done.stdout.splitlines() == ["t=74 p=1.20 used=3% name=Apple M4", "mean 17", "1", "used 410",
+                                        "dmon 17", "<gpu_util>17",
                                         'Field "bogus" is not a valid field to query.', "rc=2"]
 
 
@@ -4813,13 +4916,33 @@ def test_doctor_counts_native_calls():
     assert re.search(r"^snapshot: .* [1-9]\d{2,} calls", done.stdout, re.M) and "\nlive\n" in done.stdout
 
 
-def test_record_and_replay(tmp_path):
+def test_record_and_replay(tmp_path, monkeypatch):
     where = str(tmp_path / "mac.json")
     code, out, err = cli("--record", where, "--seconds", "2")
     assert code == 0 and err.startswith("recording for 2 s") and out.startswith(where) and "no UUID" in out
     assert "17 / 15 / 15 %" in good(recording=where)
-    code, out, err = cli("--record", str(tmp_path / "none" / "x.json"), "--seconds", "1")
-    assert code == 17 and err.count("\n") == 2 and "cannot write" in err
+    monkeypatch.setattr(ag._Recorder, "run", None)      # told before the recording, not after an hour
+    for refused in (tmp_path / "none" / "x.json", tmp_path):
+        code, out, err = cli("--record", str(refused), "--seconds", "3600")
+        assert code == 17 and err.count("\n") == 2 and "cannot write" in err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_record_replaces_files_only(tmp_path):
+    """A link stays a link, a pipe or device stays what it is: run as root, --record /dev/stdout must not make it a file."""
+    link, file, pipe = (str(tmp_path / name) for name in ("link.json", "file.json", "pipe"))
+    os.symlink(file, link)
+    assert cli("--record", link, "--seconds", "0.3")[0] == 0
+    assert os.path.islink(link) and "17 / 15 / 15 %" in good(recording=file)
+    if os.path.exists("/dev/stdout"):
+        child = process("--record", "/dev/stdout", "--seconds", "0.3")
+        assert json.loads(child.communicate(timeout=60)[0])["format"] == 1 and child.returncode == 0
+    os.mkfifo(pipe)
+    reader = subprocess.Popen([sys.executable, "-c", "import json, sys; print(json.load(open(sys.argv[1]))['format'])", pipe],
+                              stdout=subprocess.PIPE)
+    assert cli("--record", pipe, "--seconds", "0.3")[0] == 0
+    assert reader.communicate(timeout=60)[0] == b"1\n" and stat.S_ISFIFO(os.stat(pipe).st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["file.json", "link.json", "pipe"]
 
 
 # ---- arguments, exit codes, pipes, signals
@@ -4827,7 +4950,9 @@ def test_record_and_replay(tmp_path):
 WRONG = (["--nonsense"], ["stray"], ["-l", "x"], ["-l", "0"], ["-l", "-1"], ["-l", "nan"], ["-l", "inf"], ["-lms", "0"], ["-lms"],
          ["-l", "1", "-lms", "5"], ["-L", "-q"], ["--json", "--jsonl"], ["--format=csv"], ["--query-gpu=name", "--format=xml"],
          ["--query-gpu=name", "--format=noheader"], ["--query-gpu"], ["--seconds", "3"], ["--names"], ["--record", "x", "--seconds", "0"],
-         ["-l", "1", "--doctor"], ["-l", "1", "--record", "x"], ["--speed", "-1"], ["--speed", "nan"], ["--quer"], ["--query-gpu=,"])
+         ["-l", "1", "--doctor"], ["-l", "1", "--record", "x"], ["-x"], ["-x", "-q", "-d", "ECC"], ["-d", "ECC"], ["-q", "-d", ""], ["-c", "3"],
+         ["-s", "p"], ["-o", "T"], ["dmon", "-s", "z"], ["pmon", "-s", "p"], ["dmon", "-c", "0"], ["dmon", "-d", "x"], ["dmon", "-q"],
+         ["dmon", "-l", "1"], ["dmon", "pmon"], ["--format=csv", "-L"], ["--speed", "-1"], ["--speed", "nan"], ["--quer"], ["--query-gpu=,"])
 
 
 @pytest.mark.parametrize("argv", WRONG, ids=" ".join)
