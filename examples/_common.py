@@ -97,6 +97,17 @@ def settled(device: ag.Device, parts: Sequence[str] | None = None, fields: Itera
         time.sleep(0.1)
 
 
+def user_name(uid: int, live: bool) -> str:
+    """The name of a user of this machine; of a recorded one only the number is known."""
+    if live:
+        import pwd
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            pass
+    return "root" if uid == 0 else str(uid)
+
+
 def why(snapshot: ag.Snapshot, field: str) -> str:
     """The sentence for a missing figure."""
     return clean(snapshot.messages.get(field) or "the source did not say")
@@ -160,6 +171,25 @@ def _of_clusters(snapshot: ag.Snapshot, kind: str) -> dict[str, Any]:
     return {key + "_utilization_percent": round(sum(u * n for u, n in use) / sum(n for _, n in use), 1) if known else None,
             key + "_clock_mhz": max(clocks) if clocks else None,
             key + "_power_mw": sum(watts) if watts and None not in watts else None}
+
+
+def ane_use(snapshot: ag.Snapshot) -> str:
+    """"~25 %": Apple publishes no use of the Neural Engine, every figure is an estimate."""
+    use = snapshot.ane_utilization_percent
+    return DASH if use is None else "~" + percent(use)
+
+
+def ane_method(snapshot: ag.Snapshot) -> str:
+    """"by soc floor": from what `ane_use` was estimated; "" when it was not."""
+    method = snapshot.ane_utilization_method
+    return "by " + method.replace("_", " ") if method else ""
+
+
+def wired_limit(snapshot: ag.Snapshot) -> str:
+    """The limit that an administrator set, or "default"."""
+    if snapshot.reasons.get("memory_wired_limit_bytes") == ag.REASON_NO_LIMIT:
+        return "default"
+    return size(snapshot.memory_wired_limit_bytes)
 
 
 def cores_by_kind(snapshot: ag.Snapshot) -> dict[str, int]:
@@ -329,6 +359,15 @@ def bar(share: float | None, width: int) -> tuple[str, str]:
     return filled, "░" * (width - len(filled))
 
 
+def ceiling(values: Iterable[float], least: float) -> float:
+    """A round figure (1, 1.5, 2, 3, 5, 7.5, 10 ...) above every value (nan: unknown) and `least`: where a graph ends."""
+    highest = max((v for v in values if v == v), default=0.0)
+    if highest <= least:
+        return least
+    power = 10.0 ** math.floor(math.log10(highest))
+    return next(step * power for step in (1, 1.5, 2, 3, 5, 7.5, 10, 15) if step * power >= highest)
+
+
 def spark(values: Iterable[float], top: float) -> str:
     """One character per value: blank where unknown (nan), the lowest block for 0."""
     scale = 8 / top if top > 0 else 0.0
@@ -349,12 +388,13 @@ NAN = math.nan
 class History:
     """Recent values of named series over several ranges at once, in arrays that never grow."""
 
-    SLOTS = 480
+    SLOTS = 480             # of a range
+    KEPT = 2 * SLOTS        # a graph whose columns do not divide the range shows a little more than it
 
     def __init__(self, names: Iterable[str], ranges: Sequence[float]) -> None:
         from array import array
         self.names, self.ranges = tuple(names), tuple(ranges)
-        self._rings = [{name: array("d", [NAN]) * self.SLOTS for name in self.names} for _ in self.ranges]
+        self._rings = [{name: array("d", [NAN]) * self.KEPT for name in self.names} for _ in self.ranges]
         self._slot: list[int | None] = [None] * len(self.ranges)
         self._count = [0] * len(self.ranges)
 
@@ -365,7 +405,7 @@ class History:
 
     def _add(self, which: int, at: float, covers: float, row: dict[str, Any]) -> None:
         slot, before = int(at), self._slot[which]
-        rings, slots = self._rings[which], self.SLOTS
+        rings, slots = self._rings[which], self.KEPT
         if before is None or slot < before or slot - before >= slots:
             fresh: Iterator[int] | range = range(slot - slots + 1, slot + 1)
             first = slot
@@ -386,21 +426,25 @@ class History:
                     ring[n % slots] = value if n >= first else NAN
         self._slot[which] = slot
 
+    def has(self, name: str, span: float) -> bool:
+        """Something is known of it over this range."""
+        return any(v == v for v in self.values(name, span, 24))
+
     def values(self, name: str, span: float, width: int) -> list[float]:
-        """At most `width` means over equal parts of the range, the newest last, nan where nothing is known."""
+        """`width` means over equal parts of the range, the newest last, nan where nothing is known."""
         which = self.ranges.index(span)
         newest = self._slot[which]
         if newest is None or width < 1:
             return [NAN] * max(0, width)
-        ring, slots = self._rings[which][name], self.SLOTS
-        group = -(-slots // width)
+        ring, kept = self._rings[which][name], self.KEPT
+        group = -(-self.SLOTS // width)
         last = newest // group          # columns keep their place in time, so that a graph moves but does not shimmer
         columns = []
-        for column in range(last - min(width, slots // group) + 1, last + 1):
-            known = [v for v in (ring[n % slots] for n in range(max(column * group, newest - slots + 1),
-                                                                min(column * group + group, newest + 1))) if v == v]
+        for column in range(last - width + 1, last + 1):
+            known = [v for v in (ring[n % kept] for n in range(max(column * group, newest - kept + 1),
+                                                               min(column * group + group, newest + 1))) if v == v]
             columns.append(sum(known) / len(known) if known else NAN)
-        return [NAN] * (width - len(columns)) + columns
+        return columns
 
 
 # ---- running

@@ -228,8 +228,7 @@ def section_gpumem(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "Metal", [(c.pair(s.memory_used_bytes, s.memory_total_bytes), ""), (", ", "")] + _list(
         ("", c.percent(s.memory_utilization_percent)), ("allocated", c.size(s.memory_allocated_bytes)),
         ("headroom", c.size(s.memory_headroom_bytes)),
-        ("wired limit", c.size(s.memory_wired_limit_bytes)
-         if s.reasons.get("memory_wired_limit_bytes") != ag.REASON_NO_LIMIT else "default"))
+        ("wired limit", c.wired_limit(s)))
 
 
 def section_swap(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
@@ -238,8 +237,7 @@ def section_swap(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
 
 
 def section_ane(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
-    method = " (estimate: %s)" % s.ane_utilization_method if s.ane_utilization_method else ""
-    yield "ANE", _list(("", c.percent(s.ane_utilization_percent) + method), ("power", c.watts(s.ane_power_mw)),
+    yield "ANE", _list(("", ("%s %s" % (c.ane_use(s), c.ane_method(s))).strip()), ("power", c.watts(s.ane_power_mw)),
                        ("state", c.show(s.ane_power_state, "%d")), ("read", c.bandwidth(s.memory_ane_read)),
                        ("write", c.bandwidth(s.memory_ane_write)))
 
@@ -369,18 +367,9 @@ def _gpustat_gpu(look: Look) -> dict[str, Any]:
 def _gpustat_process(look: Look, p: ag.GpuProcess) -> dict[str, Any]:
     info = ag.Try(ag.ProcessGetInfo, look.device, p.pid).value
     path = info.path if info is not None and info.path else p.name
-    return {"username": _user(look, info), "command": p.name, "full_command": [path], "gpu_memory_usage": None,
+    user = None if info is None else c.user_name(info.uid, not c.is_recording(look.snapshot))
+    return {"username": user, "command": p.name, "full_command": [path], "gpu_memory_usage": None,
             "cpu_percent": None, "cpu_memory_usage": p.footprint_bytes, "pid": p.pid}
-
-
-def _user(look: Look, info: ag.ProcessInfo | None) -> str | None:
-    if info is None or c.is_recording(look.snapshot):
-        return None if info is None else "root" if info.uid == 0 else str(info.uid)
-    import pwd
-    try:
-        return pwd.getpwuid(info.uid).pw_name
-    except KeyError:
-        return str(info.uid)
 
 
 def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:

@@ -573,7 +573,7 @@ def test_every_frame_keeps_to_its_width(name, layout):
                 assert top.length(line) == width, (width, line)
         assert all(top.length(line) == width for line in [top.header(m, width)] + top.alert_lines(m, width, 3))
         for row in m.snapshot.processes or ():
-            assert top.length(top.process_line(row, width, False)) == width
+            assert top.length(top.process_line(m, row, width, False)) == width
 
 
 def test_layouts_fit_the_terminal():
@@ -604,9 +604,10 @@ def test_alerts():
 
 def test_a_wide_name_keeps_to_its_cells():
     from rich.cells import cell_len
+    m = model("m4-macos27", 1)
     row = ag.GpuProcess(7, "\u691c\u7d22\u30a8\u30f3\u30b8\u30f3", 1, 2.0, 3, False)
     for width in (30, 50, 80):
-        assert cell_len("".join(piece for piece, _ in top.process_line(row, width, False))) == width
+        assert cell_len("".join(piece for piece, _ in top.process_line(m, row, width, False))) == width
 
 
 def test_processes_sort_and_filter():
