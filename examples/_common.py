@@ -5,6 +5,7 @@ A figure that is missing is None here and a dash on the screen; `why` has the re
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import math
 import os
@@ -57,6 +58,12 @@ def interval(text: str) -> float:
     if re.fullmatch(r"\s*\d+\s*", text) and int(text) >= 100:
         return int(text) / 1000
     return seconds(text)
+
+
+def count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError("%r is not a whole number from 1" % text)
+    return int(text)
 
 
 def is_recording(snapshot: ag.Snapshot) -> bool:
@@ -458,9 +465,27 @@ def local_fonts(path: str) -> None:
         file.write(re.sub(r"<!--.*?-->", "", text))
 
 
+_ASCII = str.maketrans(dict({"°": "", "…": "~", "─": "-", "●": "*", "▲": "^", "▼": "v", "░": ".", "·": "."}, **{
+    block: "_.-=+*#@"[n] for n, block in enumerate("▁▂▃▄▅▆▇█")}, **dict.fromkeys("▏▎▍▌▋▊▉", "#")))
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start:error.end].translate(_ASCII)
+    return "".join(char if char.isascii() else "?" for char in text), error.end
+
+
+def plain_where_needed() -> None:
+    """Let stdout write what its encoding lacks (LC_ALL=C in a cron job) as the nearest letters, not as a traceback."""
+    codecs.register_error("applegpu-ascii", _in_ascii)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="applegpu-ascii")
+
+
 def quiet_pipe(work: Callable[[], int]) -> int:
     """Run a tool's main; a reader that closes the pipe (`| head`) ends it without a traceback, an error is one sentence."""
     try:
+        plain_where_needed()
         code = work()
         sys.stdout.flush()
         return code

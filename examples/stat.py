@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         shown.add_argument(*names, dest=name, action="store_true", help=text)
     shown.add_argument("-p", "--show-procs", "--show-pid", dest="procs", action="store_true",
                        help="processes by true GPU time")
-    shown.add_argument("-n", "--num-procs", type=_count, default=8, metavar="N", help="how many processes (default 8)")
+    shown.add_argument("-n", "--num-procs", type=c.count, default=8, metavar="N", help="how many processes (default 8)")
     shown.add_argument("-a", "--show-all", dest="all", action="store_true", help="all of the above but processes")
     shown.add_argument("--why", action="store_true", help="list what is missing, each with its reason")
     shown.add_argument("--id", type=int, default=None, metavar="N", help="only the GPU of this index")
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--no-header", dest="header", action="store_false", help="no line with host, time and system")
     parser.add_argument("-i", "--interval", "--watch", type=c.seconds, nargs="?", const=1.0, metavar="TIME",
                         help="again every TIME (default 1s; 500ms, 2, 1m)")
-    parser.add_argument("--count", type=_count, metavar="N", help="with -i: stop after N looks")
+    parser.add_argument("--count", type=c.count, metavar="N", help="with -i: stop after N looks")
     parser.add_argument("--timeout", type=float, default=2.5, metavar="S",
                         help="wait this long for figures that come late: power rails publish every 2 s (default 2.5)")
     parser.add_argument("--debug", action="store_true", help="where every source stands, and tracebacks")
@@ -87,12 +87,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(**{"sample_duration": None})
     parser.add_argument("--sample-duration", dest="window", type=c.seconds, help=argparse.SUPPRESS)     # metalstat's name
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError("%r is not a whole number from 1" % text)
-    return int(text)
 
 
 # ---- what is read
@@ -186,7 +180,7 @@ def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "GPU", _list(("device", c.percent(s.gpu_device_percent)), ("renderer", c.percent(s.gpu_renderer_percent)),
                        ("tiler", c.percent(s.gpu_tiler_percent)), ("active", c.ratio(s.gpu_active_ratio)),
                        ("scaled", c.ratio(s.gpu_scaled_ratio)))
-    yield "", _list(("clock", c.mhz(s.gpu_clock_mhz)), ("of", span), ("cores", c.show(s.gpu_core_count, "%d")),
+    yield "", _list(("clock", "%s of %s" % (c.mhz(s.gpu_clock_mhz), span)), ("cores", c.show(s.gpu_core_count, "%d")),
                     ("restarts", c.show(s.gpu_recovery_count, "%d")))
 
 
@@ -244,7 +238,7 @@ def section_ane(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
 
 def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     throttle, level = s.gpu_throttle, s.thermal_pressure_level
-    fans = " ".join("%d rpm (%s)" % (fan.rpm, c.percent(fan.percent)) for fan in s.fans or ())
+    fans = " + ".join("%d rpm (%s)" % (fan.rpm, c.percent(fan.percent)) for fan in s.fans or ())
     yield "Heat", _list(("GPU", c.celsius(s.gpu_temperature_celsius)), ("hottest", c.celsius(s.gpu_temperature_max_celsius)),
                         ("CPU", c.celsius(s.cpu_temperature_celsius)),
                         ("pressure", c.DASH if level is None else ag.THERMAL_PRESSURE[level]))

@@ -103,11 +103,13 @@ class Model:
         self._slept_at: float | None = None
         self._who: dict[int, tuple[str, str]] = {}
         self._before: float | None = None
+        self._began: float | None = None
 
     def take(self, snapshot: ag.Snapshot) -> None:
         first = self.snapshot is None
         if first:
             self.beside = Beside(not c.is_recording(snapshot) if self._live is None else self._live)
+            self._began = snapshot.time_unix_s
             self.facts["ane_cores"] = ag.Try(ag.AneCountCores, self.device).value
         self.snapshot = snapshot
         here = {p.pid for p in snapshot.processes or ()}
@@ -128,6 +130,11 @@ class Model:
             live = self.snapshot is not None and not c.is_recording(self.snapshot)
             self._who[pid] = (c.DASH, c.DASH) if info is None else (c.user_name(info.uid, live), info.path or c.DASH)
         return self._who[pid]
+
+    def row(self) -> dict[str, Any]:
+        """The newest snapshot as --export writes it."""
+        assert self.snapshot is not None and self._began is not None
+        return c.flat(self.snapshot, round(self.snapshot.time_unix_s - self._began, 3))
 
     def _watch(self, s: ag.Snapshot) -> None:
         count = s.gpu_recovery_count
@@ -782,9 +789,9 @@ def detail(m: Model, p: ag.GpuProcess) -> str:
     return "  ".join(parts)
 
 
-def frame(m: Model, width: int, height: int, look: Look, sort: str = "gpu") -> list[Line]:
-    """Everything as one text, for --once."""
-    lines = [header(m, width)] + alert_lines(m, width, 4) + board(m, width, height, look)
+def frame(m: Model, width: int, height: int, look: Look, sort: str = "gpu", tall: int = 0) -> list[Line]:
+    """Everything as one text, for --once; the graphs `tall` lines high."""
+    lines = [header(m, width)] + alert_lines(m, width, 4) + graphs(m, width, tall, look) + board(m, width, height, look)
     rows = ordered((m.snapshot.processes if m.snapshot else None) or (), sort, False, "")
     lines.append(process_head(width, sort, False))
     return lines + [process_line(m, p, width, False) for p in rows]
@@ -1035,7 +1042,6 @@ def textual_app() -> Any:
             self.samples = 0
             self.cost: float | None = None
             self._spent: deque[tuple[float, float]] = deque(maxlen=12)
-            self._began: float | None = None
             self._wake: Any = None
             self._alive = True
             self.styles_by_name: dict[str, Any] = {}
@@ -1166,9 +1172,8 @@ def textual_app() -> Any:
             self.model.take(snapshot)
             self.samples += 1
             if self.export is not None:
-                self._began = snapshot.time_unix_s if self._began is None else self._began
                 try:
-                    self.export.write(c.flat(snapshot, round(snapshot.time_unix_s - self._began, 3)))
+                    self.export.write(self.model.row())
                 except OSError as error:
                     self.export = None
                     self.notify("export ended: %s" % error, severity="error")
@@ -1290,19 +1295,27 @@ def textual_app() -> Any:
 
 # ---- ways to run
 
-def _once(device: ag.Device, args: argparse.Namespace, look: Look) -> int:
+def _once(device: ag.Device, args: argparse.Namespace, look: Look, export: c.RowWriter | None) -> int:
     """One frame as text, as wide as the terminal; as the interactive frame where rates have settled."""
     from rich.console import Console
     from rich.text import Text
     m = Model(device)
-    m.take(c.settled(device, None, None, 2.5))
-    for _ in range(args.samples - 1):
-        time.sleep(0.0 if args.speed == 0 else args.interval)
-        m.take(ag.DeviceGetSnapshot(device, timeout=0))
+    for number in range(args.samples):
+        if number and args.speed:
+            time.sleep(args.interval)
+        try:
+            m.take(ag.DeviceGetSnapshot(device, timeout=0) if number else c.settled(device))
+        except ag.AppleGPUError as error:
+            if error.reason != ag.REASON_RECORDING or not number:
+                raise
+            m.ended = c.clean(error)
+            break
+        if export is not None:
+            export.write(m.row())
     size = os.get_terminal_size(sys.stdout.fileno()) if sys.stdout.isatty() else os.terminal_size((100, 50))
     width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else size.columns
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    for line in frame(m, width, 200 if look.layout == "auto" else size.lines, look):
+    for line in frame(m, width, 200 if look.layout == "auto" else size.lines, look, args.sort, 7 if args.samples > 1 else 0):
         text = Text(no_wrap=True, overflow="ignore", end="")
         for piece, style in line:
             text.append(piece, PLAIN[style] or None)
@@ -1331,8 +1344,8 @@ def _picture(app: Any, path: str, size: tuple[int, int], samples: int) -> int:
 
 def _size(text: str) -> tuple[int, int]:
     wide, _, high = text.partition("x")
-    if not wide.isdigit() or not high.isdigit():
-        raise argparse.ArgumentTypeError("%r is not a size such as 120x40" % text)
+    if not wide.isdigit() or not high.isdigit() or not 20 <= int(wide) <= 1000 or not 5 <= int(high) <= 1000:
+        raise argparse.ArgumentTypeError("%r is not a size such as 120x40, from 20x5 to 1000x1000" % text)
     return int(wide), int(high)
 
 
@@ -1365,7 +1378,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--once", action="store_true", help="print one frame as text and end")
     parser.add_argument("--svg", metavar="FILE", help="draw the screen into an SVG picture and end")
     parser.add_argument("--size", type=_size, default=(120, 42), metavar="WxH", help="of the picture")
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="looks before --once or --svg, for the histories")
+    parser.add_argument("--samples", type=c.count, default=1, metavar="N", help="looks before --once or --svg, for the histories")
     parser.add_argument("--debug", action="store_true", help="print one raw sample with reasons, ages and sources, and end")
     parser.add_argument("-v", "--version", action="version", version="pyapplegpu " + ag.__version__)
     c.add_source_options(parser)
@@ -1380,27 +1393,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.debug:
         print(json.dumps(c.settled(device).to_dict(), indent=2))
         return 0
-    if args.once:
-        return _once(device, args, look)
+    export = c.RowWriter(args.export) if args.export else None
+    try:
+        return _once(device, args, look, export) if args.once else _interactive(device, args, look, export)
+    finally:
+        if export is not None:
+            export.close()
+
+
+def _interactive(device: ag.Device, args: argparse.Namespace, look: Look, export: c.RowWriter | None) -> int:
     try:
         app_class = textual_app()
     except ImportError:
         print("top.py needs textual: pip install 'pyapplegpu[examples]', or pip install textual "
               "(--once works with rich alone)", file=sys.stderr)
         return 1
-    export = c.RowWriter(args.export) if args.export else None
-    app = app_class(device, max(0.1, args.interval), look, args.theme, export, clocked=args.svg is None)
+    app = app_class(device, max(INTERVALS[0], args.interval), look, args.theme, export, clocked=args.svg is None)
     if args.theme not in app.available_themes:
         print("top.py: no theme %r; there are %s" % (args.theme, ", ".join(sorted(app.available_themes))), file=sys.stderr)
         return 2
-    try:
-        if args.svg:
-            return _picture(app, args.svg, args.size, max(1, args.samples))
-        app.run()
-        return int(app.return_code or 0)
-    finally:
-        if export is not None:
-            export.close()
+    if args.svg:
+        return _picture(app, args.svg, args.size, args.samples)
+    app.run()
+    return int(app.return_code or 0)
 
 
 if __name__ == "__main__":
