@@ -237,6 +237,13 @@ class RowWriter:
         self.columns: list[str] | None = None
 
     def write(self, row: dict[str, Any]) -> None:
+        try:
+            self._write(row)
+        except OSError as error:
+            error.filename = self.file.name
+            raise
+
+    def _write(self, row: dict[str, Any]) -> None:
         if self.csv:
             if self.columns is None:
                 self.columns = list(row)
@@ -248,7 +255,11 @@ class RowWriter:
         self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        try:
+            self.file.close()
+        except OSError as error:        # a full disk: what could not be written at once is tried once more
+            error.filename = self.file.name
+            raise
 
 
 def _csv(value: Any) -> str:
@@ -304,9 +315,11 @@ def size(count: float | None) -> str:
 
 
 def pair(used: float | None, total: float | None) -> str:
-    """"29.0 / 107.5 GB"."""
+    """"29.0 / 107.5 GB", "6 MB / 10.7 GB"."""
     if used is None and total is None:
         return DASH
+    if used and used < 0.05 * GIB:
+        return "%s / %s" % (size(used), size(total))
     return "%s / %s GB" % (show(used, lambda v: "%.1f" % (v / GIB)), show(total, lambda v: "%.1f" % (v / GIB)))
 
 
@@ -475,11 +488,20 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(char if char.isascii() else "?" for char in text), error.end
 
 
+def sentence(error: Exception) -> str:
+    """An error without Python's number: "log.csv: No space left on device"."""
+    if isinstance(error, OSError) and error.strerror:
+        return "%s: %s" % (error.filename, error.strerror) if error.filename else error.strerror
+    return str(error)
+
+
 def plain_where_needed() -> None:
-    """Let stdout write what its encoding lacks (LC_ALL=C in a cron job) as the nearest letters, not as a traceback."""
+    """Let stdout, and stderr that Textual draws on, write what their encoding lacks (LC_ALL=C in a cron job) as the nearest
+    letters, not as a traceback."""
     codecs.register_error("applegpu-ascii", _in_ascii)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="applegpu-ascii")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="applegpu-ascii")
 
 
 def quiet_pipe(work: Callable[[], int]) -> int:
@@ -495,5 +517,5 @@ def quiet_pipe(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except (ag.AppleGPUError, OSError) as error:
-        print("%s: %s" % (os.path.basename(sys.argv[0]), error), file=sys.stderr)
+        print("%s: %s" % (os.path.basename(sys.argv[0]), sentence(error)), file=sys.stderr)
         return 1

@@ -880,6 +880,7 @@ def test_keys_sort_choose_scroll_filter(pilot_app):
         await pilot.press("enter")
         await pilot.pause()
         assert app.focused is table and len(table.rows) == 1
+        assert "/safari" in screen(app).splitlines()[-1]        # who looks later must see why rows are missing
         await pilot.press("slash", *"zz")
         await pilot.pause()
         assert not table.rows and "no process matches" in screen(app)
@@ -983,6 +984,29 @@ def test_own_clock_samples_and_quits(pilot_app):
             assert app.samples == seen
             await pilot.press("p", "q")
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("keys", [("q",), ("ctrl+c",), ("slash", "a", "ctrl+c")])
+def test_keys_that_end_it(pilot_app, keys):
+    async def work(app, pilot):
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert not app._alive and app.return_code == 0
+    pilot_app("m1max", work, samples=1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_said_with_the_files_name(pilot_app, capsys):
+    writer = c.RowWriter("/dev/full")
+
+    async def work(app, pilot):
+        assert app.export is None and app.samples == 3
+        assert "export ended: /dev/full: No space left on device" in [notice.message for notice in app._notifications]
+    pilot_app("m1max", work, export=writer)
+
+    def work_that_fails():
+        writer.close()
+    assert c.quiet_pipe(work_that_fails) == 1 and "/dev/full: No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark", "nord"])

@@ -847,8 +847,8 @@ HELP = (     # (key or word, meaning)
     ("Use", "share of the time the GPU was active, what powermetrics prints"),
     ("scaled", "that, weighted by clock / top clock: 60 % at half the clock is 30 %"),
     ("Driver", "the GPU driver's own figure at this moment, with renderer and tiler"),
-    ("Clock", "mean while active, as requested; then lowest-top and how long it stood at each"),
-    ("room", "what can still be allocated: the smaller of free RAM and the limit less what is in use"),
+    ("Clock", "mean while active, as requested"), ("Range", "lowest and top clock, and how long it stood at each step"),
+    ("Headroom", "what can still be allocated: the smaller of free RAM and the limit less what is in use"),
     ("GB", "of memory: 2^30 bytes, as in Activity Monitor; of traffic: 10^9"),
     ("Machine", "what the SMC measures for the whole Mac; Package is CPU + GPU + ANE, all three or none"),
     ("self", "what this monitor itself costs, in percent of one core"))
@@ -1025,7 +1025,7 @@ def textual_app() -> Any:
             Binding("slash", "filter", "filter", key_display="/"), Binding("r", "reasons", "missing"),
             Binding("w", "range", "range"), Binding("minus", "interval(-1)", "faster", key_display="-"),
             Binding("plus", "interval(1)", "slower", key_display="+"), Binding("t", "theme", "theme"),
-            Binding("f1", "help", show=False), Binding("space", "pause", show=False), Binding("o", "other", show=False),
+            Binding("ctrl+c", "quit", show=False, priority=True), Binding("f1", "help", show=False), Binding("space", "pause", show=False), Binding("o", "other", show=False),
             Binding("equals_sign", "interval(1)", show=False), Binding("enter", "detail", show=False),
             Binding("left_square_bracket", "board(-3)", show=False), Binding("right_square_bracket", "board(3)", show=False),
             Binding("x", "picture", show=False), Binding("escape", "escape", show=False)] + [
@@ -1134,10 +1134,10 @@ def textual_app() -> Any:
         def _show_status(self) -> None:
             text = "%s  %s  self %s" % (c.duration(self.interval), dict(RANGES)[self.look.span],
                                         c.DASH if self.cost is None else "%.1f %%" % self.cost)
-            if self.wanted:
-                text = "/%s  %s" % (cut(c.clean(self.wanted), 12), text)
             if self.size.width < 100:
                 text = "%s self %s" % (c.duration(self.interval), c.DASH if self.cost is None else "%.1f %%" % self.cost)
+            if self.wanted:
+                text = "/%s  %s" % (cut(c.clean(self.wanted), 12), text)
             if text != self._status:
                 self._status = text
                 self.status.update(text)
@@ -1176,7 +1176,7 @@ def textual_app() -> Any:
                     self.export.write(self.model.row())
                 except OSError as error:
                     self.export = None
-                    self.notify("export ended: %s" % error, severity="error")
+                    self.notify("export ended: %s" % c.sentence(error), severity="error")
             self._measure()
             self.redraw()
 
