@@ -50,6 +50,7 @@ __all__ = ["Allocations", "BufferRun", "Comparison", "KernelRun", "MemoryStatist
            "Thresholds", "VisualizationConfig", "analyse", "compare_runs", "compare_samples", "prometheus_families",
            "regressions", "trace"]
 
+ZERO = "began"          # a file made when the run began: times of files are compared with its time, by one clock
 INJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "perfmon_lib", "inject")
 
 
@@ -203,6 +204,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     monitor.metal.detach()              # this process does no Metal work of its own
     monitor.command = {"argv": command, "exit_code": None, "seconds": 0.0}
     folder = tempfile.mkdtemp(prefix="perfmon-") if args.kernels else None
+    if folder is not None:
+        open(os.path.join(folder, ZERO), "w").close()
     publisher = Publisher(monitor, made, say, lambda: _absorb(monitor, folder))
     listener = _listen(args.listen, monitor)
 
@@ -266,7 +269,8 @@ def _absorb(monitor: MetalPerformanceMonitor, folder: str | None) -> int:
     fresh = monitor.metal.again()
     for name in names:
         with open(os.path.join(folder or "", name), encoding="utf-8") as file:
-            fresh.absorb(json.load(file), os.fstat(file.fileno()).st_mtime)
+            since = os.fstat(file.fileno()).st_mtime - os.stat(os.path.join(folder or "", ZERO)).st_mtime
+            fresh.absorb(json.load(file), since)
     if names:
         monitor.metal = fresh
     return len(names)
