@@ -178,19 +178,27 @@ def _monitor(args: argparse.Namespace) -> MetalPerformanceMonitor:
 
 def _finish(monitor: MetalPerformanceMonitor, made: Sequence[VisualizationConfig], args: argparse.Namespace,
             screen: Any) -> tuple[dict[str, Any], bool]:
-    """Write every report; what cannot be written is said, the others still are."""
-    doc, fine = monitor.document(), True
-    for one in made:
-        try:
-            reports.write(one.output_path, _render(doc, one, args))
-        except OSError as error:
-            fine = False
-            say("%s was not written: %s" % (one.output_path, error.strerror or error))
+    doc = monitor.document()
+    fine = _write(doc, made, args)
     if not args.quiet:
         print(reports.terminal(doc), end="", file=screen)
     if monitor.trouble:
         say("sampling ended early: %s" % monitor.trouble)
     return doc, fine
+
+
+def _write(doc: dict[str, Any], made: Sequence[VisualizationConfig], args: argparse.Namespace) -> bool:
+    """Write every report; what cannot be written is said, the others still are."""
+    fine = True
+    for one in made:
+        try:
+            reports.write(one.output_path, _render(doc, one, args))
+        except BrokenPipeError:
+            raise               # nobody reads: the end, not a failure
+        except OSError as error:
+            fine = False
+            say("%s was not written: %s" % (one.output_path, error.strerror or error))
+    return fine
 
 
 # ---- run
@@ -340,11 +348,10 @@ def report(args: argparse.Namespace) -> int:
     doc = comparing.load(args.file)
     doc["analysis"] = analyse(doc, args.window)
     made = outputs(args)
-    for one in made:
-        reports.write(one.output_path, _render(doc, one, args))
+    fine = _write(doc, made, args)
     if not made and not args.quiet:
         print(reports.terminal(doc), end="")
-    return 0
+    return 0 if fine else 1
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -59,9 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     shown = parser.add_argument_group("what to show beside the line per GPU")
     for short, long, name, _, text in SECTIONS:
         names = [short, long] if short else [long, "--show-" + name]
+        names += ["-F", "--show-fan-speed"] if name == "thermal" else []        # gpustat's
         shown.add_argument(*names, dest=name, action="store_true", help=text)
     shown.add_argument("-p", "--show-procs", "--show-pid", dest="procs", action="store_true",
                        help="processes by true GPU time")
+    shown.add_argument("-u", "--show-user", dest="user", action="store_true", help="the same, with their users")
     shown.add_argument("-n", "--num-procs", type=c.count, default=8, metavar="N", help="how many processes (default 8)")
     shown.add_argument("-a", "--show-all", dest="all", action="store_true", help="all of the above but processes")
     shown.add_argument("--why", action="store_true", help="list what is missing, each with its reason")
@@ -134,7 +136,7 @@ def _wanted(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...] 
     if args.all or args.gpumem:
         parts.add("clocks")
         fields.update(SECTION_FIELDS["gpu"])
-    if args.procs:
+    if args.procs or args.user:
         parts.add("processes")
         fields.add("processes")
     return tuple(parts), tuple(fields)
@@ -269,7 +271,8 @@ DRAW: dict[str, Callable[[ag.Snapshot, int], Iterator[tuple[str, Line]]]] = {
     "ane": section_ane}
 
 
-def processes(s: ag.Snapshot, most: int) -> Iterator[Line]:
+def processes(look: Look, most: int, users: bool = False) -> Iterator[Line]:
+    s = look.snapshot
     yield [("    %7s %6s %9s %9s  %s" % ("PID", "GPU", "GPU time", "memory", "process"), "dim")]
     rows = s.processes
     if rows is None:
@@ -280,7 +283,8 @@ def processes(s: ag.Snapshot, most: int) -> Iterator[Line]:
         share = c.percent(p.gpu_percent)
         yield [("    %7d " % p.pid, ""), ("%6s" % share, _heat(p.gpu_percent, 30, 101)),
                (" %9s" % c.clock_time(p.gpu_time_ns / 1e9), ""), (" %9s  " % c.size(p.footprint_bytes), "yellow"),
-               (c.clean(p.name), "bold" if p.is_self else "")]
+               (c.clean(p.name), "bold" if p.is_self else ""),
+               (" (%s)" % (_user(look, p.pid) or c.DASH) if users else "", "dim")]
     if rows and len(rows) > most:
         yield [("    and %d more; -n %d shows all" % (len(rows) - most, len(rows)), "dim")]
 
@@ -296,8 +300,8 @@ def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Li
         for name in names:
             for title, pieces in DRAW[name](look.snapshot, width):
                 lines += _wrapped(title, pieces, width)
-        if args.procs:
-            lines += list(processes(look.snapshot, args.num_procs))
+        if args.procs or args.user:
+            lines += list(processes(look, args.num_procs, args.user))
         if args.why:
             lines += [[("    %s: " % field, ""), (sentence, "dim")] for field, _, sentence in c.missing(look.snapshot)]
     return lines
@@ -361,9 +365,13 @@ def _gpustat_gpu(look: Look) -> dict[str, Any]:
 def _gpustat_process(look: Look, p: ag.GpuProcess) -> dict[str, Any]:
     info = ag.Try(ag.ProcessGetInfo, look.device, p.pid).value
     path = info.path if info is not None and info.path else p.name
-    user = None if info is None else c.user_name(info.uid, not c.is_recording(look.snapshot))
-    return {"username": user, "command": p.name, "full_command": [path], "gpu_memory_usage": None,
+    return {"username": _user(look, p.pid), "command": p.name, "full_command": [path], "gpu_memory_usage": None,
             "cpu_percent": None, "cpu_memory_usage": p.footprint_bytes, "pid": p.pid}
+
+
+def _user(look: Look, pid: int) -> str | None:
+    info = ag.Try(ag.ProcessGetInfo, look.device, pid).value
+    return None if info is None else c.user_name(info.uid, not c.is_recording(look.snapshot))
 
 
 def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:

@@ -887,6 +887,9 @@ def test_a_saved_run_is_analysed_again(tmp_path):
     done = tool("report", path, "--markdown", "-", "--window", "3000")
     assert done.returncode == 0 and "# GPU performance report" in done.stdout
     assert "=== Metal Performance Summary ===" in tool("report", path).stdout
+    done = tool("report", path, "--html", str(tmp_path / "no" / "r.html"), "--markdown", str(tmp_path / "r.md"))
+    assert done.returncode == 1 and "%s was not written: No such file" % (tmp_path / "no" / "r.html") in done.stderr
+    assert (tmp_path / "r.md").exists()             # the others still are
     for given in (["--window", "0"], ["--csv-table", "nope"]):
         assert tool("report", path, *given).returncode == 2
 

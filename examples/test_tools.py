@@ -356,6 +356,14 @@ def test_processes(capsys):
     assert re.match(r" +357 +0 % +4:09 +- +WindowServer", lines[2]) and "and 21 more; -n 24 shows all" in lines[5]
 
 
+def test_the_options_that_gpustats_fingers_know(capsys):
+    arguments = ("--recording", recording("m5max-macos27"), "--speed", "0", "--no-header", "--no-color", "--timeout", "1")
+    users = run_stat(capsys, *arguments, "-u")[1]
+    assert re.search(r"4100 .* 34\.0 GB  python3\.13 \(501\)\n", users) and "runningboardd (root)" in users
+    assert "(501)" not in run_stat(capsys, *arguments, "-p")[1]
+    assert "fans 3108 rpm (54 %) + 3110 rpm" in run_stat(capsys, *arguments, "-F")[1]
+
+
 def test_exit_codes(tmp_path):
     assert shell("--recording", str(tmp_path / "none.json")).returncode == 1
     bad = tmp_path / "bad.json"

@@ -73,8 +73,8 @@ class Beside:
 
 AGENT_SERIES = {agent: "traffic_" + agent for agent in ag.AGENTS}
 HISTORY = ("gpu", "device", "renderer", "tiler", "clock", "gpu_w", "gpu_c", "gpu_mem", "ane", "ane_w", "cpu", "cpu_w", "cpu_c", "sys_w",
-           "pkg_w", "dram_w", "read", "write", "ram", "swap", "encode", "decode", "disk", "net", "cltm",
-           "battery") + tuple("cluster%d" % n for n in range(8)) + tuple("fan%d" % n for n in range(4)) + tuple(
+           "pkg_w", "dram_w", "read", "write", "ram", "swap", "encode", "decode", "disk", "net",
+           "cltm") + tuple("cluster%d" % n for n in range(8)) + tuple("fan%d" % n for n in range(4)) + tuple(
     AGENT_SERIES.values())
 
 # A history without a highest value of its own is drawn up to a round figure, and at least up to this: 1 mW is not a full graph.
@@ -201,8 +201,7 @@ def _series(s: ag.Snapshot, beside: dict[str, float | None]) -> dict[str, float 
         "encode": _rate(s.encode_bandwidth), "decode": _rate(s.decode_bandwidth),
         "disk": None if None in disk else sum(v for v in disk if v is not None),
         "net": None if None in net else sum(v for v in net if v is not None),
-        "cltm": s.gpu_throttle.cltm_ratio if s.gpu_throttle else None,
-        "battery": s.system_power_source.battery_power_mw if s.system_power_source else None}
+        "cltm": s.gpu_throttle.cltm_ratio if s.gpu_throttle else None}
     for n, cluster in enumerate(clusters[:8]):
         row["cluster%d" % n] = cluster.utilization_percent
     row.update(("fan%d" % n, fan.rpm) for n, fan in enumerate(fans[:4]))
@@ -298,7 +297,7 @@ def panel_ane(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     share = _part(s.ane_utilization_percent, 100)
     yield Row("Use", c.ane_use(s), share, "ane", 100, c.ane_method(s), _load_style(share))
     yield Row("Power", c.watts(s.ane_power_mw), None, "ane_w", None, "state %s" % c.show(s.ane_power_state, "%d"), "power", False)
-    yield Row("Energy", c.joules(None if s.ane_energy_mj is None else s.ane_energy_mj / 1000), bar=False, note="since start")
+    yield Row("Energy", c.joules(None if s.ane_energy_mj is None else s.ane_energy_mj / 1000), bar=False, note="since the driver began")
     yield Row("Traffic", c.bandwidth(s.memory_ane_read), note="read, write %s" % c.bandwidth(s.memory_ane_write), bar=False)
 
 
