@@ -5,6 +5,7 @@ A figure that is missing is None here and a dash on the screen; `why` has the re
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import math
 import os
@@ -59,6 +60,12 @@ def interval(text: str) -> float:
     return seconds(text)
 
 
+def count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError("%r is not a whole number from 1" % text)
+    return int(text)
+
+
 def is_recording(snapshot: ag.Snapshot) -> bool:
     return bool(snapshot.source != "live")
 
@@ -95,6 +102,17 @@ def settled(device: ag.Device, parts: Sequence[str] | None = None, fields: Itera
         if not late(snapshot, fields) or time.monotonic() >= end:
             return snapshot
         time.sleep(0.1)
+
+
+def user_name(uid: int, live: bool) -> str:
+    """The name of a user of this machine; of a recorded one only the number is known."""
+    if live:
+        import pwd
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            pass
+    return "root" if uid == 0 else str(uid)
 
 
 def why(snapshot: ag.Snapshot, field: str) -> str:
@@ -162,6 +180,25 @@ def _of_clusters(snapshot: ag.Snapshot, kind: str) -> dict[str, Any]:
             key + "_power_mw": sum(watts) if watts and None not in watts else None}
 
 
+def ane_use(snapshot: ag.Snapshot) -> str:
+    """"~25 %": Apple publishes no use of the Neural Engine, every figure is an estimate."""
+    use = snapshot.ane_utilization_percent
+    return DASH if use is None else "~" + percent(use)
+
+
+def ane_method(snapshot: ag.Snapshot) -> str:
+    """"by soc floor": from what `ane_use` was estimated; "" when it was not."""
+    method = snapshot.ane_utilization_method
+    return "by " + method.replace("_", " ") if method else ""
+
+
+def wired_limit(snapshot: ag.Snapshot) -> str:
+    """The limit that an administrator set, or "default"."""
+    if snapshot.reasons.get("memory_wired_limit_bytes") == ag.REASON_NO_LIMIT:
+        return "default"
+    return size(snapshot.memory_wired_limit_bytes)
+
+
 def cores_by_kind(snapshot: ag.Snapshot) -> dict[str, int]:
     """{"Efficiency": 4, "Performance": 6}, kinds this Mac has; {} when the clusters are not known."""
     kinds: dict[str, int] = {}
@@ -200,6 +237,13 @@ class RowWriter:
         self.columns: list[str] | None = None
 
     def write(self, row: dict[str, Any]) -> None:
+        try:
+            self._write(row)
+        except OSError as error:
+            error.filename = self.file.name
+            raise
+
+    def _write(self, row: dict[str, Any]) -> None:
         if self.csv:
             if self.columns is None:
                 self.columns = list(row)
@@ -211,7 +255,11 @@ class RowWriter:
         self.file.flush()
 
     def close(self) -> None:
-        self.file.close()
+        try:
+            self.file.close()
+        except OSError as error:        # a full disk: what could not be written at once is tried once more
+            error.filename = self.file.name
+            raise
 
 
 def _csv(value: Any) -> str:
@@ -267,9 +315,11 @@ def size(count: float | None) -> str:
 
 
 def pair(used: float | None, total: float | None) -> str:
-    """"29.0 / 107.5 GB"."""
+    """"29.0 / 107.5 GB", "6 MB / 10.7 GB"."""
     if used is None and total is None:
         return DASH
+    if used and used < 0.05 * GIB:
+        return "%s / %s" % (size(used), size(total))
     return "%s / %s GB" % (show(used, lambda v: "%.1f" % (v / GIB)), show(total, lambda v: "%.1f" % (v / GIB)))
 
 
@@ -329,6 +379,15 @@ def bar(share: float | None, width: int) -> tuple[str, str]:
     return filled, "░" * (width - len(filled))
 
 
+def ceiling(values: Iterable[float], least: float) -> float:
+    """A round figure (1, 1.5, 2, 3, 5, 7.5, 10 ...) above every value (nan: unknown) and `least`: where a graph ends."""
+    highest = max((v for v in values if v == v), default=0.0)
+    if highest <= least:
+        return least
+    power = 10.0 ** math.floor(math.log10(highest))
+    return next(step * power for step in (1, 1.5, 2, 3, 5, 7.5, 10, 15) if step * power >= highest)
+
+
 def spark(values: Iterable[float], top: float) -> str:
     """One character per value: blank where unknown (nan), the lowest block for 0."""
     scale = 8 / top if top > 0 else 0.0
@@ -349,12 +408,13 @@ NAN = math.nan
 class History:
     """Recent values of named series over several ranges at once, in arrays that never grow."""
 
-    SLOTS = 480
+    SLOTS = 480             # of a range
+    KEPT = 2 * SLOTS        # a graph whose columns do not divide the range shows a little more than it
 
     def __init__(self, names: Iterable[str], ranges: Sequence[float]) -> None:
         from array import array
         self.names, self.ranges = tuple(names), tuple(ranges)
-        self._rings = [{name: array("d", [NAN]) * self.SLOTS for name in self.names} for _ in self.ranges]
+        self._rings = [{name: array("d", [NAN]) * self.KEPT for name in self.names} for _ in self.ranges]
         self._slot: list[int | None] = [None] * len(self.ranges)
         self._count = [0] * len(self.ranges)
 
@@ -365,7 +425,7 @@ class History:
 
     def _add(self, which: int, at: float, covers: float, row: dict[str, Any]) -> None:
         slot, before = int(at), self._slot[which]
-        rings, slots = self._rings[which], self.SLOTS
+        rings, slots = self._rings[which], self.KEPT
         if before is None or slot < before or slot - before >= slots:
             fresh: Iterator[int] | range = range(slot - slots + 1, slot + 1)
             first = slot
@@ -386,21 +446,25 @@ class History:
                     ring[n % slots] = value if n >= first else NAN
         self._slot[which] = slot
 
+    def has(self, name: str, span: float) -> bool:
+        """Something is known of it over this range."""
+        return any(v == v for v in self.values(name, span, 24))
+
     def values(self, name: str, span: float, width: int) -> list[float]:
-        """At most `width` means over equal parts of the range, the newest last, nan where nothing is known."""
+        """`width` means over equal parts of the range, the newest last, nan where nothing is known."""
         which = self.ranges.index(span)
         newest = self._slot[which]
         if newest is None or width < 1:
             return [NAN] * max(0, width)
-        ring, slots = self._rings[which][name], self.SLOTS
-        group = -(-slots // width)
+        ring, kept = self._rings[which][name], self.KEPT
+        group = -(-self.SLOTS // width)
         last = newest // group          # columns keep their place in time, so that a graph moves but does not shimmer
         columns = []
-        for column in range(last - min(width, slots // group) + 1, last + 1):
-            known = [v for v in (ring[n % slots] for n in range(max(column * group, newest - slots + 1),
-                                                                min(column * group + group, newest + 1))) if v == v]
+        for column in range(last - width + 1, last + 1):
+            known = [v for v in (ring[n % kept] for n in range(max(column * group, newest - kept + 1),
+                                                               min(column * group + group, newest + 1))) if v == v]
             columns.append(sum(known) / len(known) if known else NAN)
-        return [NAN] * (width - len(columns)) + columns
+        return columns
 
 
 # ---- running
@@ -414,9 +478,36 @@ def local_fonts(path: str) -> None:
         file.write(re.sub(r"<!--.*?-->", "", text))
 
 
+_ASCII = str.maketrans(dict({"°": "", "…": "~", "─": "-", "●": "*", "▲": "^", "▼": "v", "░": ".", "·": "."}, **{
+    block: "_.-=+*#@"[n] for n, block in enumerate("▁▂▃▄▅▆▇█")}, **dict.fromkeys("▏▎▍▌▋▊▉", "#")))
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start:error.end].translate(_ASCII)
+    return "".join(char if char.isascii() else "?" for char in text), error.end
+
+
+def sentence(error: Exception) -> str:
+    """An error without Python's number: "log.csv: No space left on device"."""
+    if isinstance(error, OSError) and error.strerror:
+        return "%s: %s" % (error.filename, error.strerror) if error.filename else error.strerror
+    return str(error)
+
+
+def plain_where_needed() -> None:
+    """Let stdout, and stderr that Textual draws on, write what their encoding lacks (LC_ALL=C in a cron job) as the nearest
+    letters, not as a traceback."""
+    codecs.register_error("applegpu-ascii", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="applegpu-ascii")
+
+
 def quiet_pipe(work: Callable[[], int]) -> int:
     """Run a tool's main; a reader that closes the pipe (`| head`) ends it without a traceback, an error is one sentence."""
     try:
+        plain_where_needed()
         code = work()
         sys.stdout.flush()
         return code
@@ -426,5 +517,5 @@ def quiet_pipe(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return 130
     except (ag.AppleGPUError, OSError) as error:
-        print("%s: %s" % (os.path.basename(sys.argv[0]), error), file=sys.stderr)
+        print("%s: %s" % (os.path.basename(sys.argv[0]), sentence(error)), file=sys.stderr)
         return 1

@@ -50,6 +50,7 @@ __all__ = ["Allocations", "BufferRun", "Comparison", "KernelRun", "MemoryStatist
            "Thresholds", "VisualizationConfig", "analyse", "compare_runs", "compare_samples", "prometheus_families",
            "regressions", "trace"]
 
+ZERO = "began"          # a file made when the run began: times of files are compared with its time, by one clock
 INJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "perfmon_lib", "inject")
 
 
@@ -177,19 +178,27 @@ def _monitor(args: argparse.Namespace) -> MetalPerformanceMonitor:
 
 def _finish(monitor: MetalPerformanceMonitor, made: Sequence[VisualizationConfig], args: argparse.Namespace,
             screen: Any) -> tuple[dict[str, Any], bool]:
-    """Write every report; what cannot be written is said, the others still are."""
-    doc, fine = monitor.document(), True
-    for one in made:
-        try:
-            reports.write(one.output_path, _render(doc, one, args))
-        except OSError as error:
-            fine = False
-            say("%s was not written: %s" % (one.output_path, error.strerror or error))
+    doc = monitor.document()
+    fine = _write(doc, made, args)
     if not args.quiet:
         print(reports.terminal(doc), end="", file=screen)
     if monitor.trouble:
         say("sampling ended early: %s" % monitor.trouble)
     return doc, fine
+
+
+def _write(doc: dict[str, Any], made: Sequence[VisualizationConfig], args: argparse.Namespace) -> bool:
+    """Write every report; what cannot be written is said, the others still are."""
+    fine = True
+    for one in made:
+        try:
+            reports.write(one.output_path, _render(doc, one, args))
+        except BrokenPipeError:
+            raise               # nobody reads: the end, not a failure
+        except OSError as error:
+            fine = False
+            say("%s was not written: %s" % (one.output_path, error.strerror or error))
+    return fine
 
 
 # ---- run
@@ -203,6 +212,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     monitor.metal.detach()              # this process does no Metal work of its own
     monitor.command = {"argv": command, "exit_code": None, "seconds": 0.0}
     folder = tempfile.mkdtemp(prefix="perfmon-") if args.kernels else None
+    if folder is not None:
+        open(os.path.join(folder, ZERO), "w").close()
     publisher = Publisher(monitor, made, say, lambda: _absorb(monitor, folder))
     listener = _listen(args.listen, monitor)
 
@@ -266,7 +277,8 @@ def _absorb(monitor: MetalPerformanceMonitor, folder: str | None) -> int:
     fresh = monitor.metal.again()
     for name in names:
         with open(os.path.join(folder or "", name), encoding="utf-8") as file:
-            fresh.absorb(json.load(file), os.fstat(file.fileno()).st_mtime)
+            since = os.fstat(file.fileno()).st_mtime - os.stat(os.path.join(folder or "", ZERO)).st_mtime
+            fresh.absorb(json.load(file), since)
     if names:
         monitor.metal = fresh
     return len(names)
@@ -336,11 +348,10 @@ def report(args: argparse.Namespace) -> int:
     doc = comparing.load(args.file)
     doc["analysis"] = analyse(doc, args.window)
     made = outputs(args)
-    for one in made:
-        reports.write(one.output_path, _render(doc, one, args))
+    fine = _write(doc, made, args)
     if not made and not args.quiet:
         print(reports.terminal(doc), end="")
-    return 0
+    return 0 if fine else 1
 
 
 def compare(args: argparse.Namespace) -> int:

@@ -59,10 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     shown = parser.add_argument_group("what to show beside the line per GPU")
     for short, long, name, _, text in SECTIONS:
         names = [short, long] if short else [long, "--show-" + name]
+        names += ["-F", "--show-fan-speed"] if name == "thermal" else []        # gpustat's
         shown.add_argument(*names, dest=name, action="store_true", help=text)
     shown.add_argument("-p", "--show-procs", "--show-pid", dest="procs", action="store_true",
                        help="processes by true GPU time")
-    shown.add_argument("-n", "--num-procs", type=_count, default=8, metavar="N", help="how many processes (default 8)")
+    shown.add_argument("-u", "--show-user", dest="user", action="store_true", help="the same, with their users")
+    shown.add_argument("-n", "--num-procs", type=c.count, default=8, metavar="N", help="how many processes (default 8)")
     shown.add_argument("-a", "--show-all", dest="all", action="store_true", help="all of the above but processes")
     shown.add_argument("--why", action="store_true", help="list what is missing, each with its reason")
     shown.add_argument("--id", type=int, default=None, metavar="N", help="only the GPU of this index")
@@ -78,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--no-header", dest="header", action="store_false", help="no line with host, time and system")
     parser.add_argument("-i", "--interval", "--watch", type=c.seconds, nargs="?", const=1.0, metavar="TIME",
                         help="again every TIME (default 1s; 500ms, 2, 1m)")
-    parser.add_argument("--count", type=_count, metavar="N", help="with -i: stop after N looks")
+    parser.add_argument("--count", type=c.count, metavar="N", help="with -i: stop after N looks")
     parser.add_argument("--timeout", type=float, default=2.5, metavar="S",
                         help="wait this long for figures that come late: power rails publish every 2 s (default 2.5)")
     parser.add_argument("--debug", action="store_true", help="where every source stands, and tracebacks")
@@ -87,12 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(**{"sample_duration": None})
     parser.add_argument("--sample-duration", dest="window", type=c.seconds, help=argparse.SUPPRESS)     # metalstat's name
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError("%r is not a whole number from 1" % text)
-    return int(text)
 
 
 # ---- what is read
@@ -140,7 +136,7 @@ def _wanted(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...] 
     if args.all or args.gpumem:
         parts.add("clocks")
         fields.update(SECTION_FIELDS["gpu"])
-    if args.procs:
+    if args.procs or args.user:
         parts.add("processes")
         fields.add("processes")
     return tuple(parts), tuple(fields)
@@ -186,7 +182,7 @@ def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "GPU", _list(("device", c.percent(s.gpu_device_percent)), ("renderer", c.percent(s.gpu_renderer_percent)),
                        ("tiler", c.percent(s.gpu_tiler_percent)), ("active", c.ratio(s.gpu_active_ratio)),
                        ("scaled", c.ratio(s.gpu_scaled_ratio)))
-    yield "", _list(("clock", c.mhz(s.gpu_clock_mhz)), ("of", span), ("cores", c.show(s.gpu_core_count, "%d")),
+    yield "", _list(("clock", "%s of %s" % (c.mhz(s.gpu_clock_mhz), span)), ("cores", c.show(s.gpu_core_count, "%d")),
                     ("restarts", c.show(s.gpu_recovery_count, "%d")))
 
 
@@ -228,8 +224,7 @@ def section_gpumem(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     yield "Metal", [(c.pair(s.memory_used_bytes, s.memory_total_bytes), ""), (", ", "")] + _list(
         ("", c.percent(s.memory_utilization_percent)), ("allocated", c.size(s.memory_allocated_bytes)),
         ("headroom", c.size(s.memory_headroom_bytes)),
-        ("wired limit", c.size(s.memory_wired_limit_bytes)
-         if s.reasons.get("memory_wired_limit_bytes") != ag.REASON_NO_LIMIT else "default"))
+        ("wired limit", c.wired_limit(s)))
 
 
 def section_swap(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
@@ -238,15 +233,14 @@ def section_swap(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
 
 
 def section_ane(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
-    method = " (estimate: %s)" % s.ane_utilization_method if s.ane_utilization_method else ""
-    yield "ANE", _list(("", c.percent(s.ane_utilization_percent) + method), ("power", c.watts(s.ane_power_mw)),
+    yield "ANE", _list(("", ("%s %s" % (c.ane_use(s), c.ane_method(s))).strip()), ("power", c.watts(s.ane_power_mw)),
                        ("state", c.show(s.ane_power_state, "%d")), ("read", c.bandwidth(s.memory_ane_read)),
                        ("write", c.bandwidth(s.memory_ane_write)))
 
 
 def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     throttle, level = s.gpu_throttle, s.thermal_pressure_level
-    fans = " ".join("%d rpm (%s)" % (fan.rpm, c.percent(fan.percent)) for fan in s.fans or ())
+    fans = " + ".join("%d rpm (%s)" % (fan.rpm, c.percent(fan.percent)) for fan in s.fans or ())
     yield "Heat", _list(("GPU", c.celsius(s.gpu_temperature_celsius)), ("hottest", c.celsius(s.gpu_temperature_max_celsius)),
                         ("CPU", c.celsius(s.cpu_temperature_celsius)),
                         ("pressure", c.DASH if level is None else ag.THERMAL_PRESSURE[level]))
@@ -277,7 +271,8 @@ DRAW: dict[str, Callable[[ag.Snapshot, int], Iterator[tuple[str, Line]]]] = {
     "ane": section_ane}
 
 
-def processes(s: ag.Snapshot, most: int) -> Iterator[Line]:
+def processes(look: Look, most: int, users: bool = False) -> Iterator[Line]:
+    s = look.snapshot
     yield [("    %7s %6s %9s %9s  %s" % ("PID", "GPU", "GPU time", "memory", "process"), "dim")]
     rows = s.processes
     if rows is None:
@@ -288,7 +283,8 @@ def processes(s: ag.Snapshot, most: int) -> Iterator[Line]:
         share = c.percent(p.gpu_percent)
         yield [("    %7d " % p.pid, ""), ("%6s" % share, _heat(p.gpu_percent, 30, 101)),
                (" %9s" % c.clock_time(p.gpu_time_ns / 1e9), ""), (" %9s  " % c.size(p.footprint_bytes), "yellow"),
-               (c.clean(p.name), "bold" if p.is_self else "")]
+               (c.clean(p.name), "bold" if p.is_self else ""),
+               (" (%s)" % (_user(look, p.pid) or c.DASH) if users else "", "dim")]
     if rows and len(rows) > most:
         yield [("    and %d more; -n %d shows all" % (len(rows) - most, len(rows)), "dim")]
 
@@ -304,8 +300,8 @@ def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Li
         for name in names:
             for title, pieces in DRAW[name](look.snapshot, width):
                 lines += _wrapped(title, pieces, width)
-        if args.procs:
-            lines += list(processes(look.snapshot, args.num_procs))
+        if args.procs or args.user:
+            lines += list(processes(look, args.num_procs, args.user))
         if args.why:
             lines += [[("    %s: " % field, ""), (sentence, "dim")] for field, _, sentence in c.missing(look.snapshot)]
     return lines
@@ -369,18 +365,13 @@ def _gpustat_gpu(look: Look) -> dict[str, Any]:
 def _gpustat_process(look: Look, p: ag.GpuProcess) -> dict[str, Any]:
     info = ag.Try(ag.ProcessGetInfo, look.device, p.pid).value
     path = info.path if info is not None and info.path else p.name
-    return {"username": _user(look, info), "command": p.name, "full_command": [path], "gpu_memory_usage": None,
+    return {"username": _user(look, p.pid), "command": p.name, "full_command": [path], "gpu_memory_usage": None,
             "cpu_percent": None, "cpu_memory_usage": p.footprint_bytes, "pid": p.pid}
 
 
-def _user(look: Look, info: ag.ProcessInfo | None) -> str | None:
-    if info is None or c.is_recording(look.snapshot):
-        return None if info is None else "root" if info.uid == 0 else str(info.uid)
-    import pwd
-    try:
-        return pwd.getpwuid(info.uid).pw_name
-    except KeyError:
-        return str(info.uid)
+def _user(look: Look, pid: int) -> str | None:
+    info = ag.Try(ag.ProcessGetInfo, look.device, pid).value
+    return None if info is None else c.user_name(info.uid, not c.is_recording(look.snapshot))
 
 
 def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:

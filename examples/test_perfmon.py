@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import _browser                                                         # noqa: E402
 import perfmon                                                          # noqa: E402
 from _common import ag                                                  # noqa: E402
 from perfmon_lib import analyse as judging                              # noqa: E402
@@ -506,6 +507,21 @@ def test_what_a_kernel_table_says_is_what_was_recorded():
     monitor.close()
 
 
+def test_stamps_of_another_process_are_moved_only_from_another_clock():
+    """Processes of one Mac share a clock, however late the file came (the Mac may have slept); a stand-in Mac has its own."""
+    config = engine.PerformanceMonitorConfig()
+    for moved in (False, True):
+        here, there = metal.MetalActivity(config), metal.MetalActivity(config)
+        here.zero_s = engine.uptime_s() - 10
+        base = 5e6 if moved else here.zero_s
+        there.record_kernel("k", 0.5, start_s=base + 2.0)
+        data = {"kernels": [run._asdict() for run in there.runs("k")], "totals": {}, "buffers": [], "zero_s": base + 1.0,
+                "saved_s": base + 3.0, "allocations": {"timeline": [[0.5, 64, 1]]}, "pid": 1}
+        here.absorb(data, 4.0 if moved else 100.0)
+        assert here.runs("k")[0].start_s - here.zero_s == pytest.approx(3.0 if moved else 2.0)
+        assert here._elsewhere["timeline"][0][0] == pytest.approx(2.5 if moved else 1.5)
+
+
 def test_begin_and_end_come_in_pairs():
     monitor = watch(RECORDINGS / "m4-macos27.json", 2)
     monitor.begin_kernel_profiling("step")
@@ -810,9 +826,40 @@ def test_a_page_with_plotly_is_whole(script, tmp_path):
     report.write(str(out), page.html_text(doc, script, None, str(out)))
     text = out.read_text("utf-8")
     _, parser = words(text)
-    assert text.count("Plotly.newPlot(") >= 2 and "alert(1)</script>" not in text
+    assert text.count('draw("chart') >= 2 and "alert(1)</script>" not in text
     assert parser.links == ([page.PLOTLY_FILE] if script == "file" else [])
     assert (tmp_path / page.PLOTLY_FILE).exists() == (script == "file") and (len(text) > 3_000_000) == (script == "inline")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if _browser.find() is None:
+        pytest.skip("no Chromium here")
+    one = _browser.Browser(_browser.find())
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("script", ["inline", "none"])
+def test_a_page_follows_the_readers_colours_and_width(script, browser, tmp_path):
+    if script == "inline":
+        pytest.importorskip("plotly", reason="plotly is not installed")
+    out = tmp_path / "r.html"
+    doc = run_document()
+    report.write(str(out), page.html_text(doc, script, None, str(out)))
+    browser.events.clear()
+    seen = {}
+    for scheme, width in (("light", 1200), ("dark", 1200), ("dark", 390)):
+        browser.scheme(scheme)
+        browser.size(width, 900)
+        browser.open(out.as_uri())
+        charts = "#chart1 .main-svg .ytick" if script == "inline" else "svg.svg polyline"
+        assert browser.until("document.querySelectorAll(%s).length > 1" % json.dumps(charts))
+        seen[scheme] = browser.run("[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector("
+                                   "%s)).fill]" % json.dumps("#chart1 .ytick text" if script == "inline" else ".tick"))
+        assert browser.run("document.documentElement.scrollWidth") <= width
+    assert seen["light"][0] != seen["dark"][0] and seen["light"][1] != seen["dark"][1]
+    assert browser.troubles() == []
 
 
 def test_a_page_without_script_loads_nothing_and_draws_everything():
@@ -840,6 +887,9 @@ def test_a_saved_run_is_analysed_again(tmp_path):
     done = tool("report", path, "--markdown", "-", "--window", "3000")
     assert done.returncode == 0 and "# GPU performance report" in done.stdout
     assert "=== Metal Performance Summary ===" in tool("report", path).stdout
+    done = tool("report", path, "--html", str(tmp_path / "no" / "r.html"), "--markdown", str(tmp_path / "r.md"))
+    assert done.returncode == 1 and "%s was not written: No such file" % (tmp_path / "no" / "r.html") in done.stderr
+    assert (tmp_path / "r.md").exists()             # the others still are
     for given in (["--window", "0"], ["--csv-table", "nope"]):
         assert tool("report", path, *given).returncode == 2
 

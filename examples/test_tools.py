@@ -130,6 +130,14 @@ def test_history_keeps_gaps_and_never_grows():
     assert [len(ring) for rings in h._rings for ring in rings.values()] == before
 
 
+@pytest.mark.parametrize("width", [1, 7, 39, 59, 66, 80, 200, 480])
+def test_history_fills_every_width(width):
+    h = c.History(["a"], [60])
+    for t in range(1000, 1300):
+        h.add(float(t), {"a": 1.0}, 1.0)
+    assert h.values("a", 60, width) == [1.0] * width
+
+
 def test_history_leaves_the_time_nobody_looked_empty():
     h = c.History(["a"], [60])
     h.add(100.0, {"a": 5.0}, 1.0)
@@ -218,6 +226,30 @@ def test_a_guest_shows_no_zero_for_what_it_cannot_see(layout):
             assert row.share is None and " 0 " not in " %s " % row.note
     lines = text(top.board(m, 100, 50, top.Look(layout)))
     assert not any(re.search(r"(GPU|ANE|POWER) .* 0 (%|mW)", line) for line in lines)
+
+
+def test_graphs_over_the_panels():
+    m = model("m5max-macos27", 30)
+    lines = text(top.graphs(m, 120, 6, top.Look()))
+    assert len(lines) == 6 and "─ GPU use  100 %" in lines[0] and "─ GPU power  40.0 W" in lines[0]
+    assert lines[1].rstrip().endswith("█") and top.graphs(m, 120, 6, top.Look(hidden=frozenset({"graph"}))) == []
+    guest = model("vm-macos15", 6)          # a virtual machine has neither use nor power of the GPU: what it has is drawn
+    assert "CPU use" in text(top.graphs(guest, 120, 6, top.Look()))[0] and "GPU" not in text(top.graphs(guest, 120, 6, top.Look()))[0]
+    idle = text(top.graphs(model("m1-macos11", 30), 120, 6, top.Look()))
+    assert "1.0 W" in idle[0] and "█" not in "".join(idle)      # 1 mW does not fill a graph
+
+
+def test_notes_leave_out_whole_figures():
+    assert top.trimmed("3183 MHz, 1.8 W, of 4380 MHz", 28) == "3183 MHz, 1.8 W, of 4380 MHz"
+    assert top.trimmed("3183 MHz, 1.8 W, of 4380 MHz", 20) == "3183 MHz, 1.8 W"
+    assert top.trimmed("3183 MHz, 1.8 W", 5) == "3183…"
+
+
+@pytest.mark.parametrize("values, least, expected", [
+    ([], 1000, 1000), ([float("nan"), 3.0], 1000, 1000), ([1200.0], 1000, 1500), ([40000.0, 2.0], 1000, 50000), ([101.0], 1, 150),
+    ([1000.0], 1, 1000), ([9.99e9], 1e9, 1e10)])
+def test_a_graph_ends_at_a_round_figure(values, least, expected):
+    assert c.ceiling(values, least) == pytest.approx(expected)
 
 
 def test_everything_missing_has_a_sentence():
@@ -324,6 +356,14 @@ def test_processes(capsys):
     assert re.match(r" +357 +0 % +4:09 +- +WindowServer", lines[2]) and "and 21 more; -n 24 shows all" in lines[5]
 
 
+def test_the_options_that_gpustats_fingers_know(capsys):
+    arguments = ("--recording", recording("m5max-macos27"), "--speed", "0", "--no-header", "--no-color", "--timeout", "1")
+    users = run_stat(capsys, *arguments, "-u")[1]
+    assert re.search(r"4100 .* 34\.0 GB  python3\.13 \(501\)\n", users) and "runningboardd (root)" in users
+    assert "(501)" not in run_stat(capsys, *arguments, "-p")[1]
+    assert "fans 3108 rpm (54 %) + 3110 rpm" in run_stat(capsys, *arguments, "-F")[1]
+
+
 def test_exit_codes(tmp_path):
     assert shell("--recording", str(tmp_path / "none.json")).returncode == 1
     bad = tmp_path / "bad.json"
@@ -338,6 +378,31 @@ def test_exit_codes(tmp_path):
 def test_without_a_mac_it_says_what_to_do():
     result = shell()
     assert result.returncode == 1 and "PYAPPLEGPU_RECORDING" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("tool, arguments", [("stat.py", ("-a", "-p")), ("top.py", ("--once",))])
+def test_a_terminal_without_unicode_gets_letters(tool, arguments):
+    """cron and ssh with LC_ALL=C: no traceback, and nothing moves out of its column."""
+    result = shell("--recording", recording("m5max-macos27"), "--speed", "0", *arguments, tool=tool,
+                   env={"PYTHONIOENCODING": "ascii", "COLUMNS": "100"})
+    assert result.returncode == 0 and not result.stderr and "27C" in result.stdout and result.stdout.isascii()
+    if tool == "top.py":
+        assert "- Neural Engine ---" in result.stdout
+
+
+def test_once_exports_and_draws_what_there_was_of_a_recording_that_ends(tmp_path):
+    path = str(tmp_path / "log.csv")
+    result = shell("--recording", recording("vm-macos15"), "--speed", "0", "--no-loop", "--once", "--samples", "99",
+                   "--export", path, tool="top.py")
+    assert result.returncode == 0 and "the recording has ended" in result.stdout and "Apple M1 (Virtual)" in result.stdout
+    with open(path, newline="") as file:
+        assert len(list(csv.DictReader(file))) == 5      # of 6: the first frame waited for a second look
+
+
+@pytest.mark.parametrize("arguments", [("--samples", "0"), ("--samples", "-3"), ("--size", "0x0"), ("--size", "9x9")])
+def test_numbers_that_make_no_sense_are_refused(arguments):
+    result = shell("--once", *arguments, tool="top.py", env={"PYAPPLEGPU_RECORDING": recording("m1max")})
+    assert result.returncode == 2 and arguments[0] in result.stderr
 
 
 def test_environment_names_the_recording():
@@ -571,9 +636,10 @@ def test_every_frame_keeps_to_its_width(name, layout):
         for height in (5, 24, 45):
             for line in top.board(m, width, height, top.Look(layout)):
                 assert top.length(line) == width, (width, line)
+            assert {top.length(line) for line in top.graphs(m, width, height, top.Look(layout))} <= {width}
         assert all(top.length(line) == width for line in [top.header(m, width)] + top.alert_lines(m, width, 3))
         for row in m.snapshot.processes or ():
-            assert top.length(top.process_line(row, width, False)) == width
+            assert top.length(top.process_line(m, row, width, False)) == width
 
 
 def test_layouts_fit_the_terminal():
@@ -604,9 +670,10 @@ def test_alerts():
 
 def test_a_wide_name_keeps_to_its_cells():
     from rich.cells import cell_len
+    m = model("m4-macos27", 1)
     row = ag.GpuProcess(7, "\u691c\u7d22\u30a8\u30f3\u30b8\u30f3", 1, 2.0, 3, False)
     for width in (30, 50, 80):
-        assert cell_len("".join(piece for piece, _ in top.process_line(row, width, False))) == width
+        assert cell_len("".join(piece for piece, _ in top.process_line(m, row, width, False))) == width
 
 
 def test_processes_sort_and_filter():
@@ -821,6 +888,7 @@ def test_keys_sort_choose_scroll_filter(pilot_app):
         await pilot.press("enter")
         await pilot.pause()
         assert app.focused is table and len(table.rows) == 1
+        assert "/safari" in screen(app).splitlines()[-1]        # who looks later must see why rows are missing
         await pilot.press("slash", *"zz")
         await pilot.pause()
         assert not table.rows and "no process matches" in screen(app)
@@ -924,6 +992,29 @@ def test_own_clock_samples_and_quits(pilot_app):
             assert app.samples == seen
             await pilot.press("p", "q")
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("keys", [("q",), ("ctrl+c",), ("slash", "a", "ctrl+c")])
+def test_keys_that_end_it(pilot_app, keys):
+    async def work(app, pilot):
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert not app._alive and app.return_code == 0
+    pilot_app("m1max", work, samples=1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_said_with_the_files_name(pilot_app, capsys):
+    writer = c.RowWriter("/dev/full")
+
+    async def work(app, pilot):
+        assert app.export is None and app.samples == 3
+        assert "export ended: /dev/full: No space left on device" in [notice.message for notice in app._notifications]
+    pilot_app("m1max", work, export=writer)
+
+    def work_that_fails():
+        writer.close()
+    assert c.quiet_pipe(work_that_fails) == 1 and "/dev/full: No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark", "nord"])

@@ -10,6 +10,7 @@ Keys: ? help, q quit. A dash is a figure that is not known (r lists the reasons)
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ LAYOUTS = ("auto", "stacked", "classic", "compact")
 THEMES = ("textual-dark", "textual-light", "nord", "gruvbox", "dracula", "tokyo-night", "monokai", "flexoki",
           "solarized-light", "catppuccin-mocha", "ansi-dark", "ansi-light", "textual-ansi")
 PANELS = ("gpu", "ane", "cpu", "power", "memory", "bandwidth", "heat", "media", "io")
+HIDEABLE = ("graph",) + PANELS       # by the keys 0 to 9
 SORTS = ("gpu", "time", "memory", "pid", "name")
 
 # ---- what is beside the GPU: psutil, only on the Mac itself
@@ -35,7 +37,7 @@ class Beside:
     """Disk and network throughput, load and CPU split of this machine; nothing when a recording is replayed."""
 
     def __init__(self, live: bool) -> None:
-        self.reason = "" if live else "a recording holds no disk, network or load"
+        self.reason = "" if live else "a recording does not hold this"
         self.values: dict[str, float | None] = dict.fromkeys(
             ("disk_read", "disk_write", "net_in", "net_out", "load_1", "load_5", "load_15", "cpu_user", "cpu_system",
              "disk_used", "disk_total"))
@@ -70,10 +72,14 @@ class Beside:
 # ---- the state that frames are drawn from
 
 AGENT_SERIES = {agent: "traffic_" + agent for agent in ag.AGENTS}
-HISTORY = ("gpu", "scaled", "device", "clock", "gpu_w", "gpu_c", "gpu_mem", "ane", "ane_w", "cpu", "cpu_w", "cpu_c", "sys_w",
-           "pkg_w", "dram_w", "read", "write", "ram", "swap", "encode", "decode", "disk", "net", "cltm",
-           "battery") + tuple("cluster%d" % n for n in range(8)) + tuple("fan%d" % n for n in range(4)) + tuple(
+HISTORY = ("gpu", "device", "renderer", "tiler", "clock", "gpu_w", "gpu_c", "gpu_mem", "ane", "ane_w", "cpu", "cpu_w", "cpu_c", "sys_w",
+           "pkg_w", "dram_w", "read", "write", "ram", "swap", "encode", "decode", "disk", "net",
+           "cltm") + tuple("cluster%d" % n for n in range(8)) + tuple("fan%d" % n for n in range(4)) + tuple(
     AGENT_SERIES.values())
+
+# A history without a highest value of its own is drawn up to a round figure, and at least up to this: 1 mW is not a full graph.
+FLOORS = dict([(name, 1000.0) for name in HISTORY if name.endswith("_w")] + [(name, 1e6) for name in ("disk", "net")] + [
+    (name, 1e9) for name in ("read", "write", "encode", "decode", *AGENT_SERIES.values())])
 
 
 class Alert(NamedTuple):
@@ -95,14 +101,19 @@ class Model:
         self._recoveries: int | None = None
         self._recovered = 0
         self._slept_at: float | None = None
+        self._who: dict[int, tuple[str, str]] = {}
         self._before: float | None = None
+        self._began: float | None = None
 
     def take(self, snapshot: ag.Snapshot) -> None:
         first = self.snapshot is None
         if first:
             self.beside = Beside(not c.is_recording(snapshot) if self._live is None else self._live)
+            self._began = snapshot.time_unix_s
             self.facts["ane_cores"] = ag.Try(ag.AneCountCores, self.device).value
         self.snapshot = snapshot
+        here = {p.pid for p in snapshot.processes or ()}
+        self._who = {pid: told for pid, told in self._who.items() if pid in here}       # pids are used again
         self.beside.sample()
         now = snapshot.time_unix_s
         gap = now - self._before if self._before is not None else 0.0
@@ -111,6 +122,19 @@ class Model:
         self._watch(snapshot)
 
     interval_hint = 1.0
+
+    def who(self, pid: int) -> tuple[str, str]:
+        """(user, path) of a process that is listed, asked for once; dashes where the system does not say."""
+        if pid not in self._who:
+            info = ag.Try(ag.ProcessGetInfo, self.device, pid).value
+            live = self.snapshot is not None and not c.is_recording(self.snapshot)
+            self._who[pid] = (c.DASH, c.DASH) if info is None else (c.user_name(info.uid, live), info.path or c.DASH)
+        return self._who[pid]
+
+    def row(self) -> dict[str, Any]:
+        """The newest snapshot as --export writes it."""
+        assert self.snapshot is not None and self._began is not None
+        return c.flat(self.snapshot, round(self.snapshot.time_unix_s - self._began, 3))
 
     def _watch(self, s: ag.Snapshot) -> None:
         count = s.gpu_recovery_count
@@ -166,7 +190,8 @@ def _series(s: ag.Snapshot, beside: dict[str, float | None]) -> dict[str, float 
     disk = [beside["disk_read"], beside["disk_write"]]
     net = [beside["net_in"], beside["net_out"]]
     row: dict[str, float | None] = {
-        "gpu": s.gpu_utilization_percent, "scaled": s.gpu_scaled_ratio, "device": s.gpu_device_percent, "clock": s.gpu_clock_mhz,
+        "gpu": s.gpu_utilization_percent, "device": s.gpu_device_percent, "renderer": s.gpu_renderer_percent,
+        "tiler": s.gpu_tiler_percent, "clock": s.gpu_clock_mhz,
         "gpu_w": s.gpu_power_mw, "gpu_c": s.gpu_temperature_celsius, "gpu_mem": s.memory_used_bytes,
         "ane": s.ane_utilization_percent, "ane_w": s.ane_power_mw, "cpu": s.cpu_utilization_percent, "cpu_w": s.cpu_power_mw,
         "cpu_c": s.cpu_temperature_celsius, "sys_w": s.system_power_mw, "pkg_w": s.package_power_mw,
@@ -176,8 +201,7 @@ def _series(s: ag.Snapshot, beside: dict[str, float | None]) -> dict[str, float 
         "encode": _rate(s.encode_bandwidth), "decode": _rate(s.decode_bandwidth),
         "disk": None if None in disk else sum(v for v in disk if v is not None),
         "net": None if None in net else sum(v for v in net if v is not None),
-        "cltm": s.gpu_throttle.cltm_ratio if s.gpu_throttle else None,
-        "battery": s.system_power_source.battery_power_mw if s.system_power_source else None}
+        "cltm": s.gpu_throttle.cltm_ratio if s.gpu_throttle else None}
     for n, cluster in enumerate(clusters[:8]):
         row["cluster%d" % n] = cluster.utilization_percent
     row.update(("fan%d" % n, fan.rpm) for n, fan in enumerate(fans[:4]))
@@ -185,14 +209,15 @@ def _series(s: ag.Snapshot, beside: dict[str, float | None]) -> dict[str, float 
     return row
 
 
-# ---- panels: a row is (label, value, share of a bar or None, history, top of its graph, note, style of the value)
+# ---- panels: a row is (label, value, share of a bar or None, history, top of its graph, note, style of the value).
+# A note is a list with commas, the most important first: what has no room is left out from its end.
 
 class Row(NamedTuple):
     label: str
     value: str
     share: float | None = None
     series: str | None = None
-    top: float | None = None        # None: the highest value in the range
+    top: float | None = None        # None: a round figure above the highest value in the range
     note: str = ""
     style: str = ""
     bar: bool = True
@@ -208,10 +233,6 @@ def _load_style(share: float | None) -> str:
 
 def _heat_style(value: float | None) -> str:
     return "dim" if value is None else "bad" if value >= 95 else "warn" if value >= 80 else "good"
-
-
-def _limit(s: ag.Snapshot) -> float | None:
-    return s.memory_total_bytes
 
 
 def _pressure(s: ag.Snapshot) -> tuple[str, str]:
@@ -253,49 +274,42 @@ def panel_gpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     use = _part(s.gpu_utilization_percent, 100)
     clocks = [state.mhz for state in s.gpu_states or () if state.mhz]
     yield Row("Use", c.percent(s.gpu_utilization_percent), use, "gpu", 100,
-              "active %s, scaled %s" % (c.ratio(s.gpu_active_ratio), c.ratio(s.gpu_scaled_ratio)), _load_style(use))
-    yield Row("Driver", c.percent(s.gpu_device_percent), _part(s.gpu_device_percent, 100), "device", 100,
-              "renderer %s, tiler %s" % (c.percent(s.gpu_renderer_percent), c.percent(s.gpu_tiler_percent)))
+              "scaled %s, active %s" % (c.ratio(s.gpu_scaled_ratio), c.ratio(s.gpu_active_ratio)), _load_style(use))
+    for label, percent, series in (("Driver", s.gpu_device_percent, "device"), ("Renderer", s.gpu_renderer_percent, "renderer"),
+                                   ("Tiler", s.gpu_tiler_percent, "tiler")):
+        yield Row(label, c.percent(percent), _part(percent, 100), series, 100)
     yield Row("Clock", c.mhz(s.gpu_clock_mhz), _part(s.gpu_clock_mhz, s.gpu_max_clock_mhz), "clock", s.gpu_max_clock_mhz,
-              "%s-%s %s" % (min(clocks), max(clocks), _states(s)) if clocks else "top " + c.mhz(s.gpu_max_clock_mhz))
+              "of %s" % c.mhz(s.gpu_max_clock_mhz))
+    if clocks:
+        yield Row("Range", "%d-%d" % (min(clocks), max(clocks)), bar=False, note="%s time at each clock" % _states(s))
     yield Row("Power", c.watts(s.gpu_power_mw), _part(s.gpu_power_mw, s.gpu_power_limit_mw), "gpu_w", s.gpu_power_limit_mw,
               "cap %s" % c.watts(s.gpu_power_limit_mw) if s.gpu_power_limit_mw else "", "power", bool(s.gpu_power_limit_mw))
     yield Row("Heat", c.celsius(s.gpu_temperature_celsius), _part(s.gpu_temperature_celsius, 110), "gpu_c", 110,
               "hottest %s" % c.celsius(s.gpu_temperature_max_celsius), _heat_style(s.gpu_temperature_celsius))
     share = _part(s.memory_used_bytes, s.memory_total_bytes)
-    yield Row("Memory", c.size(s.memory_used_bytes), share, "gpu_mem", _limit(s),
-              "of %s, room %s" % (c.size(s.memory_total_bytes), c.size(s.memory_headroom_bytes)), _load_style(share))
-    yield Row("Alloc", c.size(s.memory_allocated_bytes), bar=False, note="in use %s of the limit, wired limit %s" % (
-        c.percent(s.memory_utilization_percent), _wired(s)))
-
-
-def _wired(s: ag.Snapshot) -> str:
-    if s.reasons.get("memory_wired_limit_bytes") == ag.REASON_NO_LIMIT:
-        return "default"
-    return c.size(s.memory_wired_limit_bytes)
+    yield Row("Memory", c.size(s.memory_used_bytes), share, "gpu_mem", s.memory_total_bytes,
+              "%s of %s" % (c.percent(s.memory_utilization_percent), c.size(s.memory_total_bytes)), _load_style(share))
+    yield Row("Headroom", c.size(s.memory_headroom_bytes), bar=False, note="alloc %s, wired limit %s" % (
+        c.size(s.memory_allocated_bytes), c.wired_limit(s)))
 
 
 def panel_ane(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     share = _part(s.ane_utilization_percent, 100)
-    use, method = c.percent(s.ane_utilization_percent), s.ane_utilization_method
-    energy = None if s.ane_energy_mj is None else s.ane_energy_mj / 1000
-    yield Row("Use", use if share is None else "~" + use, share, "ane", 100,
-              "estimate: %s" % method.replace("_", " ") if method else "", _load_style(share))
-    yield Row("Power", c.watts(s.ane_power_mw), None, "ane_w", None, "state %s, energy %s" % (
-        c.show(s.ane_power_state, "%d"), c.joules(energy)), "power", False)
+    yield Row("Use", c.ane_use(s), share, "ane", 100, c.ane_method(s), _load_style(share))
+    yield Row("Power", c.watts(s.ane_power_mw), None, "ane_w", None, "state %s" % c.show(s.ane_power_state, "%d"), "power", False)
+    yield Row("Energy", c.joules(None if s.ane_energy_mj is None else s.ane_energy_mj / 1000), bar=False, note="since the driver began")
     yield Row("Traffic", c.bandwidth(s.memory_ane_read), note="read, write %s" % c.bandwidth(s.memory_ane_write), bar=False)
 
 
 def panel_cpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     use, split = _part(s.cpu_utilization_percent, 100), m.beside.values
-    yield Row("Use", c.percent(s.cpu_utilization_percent), use, "cpu", 100, "power %s, %s" % (
+    yield Row("Use", c.percent(s.cpu_utilization_percent), use, "cpu", 100, "%s, %s" % (
         c.watts(s.cpu_power_mw), c.celsius(s.cpu_temperature_celsius)), _load_style(use))
     for n, cluster in enumerate(s.cpu_clusters or ()):
         share = _part(cluster.utilization_percent, 100)
         yield Row("%s x%s" % (_cluster_name(cluster), c.show(cluster.cores, "%d")), c.percent(cluster.utilization_percent), share,
-                  "cluster%d" % n if n < 8 else None, 100, "%s of %s MHz, %s" % (
-                      c.show(cluster.clock_mhz, "%d"), c.show(cluster.max_clock_mhz, "%d"), c.watts(cluster.power_mw)),
-                  _load_style(share))
+                  "cluster%d" % n if n < 8 else None, 100, "%s, %s, of %s" % (
+                      c.mhz(cluster.clock_mhz), c.watts(cluster.power_mw), c.mhz(cluster.max_clock_mhz)), _load_style(share))
     if split["load_1"] is not None:
         yield Row("Load", "%.2f" % split["load_1"], bar=False, note="%.2f %.2f, user %s, system %s" % (
             split["load_5"], split["load_15"], c.percent(split["cpu_user"]), c.percent(split["cpu_system"])))
@@ -318,14 +332,16 @@ def panel_memory(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     ram, swap = s.system_memory, s.system_swap
     level, style = _pressure(s)
     total = ram.total_bytes if ram else None
-    yield Row("RAM", c.size(ram.used_bytes if ram else None), _part(ram.used_bytes, total) if ram else None, "ram", total,
-              "of %s, %s" % (c.size(total), level), style)
+    share = _part(ram.used_bytes, total) if ram else None
+    yield Row("RAM", c.size(ram.used_bytes if ram else None), share, "ram", total,
+              "%s of %s" % (c.ratio(share), c.size(total)), style)
+    yield Row("Pressure", level, bar=False, style=style, note="available %s, free %s" % (
+        c.size(ram.available_bytes if ram else None), c.size(ram.free_bytes if ram else None)))
     if ram is not None:
-        yield Row("Pages", c.size(ram.wired_bytes), bar=False, note="wired, app %s, compressed %s" % (
-            c.size(ram.app_bytes), c.size(ram.compressed_bytes)))
-        yield Row("", c.size(ram.active_bytes), bar=False, note="active, inactive %s" % c.size(ram.inactive_bytes))
-        yield Row("Free", c.size(ram.available_bytes), bar=False, note="to use; cached %s, free %s" % (
-            c.size(ram.cached_bytes), c.size(ram.free_bytes)))
+        for label, count, other, second in (("App", ram.app_bytes, "active", ram.active_bytes),
+                                            ("Cached", ram.cached_bytes, "inactive", ram.inactive_bytes),
+                                            ("Wired", ram.wired_bytes, "compressed", ram.compressed_bytes)):
+            yield Row(label, c.size(count), _part(count, total), None, None, "%s %s" % (other, c.size(second)))
     most = swap.total_bytes or 1 if swap else None
     yield Row("Swap", c.size(swap.used_bytes if swap else None), _part(swap.used_bytes, most) if swap else None, "swap", most,
               "of %s" % c.size(swap.total_bytes if swap else None))
@@ -336,13 +352,12 @@ def panel_bandwidth(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     for label, value, series in (("Read", s.memory_read, "read"), ("Write", s.memory_write, "write")):
         share = _part(value.bytes_per_s if value else None, most)
         yield Row(label, c.bandwidth(value), share, series, most, "of %s" % c.speed(most) if label == "Read" else
-                  "~ estimate, > or more" if s.memory_read is not None and s.memory_read.estimated else "", "traffic")
+                  "estimate" if s.memory_read is not None and s.memory_read.estimated else "", "traffic")
     known = [(agent, getattr(s, read), getattr(s, write)) for agent, read, write in c.AGENT_FIELDS]
     known = [row for row in known if row[1] is not None or row[2] is not None]
     for agent, read, write in known:
-        both = _rate(read, write)
-        yield Row(agent.upper() if len(agent) < 4 else agent.title(), c.bandwidth(read), _part(both, most),
-                  AGENT_SERIES[agent], None, "read, write %s" % c.bandwidth(write))
+        yield Row(agent.upper() if len(agent) < 4 else agent.title(), c.bandwidth(read), _part(_rate(read, write), most),
+                  AGENT_SERIES[agent], None, "write %s" % c.bandwidth(write))
     if not known:
         yield Row("Agents", c.DASH, bar=False)
 
@@ -350,10 +365,11 @@ def panel_bandwidth(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 def panel_heat(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     level, style = _thermal(s)
     t = s.gpu_throttle
+    cltm, budget = (t.cltm_ratio, t.ppm_percent) if t else (None, None)
     yield Row("Pressure", level, bar=False, style=style, note="CPU %s" % c.celsius(s.cpu_temperature_celsius))
-    cltm = t.cltm_ratio if t else None
-    yield Row("Throttled", c.ratio(cltm), cltm, "cltm", 1.0, "budget %s, restarts %s" % (
-        c.percent(t.ppm_percent if t else None), c.show(s.gpu_recovery_count, "%d")), "warn" if cltm else "")
+    yield Row("Throttled", c.ratio(cltm), cltm, "cltm", 1.0, "of the time", "warn" if cltm else "")
+    yield Row("Budget", c.percent(budget), _part(budget, 100), None, None, "restarts %s" % c.show(s.gpu_recovery_count, "%d"),
+              "warn" if budget is not None and budget < 100 else "")
     for n, fan in enumerate(s.fans or ()):
         yield Row("Fan %d" % n, "%d rpm" % fan.rpm, _part(fan.rpm, fan.max_rpm), "fan%d" % n if n < 4 else None, fan.max_rpm,
                   "%s-%s rpm" % (c.show(fan.min_rpm, "%d"), c.show(fan.max_rpm, "%d")))
@@ -370,12 +386,11 @@ def panel_media(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 def panel_io(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     v = m.beside.values
     if m.beside.reason:
-        yield Row("Disk", c.DASH, bar=False, note=m.beside.reason)
-        yield Row("Network", c.DASH, bar=False)
+        yield Row("", c.DASH, bar=False, note=m.beside.reason)
         return
-    yield Row("Disk", c.speed(v["disk_read"]), None, "disk", None, "read, write %s" % c.speed(v["disk_write"]), bar=False)
-    yield Row("", c.pair(v["disk_used"], v["disk_total"]), bar=False, note="used of /")
-    yield Row("Network", c.speed(v["net_in"]), None, "net", None, "in, out %s" % c.speed(v["net_out"]), bar=False)
+    yield Row("Disk", c.speed(v["disk_read"]), None, "disk", None, "write %s" % c.speed(v["disk_write"]), bar=False)
+    yield Row("Used", c.size(v["disk_used"]), _part(v["disk_used"], v["disk_total"]), None, None, "of %s" % c.size(v["disk_total"]))
+    yield Row("Network", c.speed(v["net_in"]), None, "net", None, "out %s" % c.speed(v["net_out"]), bar=False)
 
 
 DRAW: dict[str, tuple[str, Callable[[Model, ag.Snapshot], Iterator[Row]]]] = {
@@ -416,39 +431,112 @@ def fit(line: Line, width: int) -> Line:
 LABEL, VALUE = 10, 11
 
 
-def draw_rows(title: str, rows: Sequence[Row], width: int, m: Model, span: int) -> list[Line]:
-    """A panel: title line, then label, value, bar, history and note, as many of them as the width holds."""
-    head = "─ %s " % title
-    lines = [[("─ ", "rule"), (title, "title"), (" " + "─" * max(0, width - len(head)), "rule")]]
-    longest = max((len(row.note) for row in rows if row.bar or row.series), default=0)
+def trimmed(note: str, width: int) -> str:
+    """A list with commas without the parts at its end that have no room."""
+    while len(note) > width and ", " in note:
+        note = note.rpartition(", ")[0]
+    return cut(note, width)
+
+
+class Columns(NamedTuple):
+    """What stands in a panel beside label and value, the same in all panels of a width, so that they line up."""
+    room: int
+    bar: int
+    wave: int
+    note: int
+
+
+def columns_of(width: int) -> Columns:
     room = width - LABEL - VALUE - 1
-    note = min(longest, max(0, room - 12)) if room >= 28 else 0     # figures before graphs, graphs before bars
+    note = min(28, room * 46 // 100) if room >= 28 else 0       # figures before graphs, graphs before bars
     graph = room - note - (2 if note else 0)
-    bar = min(20, graph // 2 - 1) if graph >= 18 else 0
-    wave = graph - bar - (3 if bar else 2)
-    for row in rows:
-        lines.append(fit(_draw_row(row, bar, wave, note, room, m, span), width))
-    return lines
+    bar = min(24, graph // 2 - 1) if graph >= 16 else 0
+    return Columns(room, bar, graph - bar - (3 if bar else 2), note)
 
 
-def _draw_row(row: Row, bar: int, wave: int, note: int, room: int, m: Model, span: int) -> Line:
-    unknown = row.value == c.DASH
+def draw_rows(title: str, rows: Iterable[Row], width: int, m: Model, span: int) -> list[Line]:
+    """A panel: title line, then label, value, bar, history and note, as many of them as the width holds."""
+    at = columns_of(width)
+    return [rule([(title, "title")], width)] + [fit(_draw_row(row, at, m, span), width) for row in rows]
+
+
+def rule(pieces: Line, width: int, end: str = "") -> Line:
+    """A line that carries a title, and at its end the scale of what is below."""
+    used = 3 + length(pieces) + (len(end) + 3 if end else 0)
+    tail: Line = [(" " + "─" * max(0, width - used), "rule")]
+    return [("─ ", "rule"), *pieces, *tail, *([(" " + end, "note"), (" ─", "rule")] if end and used < width else [])]
+
+
+def _draw_row(row: Row, at: Columns, m: Model, span: int) -> Line:
     line = [(" %-*s" % (LABEL - 1, cut(row.label, LABEL - 1)), "label"),
-            ("%*s" % (VALUE, cut(row.value, VALUE)), "dim" if unknown else row.style or "value")]
-    plain = not row.bar and row.series is None
-    if plain:
-        return line + [("  " + cut(row.note, room - 1), "note")]
-    if bar and row.bar:
+            ("%*s" % (VALUE, cut(row.value, VALUE)), "dim" if row.value == c.DASH else row.style or "value")]
+    if not row.bar and row.series is None:
+        return line + [("  " + trimmed(row.note, at.room - 1), "note")]
+    graph = at.bar + at.wave + (1 if at.bar else 0)
+    bar = at.bar if row.bar and row.series else graph if row.bar else 0
+    if bar:
         filled, empty = c.bar(row.share, bar)
         line += [("  ", ""), (filled, row.style or "bar"), (empty, "empty")]
-    width = wave if row.bar or not bar else wave + bar + 1
-    if row.series is not None and width > 3:
-        values = m.history.values(row.series, span, width)
-        top = row.top or max((v for v in values if v == v), default=0.0) or 1.0
-        line += [("  " if not row.bar or not bar else " ", ""), (c.spark(values, top), row.style if row.style else "graph")]
-    elif note:
-        line += [(" " * (width + 1 + (0 if row.bar and bar else 1)), "")]
-    return line + ([("  " + cut(row.note, note), "note")] if note else [])
+    wave = graph - bar - (1 if bar else 0)
+    if row.series is not None and wave > 3:
+        line += [(" " if bar else "  ", ""), (wave_of(m, row.series, row.top, span, wave), row.style or "graph")]
+    elif not bar:
+        line += [(" " * (graph + 2), "")]
+    return line + ([("  " + trimmed(row.note, at.note), "note")] if at.note else [])
+
+
+def wave_of(m: Model, series: str, most: float | None, span: int, width: int) -> str:
+    """The history of a figure in one line."""
+    values = m.history.values(series, span, width)
+    return c.spark(values, most or c.ceiling(values, FLOORS.get(series, 1.0)))
+
+
+class Graph(NamedTuple):
+    """A figure that has a graph of several lines above the panels."""
+    title: str
+    series: str
+    value: Callable[[ag.Snapshot], str]
+    most: Callable[[ag.Snapshot], float | None]
+    scale: Callable[[Any], str]
+    style: str
+
+
+GRAPHS = (
+    Graph("GPU use", "gpu", lambda s: c.percent(s.gpu_utilization_percent), lambda s: 100, c.percent, ""),
+    Graph("GPU power", "gpu_w", lambda s: c.watts(s.gpu_power_mw), lambda s: s.gpu_power_limit_mw, c.watts, "power"),
+    Graph("GPU memory", "gpu_mem", lambda s: c.size(s.memory_used_bytes), lambda s: s.memory_total_bytes, c.size, "graph"),
+    Graph("CPU use", "cpu", lambda s: c.percent(s.cpu_utilization_percent), lambda s: 100, c.percent, ""),
+    Graph("RAM", "ram", lambda s: c.size(s.system_memory.used_bytes if s.system_memory else None),
+          lambda s: s.system_memory.total_bytes if s.system_memory else None, c.size, "graph"))
+
+
+def graphs(m: Model, width: int, rows: int, look: Look) -> list[Line]:
+    """The chief figures over time, side by side in `rows` lines; those that this Mac has."""
+    s = m.snapshot
+    if s is None or rows < 3 or "graph" in look.hidden:
+        return []
+    count = max(1, min(3, width // 60)) if width >= 120 else 2 if width >= 72 else 1
+    each = (width - count + 1) // count
+    known = [graph for graph in GRAPHS if graph.value(s) != c.DASH or m.history.has(graph.series, look.span)]
+    columns = [_draw_graph(m, s, graph, each, rows, look) for graph in known[:count]]
+    columns += [[[(" " * each, "")]] * rows] * (count - len(columns)) if columns else []
+    return [fit([piece for n, column in enumerate(columns) for piece in ([(" ", "")] if n else []) + fit(column[y], each)], width)
+            for y in range(rows if columns else 0)]
+
+
+def _draw_graph(m: Model, s: ag.Snapshot, graph: Graph, width: int, rows: int, look: Look) -> list[Line]:
+    values = m.history.values(graph.series, look.span, width)
+    most = graph.most(s) or c.ceiling(values, FLOORS.get(graph.series, 1.0))
+    head = rule([(graph.title, "title"), ("  " + graph.value(s), "value")], width, "%s  %s" % (
+        dict(RANGES)[look.span], graph.scale(most)))
+    lines = c.graph(values, most, rows - 1)
+    return [head] + [[(line, graph.style or _load_style((len(lines) - n - 0.5) / len(lines)))] for n, line in enumerate(lines)]
+
+
+def graph_rows(height: int, used: int) -> int:
+    """Lines for the graphs where `used` of the screen's are taken: what is left over, with room for some processes."""
+    rows = min(height // 4, height - used - 7)
+    return rows if rows >= 4 else 0
 
 
 def header(m: Model, width: int, paused: bool = False) -> Line:
@@ -500,7 +588,7 @@ def board(m: Model, width: int, height: int, look: Look) -> list[Line]:
     columns = 1 if layout == "stacked" else max(1, min(3, width // 60))
     gap = 1
     each = (width - gap * (columns - 1)) // columns
-    panels = [draw_rows(DRAW[name][0], list(DRAW[name][1](m, s)), each, m, look.span) for name in names]
+    panels = [draw_rows(DRAW[name][0], DRAW[name][1](m, s), each, m, look.span) for name in names]
     return _columns(panels, columns, each, width)
 
 
@@ -532,9 +620,8 @@ def compact(m: Model, s: ag.Snapshot, width: int, look: Look) -> Iterator[Line]:
     wave = 12 if width >= 72 else 6 if width >= 50 else 0
     for panel, shorts in SHORT:
         for short in [] if panel in look.hidden else shorts(m, s):
-            values = m.history.values(short.series, look.span, wave) if wave else []
-            high = short.top or max((v for v in values if v == v), default=0.0) or 1.0
-            line = [(" %-6s" % short.name, "label"), (c.spark(values, high) + " " if wave else "", "graph")]
+            line = [(" %-6s" % short.name, "label"),
+                    (wave_of(m, short.series, short.top, look.span, wave) + " " if wave else "", "graph")]
             for text, style in short.pieces:
                 line += [(" ", ""), (text, "dim" if text.strip() == c.DASH else style)]
             yield line
@@ -555,10 +642,9 @@ def short_gpu(m: Model, s: ag.Snapshot) -> Iterator[Short]:
 
 
 def short_ane(m: Model, s: ag.Snapshot) -> Iterator[Short]:
-    share = s.ane_utilization_percent
     yield Short("ANE", "ane", 100, [
-        ("%5s" % ("~" + c.percent(share) if share is not None else c.DASH), ""), (c.watts(s.ane_power_mw), "power"),
-        ((s.ane_utilization_method or "").replace("_", " "), "note"),
+        ("%5s" % c.ane_use(s), _load_style(_part(s.ane_utilization_percent, 100))), (c.watts(s.ane_power_mw), "power"),
+        (c.ane_method(s), "note"),
         ("r %s w %s" % (c.bandwidth(s.memory_ane_read), c.bandwidth(s.memory_ane_write)), "note")])
 
 
@@ -613,7 +699,9 @@ SHORT: tuple[tuple[str, Callable[[Model, ag.Snapshot], Iterator[Short]]], ...] =
 
 # ---- processes
 
-COLUMNS = (("pid", "PID", 8), ("name", "PROCESS", 0), ("gpu", "GPU", 8), ("time", "GPU TIME", 10), ("memory", "MEMORY", 10))
+COLUMNS = (("pid", "PID", 8), ("user", "USER", 10), ("name", "PROCESS", 0), ("gpu", "GPU", 8), ("bar", "", 0),
+           ("time", "GPU TIME", 10), ("memory", "MEMORY", 10), ("path", "PATH", 0))
+LEFT = ("user", "name", "bar", "path")       # the others stand at the right of their columns
 
 
 def ordered(rows: Iterable[ag.GpuProcess], sort: str, backwards: bool, wanted: str) -> list[ag.GpuProcess]:
@@ -628,13 +716,21 @@ def ordered(rows: Iterable[ag.GpuProcess], sort: str, backwards: bool, wanted: s
     return known + [p for p in rows if keys[sort](p) is None]
 
 
+@functools.lru_cache(maxsize=8)
 def columns(width: int) -> tuple[tuple[str, str, int], ...]:
-    """Those that fit, with their widths: narrow has no room for the GPU time, very narrow for nothing but use."""
-    narrow = {"time"} if width < 56 else set()
-    narrow |= {"pid", "memory"} if width < 40 else set()
-    kept = [row for row in COLUMNS if row[0] not in narrow]
-    room = max(6, width - sum(size for _, _, size in kept) - 1)
-    return tuple((key, title, size or room) for key, title, size in kept)
+    """Those that fit, with their widths: the narrower, the fewer; what is over goes to the name, a bar and the path."""
+    gone = {"time"} if width < 56 else set()
+    gone |= {"pid", "memory"} if width < 40 else set()
+    gone |= {"user", "bar"} if width < 90 else set()
+    gone |= {"path"} if width < 130 else set()
+    kept = [row for row in COLUMNS if row[0] not in gone]
+    room = max(6, width - sum(size for _, _, size in kept) - sum(row[0] in LEFT for row in kept))
+    wide = {"name": room, "bar": 0, "path": 0}
+    if "bar" not in gone:
+        wide["name"] = min(room // 2, 28)
+        wide["bar"] = room - wide["name"] if "path" in gone else min(24, (room - wide["name"]) // 2)
+        wide["path"] = room - wide["name"] - wide["bar"]
+    return tuple((key, title, size or wide[key]) for key, title, size in kept)
 
 
 def process_head(width: int, sort: str, backwards: bool) -> Line:
@@ -642,20 +738,24 @@ def process_head(width: int, sort: str, backwards: bool) -> Line:
     for key, title, space in columns(width):
         mark = ("▲" if (key in ("pid", "name")) != backwards else "▼") if key == sort else ""
         text = mark + title
-        line.append((" " + text.ljust(space) if key == "name" else text.rjust(space), "head on" if key == sort else "head"))
+        line.append((" " + text.ljust(space) if key in LEFT else text.rjust(space), "head on" if key == sort else "head"))
     return fit(line, width)
 
 
-def process_line(p: ag.GpuProcess, width: int, chosen: bool) -> Line:
+def process_line(m: Model, p: ag.GpuProcess, width: int, chosen: bool) -> Line:
     from rich.cells import set_cell_size
     style = "chosen" if chosen else "self" if p.is_self else ""
     share = None if p.gpu_percent is None else p.gpu_percent / 100
     line, wide = [], False
     for key, _, space in columns(width):
-        if key == "name":
-            name = set_cell_size(c.clean(p.name), space)
-            wide = len(name) != space       # Chinese names are fewer characters than cells
-            line.append((" " + name, style))
+        if key == "bar":
+            filled, empty = c.bar(share, space)
+            line += [(" " + filled, style or _load_style(share)), (" " * len(empty), style)]
+        elif key in LEFT:
+            text = c.clean(p.name if key == "name" else m.who(p.pid)[key == "path"])
+            cell = set_cell_size(text, space)
+            wide = wide or len(cell) != space       # Chinese names are fewer characters than cells
+            line.append((" " + cell, style or ("" if key == "name" else "note")))
         elif key == "gpu":
             line.append(("%*s" % (space, c.show(p.gpu_percent, "%.1f %%")), style or _load_style(share)))
         elif key == "memory":
@@ -671,7 +771,7 @@ def detail(m: Model, p: ag.GpuProcess) -> str:
     parts = ["%d %s" % (p.pid, c.clean(p.name))]
     info = ag.Try(ag.ProcessGetInfo, m.device, p.pid)
     if info.value is not None:
-        parts.append("user %s, parent %d" % (_user_name(m, info.value.uid), info.value.parent_pid))
+        parts.append("user %s, parent %d" % (m.who(p.pid)[0], info.value.parent_pid))
     size = ag.Try(ag.ProcessGetFootprint, m.device, p.pid)
     if size.value is not None:
         parts.append("memory %s, peak %s" % (c.size(size.value.now_bytes), c.size(size.value.peak_bytes)))
@@ -688,22 +788,12 @@ def detail(m: Model, p: ag.GpuProcess) -> str:
     return "  ".join(parts)
 
 
-def _user_name(m: Model, uid: int) -> str:
-    if m.snapshot is not None and not c.is_recording(m.snapshot):
-        import pwd
-        try:
-            return pwd.getpwuid(uid).pw_name
-        except KeyError:
-            pass
-    return "root" if uid == 0 else str(uid)
-
-
-def frame(m: Model, width: int, height: int, look: Look, sort: str = "gpu") -> list[Line]:
-    """Everything as one text, for --once."""
-    lines = [header(m, width)] + alert_lines(m, width, 4) + board(m, width, height, look)
+def frame(m: Model, width: int, height: int, look: Look, sort: str = "gpu", tall: int = 0) -> list[Line]:
+    """Everything as one text, for --once; the graphs `tall` lines high."""
+    lines = [header(m, width)] + alert_lines(m, width, 4) + graphs(m, width, tall, look) + board(m, width, height, look)
     rows = ordered((m.snapshot.processes if m.snapshot else None) or (), sort, False, "")
     lines.append(process_head(width, sort, False))
-    return lines + [process_line(p, width, False) for p in rows]
+    return lines + [process_line(m, p, width, False) for p in rows]
 
 
 # ---- colours: names above, styles here
@@ -745,7 +835,7 @@ HELP = (     # (key or word, meaning)
     ("q", "quit"), ("?", "this page"), ("p, space", "pause"), ("r", "what is missing, and why"),
     ("- +", "shorter, longer interval"), ("w", "range of the histories"),
     ("m", "layout: stacked, classic, compact"), ("t", "theme"),
-    ("1 ... 9", "hide or show a panel: " + ", ".join(PANELS)),
+    ("0 ... 9", "hide or show a panel: " + ", ".join(HIDEABLE)),
     ("arrows, page", "choose a process; also home, end, click, the mouse wheel"),
     ("s, o", "sort by the next column (or click its title), other way round"),
     ("/", "filter processes by name or pid; escape ends it"),
@@ -756,8 +846,8 @@ HELP = (     # (key or word, meaning)
     ("Use", "share of the time the GPU was active, what powermetrics prints"),
     ("scaled", "that, weighted by clock / top clock: 60 % at half the clock is 30 %"),
     ("Driver", "the GPU driver's own figure at this moment, with renderer and tiler"),
-    ("Clock", "mean while active, as requested; then lowest-top and how long it stood at each"),
-    ("room", "what can still be allocated: the smaller of free RAM and the limit less what is in use"),
+    ("Clock", "mean while active, as requested"), ("Range", "lowest and top clock, and how long it stood at each step"),
+    ("Headroom", "what can still be allocated: the smaller of free RAM and the limit less what is in use"),
     ("GB", "of memory: 2^30 bytes, as in Activity Monitor; of traffic: 10^9"),
     ("Machine", "what the SMC measures for the whole Mac; Package is CPU + GPU + ANE, all three or none"),
     ("self", "what this monitor itself costs, in percent of one core"))
@@ -855,7 +945,7 @@ def textual_app() -> Any:
                 return process_head(width, self.sort, self.backwards)
             n = y - 1 + self.scroll_offset.y
             if n < len(self.rows):
-                return process_line(self.rows[n], width, self.rows[n].pid == self.chosen)
+                return process_line(self.app.model, self.rows[n], width, self.rows[n].pid == self.chosen)
             return [(" " + self.note, "dim")] if n == 0 and self.note else []
 
         def render_line(self, y: int) -> Strip:
@@ -885,9 +975,9 @@ def textual_app() -> Any:
             if event.y == 0:
                 left = 0
                 for key, _, space in columns(self.size.width - 1):
-                    left += space + (key == "name")
+                    left += space + (key in LEFT)
                     if event.x < left:
-                        return self.app.sort_by(key)
+                        return self.app.sort_by("gpu" if key == "bar" else key)
             elif event.y - 1 + self.scroll_offset.y < len(self.rows):
                 self.choose(event.y - 1 + self.scroll_offset.y)
 
@@ -925,6 +1015,7 @@ def textual_app() -> Any:
         #filter { display: none; height: 1; border: none; padding: 0 1; }
         #bottom { height: 1; background: $footer-background; }
         #bottom Footer { dock: none; width: 1fr; }
+        #bottom FooterKey { padding: 0 1 0 0; }
         #status { width: auto; height: 1; padding: 0 1; color: $footer-description-foreground; background: $footer-background; }
         """
         BINDINGS = [
@@ -933,11 +1024,11 @@ def textual_app() -> Any:
             Binding("slash", "filter", "filter", key_display="/"), Binding("r", "reasons", "missing"),
             Binding("w", "range", "range"), Binding("minus", "interval(-1)", "faster", key_display="-"),
             Binding("plus", "interval(1)", "slower", key_display="+"), Binding("t", "theme", "theme"),
-            Binding("f1", "help", show=False), Binding("space", "pause", show=False), Binding("o", "other", show=False),
+            Binding("ctrl+c", "quit", show=False, priority=True), Binding("f1", "help", show=False), Binding("space", "pause", show=False), Binding("o", "other", show=False),
             Binding("equals_sign", "interval(1)", show=False), Binding("enter", "detail", show=False),
             Binding("left_square_bracket", "board(-3)", show=False), Binding("right_square_bracket", "board(3)", show=False),
             Binding("x", "picture", show=False), Binding("escape", "escape", show=False)] + [
-            Binding(str(n + 1), "panel(%d)" % n, show=False) for n in range(len(PANELS))]
+            Binding(str(n), "panel(%d)" % n, show=False) for n in range(len(HIDEABLE))]
 
         def __init__(self, device: ag.Device, interval: float = 1.0, look: Look | None = None, theme: str = THEMES[0],
                      export: Any = None, parts: Sequence[str] = ag.PARTS, clocked: bool = True) -> None:
@@ -950,7 +1041,6 @@ def textual_app() -> Any:
             self.samples = 0
             self.cost: float | None = None
             self._spent: deque[tuple[float, float]] = deque(maxlen=12)
-            self._began: float | None = None
             self._wake: Any = None
             self._alive = True
             self.styles_by_name: dict[str, Any] = {}
@@ -1008,6 +1098,9 @@ def textual_app() -> Any:
             most = max(1, height - len(alerts) - 2 - (6 if height < 34 else 8) - self.detailed)
             if len(lines) > most:
                 lines = board(m, width - 1, height, self.look)
+            taken = 2 + len(alerts) + self.detailed + len(lines)
+            lines = graphs(m, width, graph_rows(height, taken), self.look) + lines
+            most = max(most, min(len(lines), height - len(alerts) - 8 - self.detailed))
             self._place(self.board_box, min(len(lines), most))
             self.board_box.show(lines, everything)
             self._show_processes(everything)
@@ -1040,10 +1133,10 @@ def textual_app() -> Any:
         def _show_status(self) -> None:
             text = "%s  %s  self %s" % (c.duration(self.interval), dict(RANGES)[self.look.span],
                                         c.DASH if self.cost is None else "%.1f %%" % self.cost)
-            if self.wanted:
-                text = "/%s  %s" % (cut(c.clean(self.wanted), 12), text)
             if self.size.width < 100:
                 text = "%s self %s" % (c.duration(self.interval), c.DASH if self.cost is None else "%.1f %%" % self.cost)
+            if self.wanted:
+                text = "/%s  %s" % (cut(c.clean(self.wanted), 12), text)
             if text != self._status:
                 self._status = text
                 self.status.update(text)
@@ -1078,12 +1171,11 @@ def textual_app() -> Any:
             self.model.take(snapshot)
             self.samples += 1
             if self.export is not None:
-                self._began = snapshot.time_unix_s if self._began is None else self._began
                 try:
-                    self.export.write(c.flat(snapshot, round(snapshot.time_unix_s - self._began, 3)))
+                    self.export.write(self.model.row())
                 except OSError as error:
                     self.export = None
-                    self.notify("export ended: %s" % error, severity="error")
+                    self.notify("export ended: %s" % c.sentence(error), severity="error")
             self._measure()
             self.redraw()
 
@@ -1143,10 +1235,12 @@ def textual_app() -> Any:
             self.redraw()
 
         def action_panel(self, n: int) -> None:
-            self.look = self.look._replace(hidden=self.look.hidden ^ {PANELS[n]})
+            self.look = self.look._replace(hidden=self.look.hidden ^ {HIDEABLE[n]})
             self.redraw(True)
 
         def sort_by(self, key: str) -> None:
+            if key not in SORTS:
+                return
             self.table.backwards = not self.table.backwards if key == self.table.sort else False
             self.table.sort = key
             self.redraw()
@@ -1200,19 +1294,27 @@ def textual_app() -> Any:
 
 # ---- ways to run
 
-def _once(device: ag.Device, args: argparse.Namespace, look: Look) -> int:
+def _once(device: ag.Device, args: argparse.Namespace, look: Look, export: c.RowWriter | None) -> int:
     """One frame as text, as wide as the terminal; as the interactive frame where rates have settled."""
     from rich.console import Console
     from rich.text import Text
     m = Model(device)
-    m.take(c.settled(device, None, None, 2.5))
-    for _ in range(args.samples - 1):
-        time.sleep(0.0 if args.speed == 0 else args.interval)
-        m.take(ag.DeviceGetSnapshot(device, timeout=0))
+    for number in range(args.samples):
+        if number and args.speed:
+            time.sleep(args.interval)
+        try:
+            m.take(ag.DeviceGetSnapshot(device, timeout=0) if number else c.settled(device))
+        except ag.AppleGPUError as error:
+            if error.reason != ag.REASON_RECORDING or not number:
+                raise
+            m.ended = c.clean(error)
+            break
+        if export is not None:
+            export.write(m.row())
     size = os.get_terminal_size(sys.stdout.fileno()) if sys.stdout.isatty() else os.terminal_size((100, 50))
     width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else size.columns
     console = Console(width=width, highlight=False, markup=False, emoji=False)
-    for line in frame(m, width, 200 if look.layout == "auto" else size.lines, look):
+    for line in frame(m, width, 200 if look.layout == "auto" else size.lines, look, args.sort, 7 if args.samples > 1 else 0):
         text = Text(no_wrap=True, overflow="ignore", end="")
         for piece, style in line:
             text.append(piece, PLAIN[style] or None)
@@ -1241,8 +1343,8 @@ def _picture(app: Any, path: str, size: tuple[int, int], samples: int) -> int:
 
 def _size(text: str) -> tuple[int, int]:
     wide, _, high = text.partition("x")
-    if not wide.isdigit() or not high.isdigit():
-        raise argparse.ArgumentTypeError("%r is not a size such as 120x40" % text)
+    if not wide.isdigit() or not high.isdigit() or not 20 <= int(wide) <= 1000 or not 5 <= int(high) <= 1000:
+        raise argparse.ArgumentTypeError("%r is not a size such as 120x40, from 20x5 to 1000x1000" % text)
     return int(wide), int(high)
 
 
@@ -1252,8 +1354,8 @@ def _theme(text: str) -> str:
 
 def _panels(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
-    if set(names) - set(PANELS):
-        raise argparse.ArgumentTypeError("panels are %s" % ", ".join(PANELS))
+    if set(names) - set(HIDEABLE):
+        raise argparse.ArgumentTypeError("panels are %s" % ", ".join(HIDEABLE))
     return names
 
 
@@ -1269,13 +1371,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--range", dest="span", type=c.seconds, default=60, metavar="TIME", help="of the histories: %s" % (
         ", ".join(name for _, name in RANGES)))
     parser.add_argument("--sort", choices=SORTS, default="gpu", help="of the processes")
-    parser.add_argument("--hide", type=_panels, default=[], metavar="PANELS", help="panels to leave out: %s" % ",".join(PANELS))
+    parser.add_argument("--hide", type=_panels, default=[], metavar="PANELS", help="panels to leave out: %s" % ",".join(HIDEABLE))
     parser.add_argument("--no-ane", action="store_true", help="leave out the Neural Engine")
     parser.add_argument("--export", metavar="FILE", help="append every sample to FILE, CSV if it ends in .csv, else JSON lines")
     parser.add_argument("--once", action="store_true", help="print one frame as text and end")
     parser.add_argument("--svg", metavar="FILE", help="draw the screen into an SVG picture and end")
     parser.add_argument("--size", type=_size, default=(120, 42), metavar="WxH", help="of the picture")
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="looks before --once or --svg, for the histories")
+    parser.add_argument("--samples", type=c.count, default=1, metavar="N", help="looks before --once or --svg, for the histories")
     parser.add_argument("--debug", action="store_true", help="print one raw sample with reasons, ages and sources, and end")
     parser.add_argument("-v", "--version", action="version", version="pyapplegpu " + ag.__version__)
     c.add_source_options(parser)
@@ -1290,27 +1392,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.debug:
         print(json.dumps(c.settled(device).to_dict(), indent=2))
         return 0
-    if args.once:
-        return _once(device, args, look)
+    export = c.RowWriter(args.export) if args.export else None
+    try:
+        return _once(device, args, look, export) if args.once else _interactive(device, args, look, export)
+    finally:
+        if export is not None:
+            export.close()
+
+
+def _interactive(device: ag.Device, args: argparse.Namespace, look: Look, export: c.RowWriter | None) -> int:
     try:
         app_class = textual_app()
     except ImportError:
         print("top.py needs textual: pip install 'pyapplegpu[examples]', or pip install textual "
               "(--once works with rich alone)", file=sys.stderr)
         return 1
-    export = c.RowWriter(args.export) if args.export else None
-    app = app_class(device, max(0.1, args.interval), look, args.theme, export, clocked=args.svg is None)
+    app = app_class(device, max(INTERVALS[0], args.interval), look, args.theme, export, clocked=args.svg is None)
     if args.theme not in app.available_themes:
         print("top.py: no theme %r; there are %s" % (args.theme, ", ".join(sorted(app.available_themes))), file=sys.stderr)
         return 2
-    try:
-        if args.svg:
-            return _picture(app, args.svg, args.size, max(1, args.samples))
-        app.run()
-        return int(app.return_code or 0)
-    finally:
-        if export is not None:
-            export.close()
+    if args.svg:
+        return _picture(app, args.svg, args.size, args.samples)
+    app.run()
+    return int(app.return_code or 0)
 
 
 if __name__ == "__main__":

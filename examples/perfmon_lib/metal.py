@@ -514,10 +514,12 @@ class MetalActivity:
         fresh.zero_s, fresh.zero_unix_s, fresh.stopped_s = self.zero_s, self.zero_unix_s, self.stopped_s
         return fresh
 
-    def absorb(self, data: dict[str, Any], saved_unix_s: float) -> None:
-        """Take what another process saved at a time of the wall clock (the file's own: the process may have had other clocks),
-        and move its stamps onto this process's."""
-        move = self.zero_s + (saved_unix_s - self.zero_unix_s) - data["saved_s"]
+    def absorb(self, data: dict[str, Any], after_s: float) -> None:
+        """Take what another process saved, `after_s` after this one's zero by the times of files. Processes of one Mac share the
+        clock of Metal's stamps; when the stamps are of another clock (a stand-in Mac) they are moved onto this one's."""
+        from .engine import uptime_s
+        shared = self.zero_s <= data["saved_s"] <= uptime_s()
+        move = 0.0 if shared else self.zero_s + after_s - data["saved_s"]
         since = data["zero_s"] + move - self.zero_s
         for one in data["buffers"]:
             self.record_buffer(BufferRun(**{k: v + move if k in _STAMPS and v is not None else v

@@ -16,7 +16,7 @@ from .analyse import LATENCY_WORDS
 from .metal import _thinned
 
 BLUE, TEAL, ORANGE, RED, VIOLET, GREY, GREEN = "#2563eb", "#0d9488", "#ea8a0c", "#dc2626", "#7c3aed", "#94a3b8", "#16a34a"
-PHASES = {"idle": "#e2e8f0", "partly busy": "#bfdbfe", "busy": "#3b82f6", "bandwidth-bound": "#f59e0b",
+PHASES = {"idle": "rgba(148,163,184,.35)", "partly busy": "#bfdbfe", "busy": "#3b82f6", "bandwidth-bound": "#f59e0b",
           "unknown": "#fecaca"}
 POINTS = 3000           # per line in a page: what a screen can show
 PLOTLY_FILE = "plotly.min.js"
@@ -49,7 +49,7 @@ def html_text(doc: dict[str, Any], script: str = "inline", refresh_s: float | No
             _saturation(doc),
             _kernels(doc, plotly), _queues(doc, plotly), _allocations(doc, plotly), _noticed(doc), _method(doc, note)]
     refresh = '<meta http-equiv="refresh" content="%d">' % max(1, round(refresh_s)) if refresh_s else ""
-    scripts = "" if plotly is None else plotly.script
+    scripts = "" if plotly is None else plotly.script + DRAW
     return ("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">%s<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">"
             "<title>%s</title><style>%s</style>%s</head><body><main>%s</main></body></html>\n") % (
         refresh, e("GPU report: " + (doc["machine"].get("chip") or doc["name"])), STYLE, scripts,
@@ -62,6 +62,14 @@ def e(text: Any) -> str:
 
 # ---- plotly, or not
 
+# Draws a chart in the colours that the reader's system asks for, and again when these change; small screens get small titles.
+DRAW = """<script>function draw(id,f){var m=matchMedia("(prefers-color-scheme: dark)"),l=f.layout;
+function paint(){var d=m.matches;l.paper_bgcolor=l.plot_bgcolor="rgba(0,0,0,0)";l.font.color=d?"#b4c0d2":"#334155";
+l.hoverlabel={bgcolor:d?"#0b1120":"#fff"};for(var k in l)if(/^[xy]axis/.test(k))l[k].gridcolor=l[k].linecolor=d?"#2a364b":"#eef2f7";
+if(innerWidth<700)(l.annotations||[]).forEach(function(a){a.font.size=9});
+Plotly.react(id,f.data,l,{responsive:true,displaylogo:false})}
+m.addEventListener("change",paint);paint()}</script>"""
+
 class _Plotly:
     """The module and the script tag that the page needs."""
 
@@ -71,16 +79,13 @@ class _Plotly:
     def div(self, figure: Any, height: int, left: int = 56, hover: str = "x unified") -> str:
         self._count += 1
         name = "chart%d" % self._count
-        figure.update_layout(height=height, margin=dict(l=left, r=16, t=24, b=32), paper_bgcolor="#fff",
-                             plot_bgcolor="#fff",
-                             font=dict(family="-apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size=12,
-                                       color="#334155"),
+        figure.update_layout(height=height, margin=dict(l=left, r=16, t=24, b=32),
+                             font=dict(family="-apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size=12),
                              hovermode=hover, legend=dict(orientation="h", y=1.0, yanchor="bottom", x=0))
-        figure.update_xaxes(gridcolor="#eef2f7", zeroline=False)
-        figure.update_yaxes(gridcolor="#eef2f7", zeroline=False)
+        figure.update_xaxes(zeroline=False)
+        figure.update_yaxes(zeroline=False)
         data = json.dumps(json.loads(figure.to_json()), separators=(",", ":")).replace("<", "\\u003c")
-        return ('<div id="%s" class="chart" style="height:%dpx"></div><script>(function(){var f=%s;Plotly.newPlot("%s",f.data,f.layout,'
-                '{responsive:true,displaylogo:false});})();</script>') % (name, height, data, name)
+        return '<div id="%s" class="chart" style="height:%dpx"></div><script>draw("%s",%s);</script>' % (name, height, name, data)
 
 
 def _plotly(script: str, path: str, refresh_s: float | None) -> tuple[_Plotly | None, str]:
@@ -192,7 +197,7 @@ def _verdict(doc: dict[str, Any]) -> str:
     unknown = "".join("<li>%s: %s</li>" % (e(u["class"].replace("_", " ")), e(u["why"])) for u in a["not_assessed"])
     return '<section><h2>Verdict</h2><p class="sum">%s</p><div class="cards">%s</div>%s</section>' % (
         e(a["summary"]), "".join(cards),
-        '<p class="dim">Not judged here:</p><ul class="dim">%s</ul>' % unknown if unknown else "")
+        '<p class="dim more">Not judged here:</p><ul class="dim">%s</ul>' % unknown if unknown else "")
 
 
 # ---- charts over time
@@ -292,7 +297,7 @@ def _plotly_panels(doc: dict[str, Any], drawn: Sequence[Panel], plotly: _Plotly)
                              annotation_font=dict(size=10, color=RED), row=row, col=1)
     _mark(figure, doc)
     for note in figure.layout.annotations[:len(drawn)]:
-        note.update(x=0, xanchor="left", yshift=3, font=dict(size=12, color="#334155"))
+        note.update(x=0, xanchor="left", yshift=3, font=dict(size=12))
     figure.update_xaxes(title_text="seconds", row=len(drawn), col=1)
     return plotly.div(figure, 60 + 165 * len(drawn))
 
@@ -456,7 +461,7 @@ def _gantt(doc: dict[str, Any], plotly: _Plotly | None) -> str:
         told = [b for b in buffers if b[start] is not None and b[end] is not None]
         figure.add_trace(plotly.go.Bar(y=[name] * len(told), x=[b[end] - b[start] for b in told],
                                        base=[b[start] for b in told], orientation="h",
-                                       marker=dict(color=colour, line=dict(color="#fff", width=0.5)), width=0.6,
+                                       marker=dict(color=colour, line=dict(color="rgba(255,255,255,.6)", width=0.5)), width=0.6,
                                        showlegend=False,
                                        hovertext=["%s<br>%s" % (e(b["label"]), r.milliseconds(b[end] - b[start]))
                                                   for b in told], hoverinfo="text"))
@@ -548,20 +553,24 @@ def _rails(doc: dict[str, Any]) -> str:
 
 
 STYLE = """
-*{box-sizing:border-box}body{margin:0;background:#f1f5f9;color:#0f172a;font:14px/1.5 -apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
-main{max-width:1120px;margin:0 auto;padding:20px 16px 60px}h1{font-size:24px;margin:0 0 2px}h2{font-size:16px;margin:0 0 10px}h3{font-size:13px;margin:0 0 4px;color:#475569;font-weight:600}
-h4{font-size:12px;margin:8px 0 2px;color:#475569}p{margin:0 0 6px}header p{color:#475569}.cmd{font:13px ui-monospace,Menlo,'DejaVu Sans Mono',monospace;background:#e2e8f0;border-radius:6px;padding:6px 10px;display:inline-block;color:#0f172a;margin-top:6px;overflow-wrap:anywhere}
+:root{color-scheme:light dark;--ground:#f1f5f9;--card:#fff;--ink:#0f172a;--soft:#475569;--mute:#64748b;--faint:#94a3b8;--line:#e2e8f0;--bad:#dc2626}
+@media (prefers-color-scheme:dark){:root{--ground:#0b1120;--card:#151e30;--ink:#e6ecf5;--soft:#b4c0d2;--mute:#93a1b5;--faint:#6b7a90;--line:#2a364b;--bad:#f87171}}
+*{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);font:14px/1.5 -apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif}
+main{max-width:1120px;margin:0 auto;padding:20px 16px 60px}h1{font-size:24px;margin:0 0 2px}h2{font-size:16px;margin:0 0 10px}h3{font-size:13px;margin:0 0 4px;color:var(--soft);font-weight:600}
+h4{font-size:12px;margin:8px 0 2px;color:var(--soft)}p{margin:0 0 6px}header p{color:var(--soft)}.cmd{font:13px ui-monospace,Menlo,'DejaVu Sans Mono',monospace;background:var(--line);border-radius:6px;padding:6px 10px;display:inline-block;color:var(--ink);margin-top:6px;overflow-wrap:anywhere}
 .mark{font-size:12px;font-weight:600;border-radius:10px;padding:2px 9px;vertical-align:middle;margin-left:4px}.rec{background:#ede9fe;color:#5b21b6}.live{background:#dcfce7;color:#166534}.run{background:#fef3c7;color:#92400e}
-section{background:#fff;border-radius:10px;padding:16px 18px;margin-top:14px;box-shadow:0 1px 2px rgba(15,23,42,.08)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px;margin-top:14px}.tile{background:#fff;border-radius:10px;padding:12px 14px;box-shadow:0 1px 2px rgba(15,23,42,.08)}
-.tile p{color:#64748b;font-size:12px;margin:0}.tile .big{font-size:22px;font-weight:650;color:#0f172a;line-height:1.3;font-variant-numeric:tabular-nums}.tile .none{color:#94a3b8;font-size:15px}
-.sum{font-size:15px;font-weight:600}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:12px;margin-top:8px}.card{border:1px solid #e2e8f0;border-left:4px solid #94a3b8;border-radius:8px;padding:10px 14px}
-.card.hit{border-left-color:#dc2626}.card h3{font-size:14px;color:#0f172a}.card small{color:#64748b;font-weight:400}ul{margin:0;padding-left:18px}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13px;margin:6px 0}th{text-align:left;color:#64748b;font-weight:600;border-bottom:1px solid #e2e8f0;padding:4px 8px;white-space:nowrap}
-td{border-bottom:1px solid #f1f5f9;padding:4px 8px;vertical-align:top}.n{text-align:right;font-variant-numeric:tabular-nums}.bar{display:inline-block;width:110px;height:9px;background:#e2e8f0;border-radius:5px;overflow:hidden}.bar i{display:block;height:100%}
-.strip{display:flex;height:9px;border-radius:5px;overflow:hidden;background:#e2e8f0;margin:6px 0}.strip.tall{height:18px;margin-top:12px}.strip i{display:block;height:100%}
-.keys{font-size:12px;color:#475569;margin:4px 0}.keys i{display:inline-block;width:10px;height:10px;border-radius:2px;margin:0 4px 0 10px;vertical-align:-1px}.key{margin-right:14px}
-.svg{width:100%;height:auto;display:block}.grid{stroke:#e2e8f0;stroke-width:1}.tick{font-size:11px;fill:#64748b}.tick.e{text-anchor:end}.tick.m{text-anchor:start}.limit{stroke:#dc2626;stroke-dasharray:5 4}.lim{fill:#dc2626}.event{stroke:#dc2626;stroke-dasharray:2 3}
-.facts span{margin-right:18px;color:#64748b}.facts b{color:#0f172a}.cols{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:20px}.dim{color:#64748b;font-size:13px}details{margin-top:8px}summary{cursor:pointer;font-weight:600;color:#475569}
-@media print{body{background:#fff}section,.tile{box-shadow:none;border:1px solid #e2e8f0}}
+section{background:var(--card);border-radius:10px;padding:16px 18px;margin-top:14px;box-shadow:0 1px 2px rgba(15,23,42,.08)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(170px,1fr));gap:10px;margin-top:14px}.tile{background:var(--card);border-radius:10px;padding:12px 14px;box-shadow:0 1px 2px rgba(15,23,42,.08)}
+.tile p{color:var(--mute);font-size:12px;margin:0}.tile .big{font-size:22px;font-weight:650;color:var(--ink);line-height:1.3;font-variant-numeric:tabular-nums}.tile .none{color:var(--faint);font-size:15px}
+.sum{font-size:15px;font-weight:600}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:12px;margin-top:8px}.card{border:1px solid var(--line);border-left:4px solid var(--faint);border-radius:8px;padding:10px 14px}
+.card.hit{border-left-color:var(--bad)}.card h3{font-size:14px;color:var(--ink)}.card small{color:var(--mute);font-weight:400}ul{margin:0;padding-left:18px}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13px;margin:6px 0}th{text-align:left;color:var(--mute);font-weight:600;border-bottom:1px solid var(--line);padding:4px 8px;white-space:nowrap}
+td{border-bottom:1px solid var(--ground);padding:4px 8px;vertical-align:top}.n{text-align:right;font-variant-numeric:tabular-nums}.bar{display:inline-block;width:110px;height:9px;background:var(--line);border-radius:5px;overflow:hidden}.bar i{display:block;height:100%}
+.strip{display:flex;height:9px;border-radius:5px;overflow:hidden;background:var(--line);margin:6px 0}.strip.tall{height:18px;margin-top:12px}.strip i{display:block;height:100%}
+.keys{font-size:12px;color:var(--soft);margin:4px 0}.keys i{display:inline-block;width:10px;height:10px;border-radius:2px;margin:0 4px 0 10px;vertical-align:-1px}.key{margin-right:14px}
+.svg{width:100%;height:auto;display:block}.grid{stroke:var(--line);stroke-width:1}.tick{font-size:11px;fill:var(--mute)}.tick.e{text-anchor:end}.tick.m{text-anchor:start}.limit{stroke:var(--bad);stroke-dasharray:5 4}.lim{fill:var(--bad)}.event{stroke:var(--bad);stroke-dasharray:2 3}
+.facts span{margin-right:18px;color:var(--mute)}.facts b{color:var(--ink)}.cols{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:20px}.more{margin-top:10px}.dim{color:var(--mute);font-size:13px}details{margin-top:8px}summary{cursor:pointer;font-weight:600;color:var(--soft)}
+@media (prefers-color-scheme:dark){.rec{background:#3b2a6b;color:#ddd6fe}.live{background:#14432a;color:#bbf7d0}.run{background:#4d3308;color:#fde68a}}
+@media (max-width:700px){.modebar{display:none!important}main{padding:12px 8px 40px}section{padding:14px 12px}.bar{width:56px}}
+@media print{body{background:var(--card)}section,.tile{box-shadow:none;border:1px solid var(--line)}}
 """
