@@ -12680,7 +12680,7 @@ def _list_gpus(args: Any) -> int:
     return 0
 
 
-def _work(args: Any) -> int:
+def _act(args: Any) -> int:
     said: dict[str, Callable[[], str]] = {
         "help": lambda: str(_parser().format_help()), "version": lambda: "pyapplegpu %s\n" % __version__,
         "help_query_gpu": lambda: _help_query(False), "help_query_compute_apps": lambda: _help_query(True),
@@ -12693,10 +12693,10 @@ def _work(args: Any) -> int:
 
 def _dispatch(args: Any) -> int:
     if args.filename is None:
-        return _work(args)
+        return _act(args)
     import contextlib
     with open(args.filename, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        return _work(args)
+        return _act(args)
 
 
 def _pipe_closed() -> int:
