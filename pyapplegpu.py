@@ -5033,7 +5033,7 @@ _SLEPT = _NS // 2               # growth of continuous time over uptime between 
 _MOST_POINTS = 19
 _TICKS_SHORTEST = _NS // 5      # CPU ticks are 10 ms
 _SENSOR_AGE = 2 * _NS           # SMC values are read at most this often
-_RETRY = 5 * _NS                # a failure that may pass is tried again after this
+_RETRY = 5 * _NS                # a failure that may pass is tried again after this; what seems lacking, ever more rarely
 
 
 class _Figure(NamedTuple):
@@ -5043,6 +5043,27 @@ class _Figure(NamedTuple):
     interval_s: float | None = None
     source: str | None = None
     estimated: bool = False
+
+
+class _Refusal:
+    """What could not be had (error None: a fact that is not there), and when to ask again.
+
+    A driver may come late, and a NULL does not say why. So nothing is given up for good: what seems lacking is asked for
+    again after 5 s, and then each time after twice as long, as listing a group may take seconds.
+    """
+
+    __slots__ = ("error", "until", "wait")
+
+    def __init__(self, error: AppleGPUError | None, now: int, before: object) -> None:
+        lasting = isinstance(before, _Refusal) and (error is None or error.reason != REASON_SOURCE_FAILED)
+        self.error = error and _twin(error)
+        self.wait: int = 2 * before.wait if lasting else _RETRY     # type: ignore[attr-defined]
+        self.until = now + self.wait
+
+
+def _twin(error: AppleGPUError) -> AppleGPUError:
+    """The same error, without the frames it passed through and what they hold."""
+    return _fail(error.value, error.reason, error.source, error.detail)
 
 
 def _not_ready(reason: str, source: str, detail: str, began: int, lapse: int = 0) -> AppleGPUError:
@@ -5386,36 +5407,32 @@ class _ReportFeed(_Feed):
         self.starts: tuple[int, ...] = ()           # where they begin
         self.meters: tuple[_Energy | None, ...] = ()
         self.energies: dict[int, _Energy] = {}
-        self.error: AppleGPUError | None = None
-        self.tried = 0
+        self.refusal: _Refusal | None = None
         self.opening = allocate_lock()
         self.plans: dict[Any, Any] = {}             # what follows from the channels alone
 
     def open(self) -> None:
-        """Subscribe, once for the life of the process; a failure that may pass is tried again after 5 s."""
+        """Subscribe, once for the life of the process."""
         if self.subscription is not None:
             return
         with self.opening:
             now = self.engine.machine.clock.now()[0]
-            lasting = self.error is not None and self.error.reason != REASON_SOURCE_FAILED
-            if self.error is not None and (lasting or now - self.tried < _RETRY):
-                raise self.error.with_traceback(None)
+            if self.refusal is not None and self.refusal.error is not None and now < self.refusal.until:
+                raise _twin(self.refusal.error)
             if self.subscription is None:
-                self._subscribe(now)
+                try:
+                    self._subscribe()
+                except AppleGPUError as error:
+                    self.refusal = _Refusal(error, now, self.refusal)
+                    raise
 
-    def _subscribe(self, now: int) -> None:
-        self.tried = now
-        try:
-            subscription = self.engine.machine.ioreport.subscribe(self.groups, *self.picks)
-        except AppleGPUError as error:
-            self.error = error
-            raise
+    def _subscribe(self) -> None:
+        subscription = self.engine.machine.ioreport.subscribe(self.groups, *self.picks)
         if subscription is None:
-            self.error = self._nothing_listed()
-            raise self.error
+            raise self._nothing_listed()
         self.channels, self.plans = tuple(subscription.channels), {}
         self._lay_out()
-        self.subscription, self.error = subscription, None
+        self.subscription, self.refusal = subscription, None
 
     def _nothing_listed(self) -> AppleGPUError:
         """Sandboxed apps have this variable, and see no IOReport group (NULL) without an exception for IOReportHub."""
@@ -5794,16 +5811,24 @@ class _Engine:
         return kept[1]
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """A fact that does not change; NotSupported is remembered too, a failure that may pass is not."""
-        if name not in self.facts:
-            try:
-                self.facts[name] = work()
-            except NVMLError_NotSupported as error:
-                self.facts[name] = error
-        got = self.facts[name]
-        if isinstance(got, AppleGPUError):
-            raise got.with_traceback(None)
-        return got
+        """A fact that does not change. That it is not there (None, NotSupported) is believed for a while."""
+        got, now = self.facts.get(name), 0
+        if isinstance(got, _Refusal):
+            now = self.machine.clock.now()[0]
+            if now < got.until and got.error is None:
+                return None
+            if now < got.until and got.error is not None:
+                raise _twin(got.error)
+        elif got is not None:
+            return got
+        now = now or self.machine.clock.now()[0]
+        try:
+            value = work()
+        except NVMLError_NotSupported as error:
+            self.facts[name] = _Refusal(error, now, got)
+            raise
+        self.facts[name] = _Refusal(None, now, got) if value is None else value
+        return value
 
     def lacking(self, source: str, detail: str, reason: str = REASON_CHIP) -> AppleGPUError:
         """NotSupported for something that this Mac lacks; in a guest that is the reason."""
@@ -6143,11 +6168,12 @@ class _Engine:
         return feed, lanes
 
     def _rail_lanes(self, feed: _ReportFeed, rail: str) -> list[int]:
+        """The preferred ones of a rail's lanes."""
         feed.open()
-        ranked = [(_rail_of(c.group, c.subgroup, c.name), i) for i, c in enumerate(feed.channels) if i in feed.energies]
-        fitting = [(got[1], i) for got, i in ranked if got is not None and got[0] == rail]
-        best = min((rank for rank, _ in fitting), default=None)
-        return [i for rank, i in fitting if rank == best]
+        listed = [(i, feed.channels[i]) for i in feed.rail_lanes(rail)]
+        ranked = [(_rail_of(c.group, c.subgroup, c.name), i) for i, c in listed]
+        best = min((got[1] for got, _ in ranked if got is not None), default=None)
+        return [i for got, i in ranked if got is not None and got[1] == best]
 
     def rail_power(self, window: int, rail: str) -> _Figure:
         """Mean power of a rail in mW: the sum of its dies, each over its own publications."""
@@ -6456,7 +6482,7 @@ class _Engine:
             except NVMLError_NotSupported as error:
                 if self.amc.subscription is not None:
                     raise
-                self.facts["amc dead"] = error
+                self.facts["amc dead"] = _twin(error)
             except NVMLError_NotReady as error:
                 if error.reason != REASON_ABSENT or not self.amc.silent():
                     raise
@@ -6464,7 +6490,7 @@ class _Engine:
         try:
             self.pmp.open()
         except NVMLError_NotSupported:
-            raise self.facts["amc dead"].with_traceback(None) from None
+            raise self.facts.pop("amc dead") from None     # neither: both may be asked again
         return self._pmp_traffic(window, direction, stems)
 
     def _counted_traffic(self, feed: _ReportFeed, window: int, direction: str, stems: Sequence[str]) -> _Figure:
@@ -6655,13 +6681,13 @@ class _Engine:
 
     def clusters(self) -> tuple[_Cluster, ...]:
         """The CPU clusters in the order of CPU Complex Performance States."""
-        return tuple(self.once("clusters", self._find_clusters))
-
-    def _find_clusters(self) -> tuple[_Cluster, ...]:
         try:
             self.main.open()
         except NVMLError_NotSupported:
-            return self._clusters_by_level()
+            return tuple(self.once("levels", self._clusters_by_level))
+        return tuple(self.once("clusters", self._find_clusters))
+
+    def _find_clusters(self) -> tuple[_Cluster, ...]:
         named = [(_cluster_state(c.name), i) for i, c in enumerate(self.main.channels) if c.group == "CPU Stats"]
         found = [(who, i) for who, i in named if who is not None]
         if not found:
@@ -12560,7 +12586,7 @@ def _feed_text(feed: _ReportFeed) -> list[str]:
     def name(group: str, subgroup: str | None) -> str:
         return "%s / %s" % (group, subgroup) if subgroup else group
     if feed.subscription is None:
-        return ["%s: %s" % (", ".join(dict.fromkeys(g for g, _ in feed.groups)), feed.error or "not asked for")]
+        return ["%s: %s" % (", ".join(dict.fromkeys(g for g, _ in feed.groups)), feed.refusal.error if feed.refusal else "not asked for")]
     count: dict[str, int] = {}
     for c in feed.channels:
         count[name(c.group, c.subgroup)] = count.get(name(c.group, c.subgroup), 0) + 1

@@ -1694,7 +1694,9 @@ class IOReport:
         step = self.mac.step()
         if self.items_at != step:
             self.items_at, self.items = step, {}
-        items = [self.item(channel, step) for channel in self.channels(channels) if id(channel) in granted]
+        spoilt, self.mac.short = self.mac.short, False      # the sample, not what was subscribed to
+        asked, self.mac.short = self.channels(channels), spoilt
+        items = [self.item(channel, step) for channel in asked if id(channel) in granted]
         items = [item for item in items if item is not None]
         if self.mac.doing is not None:
             items = [self.spoilt(item, self.mac.doing) for item in items]
