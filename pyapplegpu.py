@@ -5084,7 +5084,7 @@ def _hope(error: AppleGPUError, entered: int, timeout: int) -> int:
     until: int = getattr(error, "_began", -timeout) + timeout
     if error.reason == REASON_STALE and getattr(error, "_lapse", 0) > _HOLD:
         until = max(until, entered + _STEP)     # nobody looked for so long that it may publish with this look
-    return until
+    return min(until, entered + 2 * timeout)    # also where every sample is a new baseline
 
 
 # ---- histories

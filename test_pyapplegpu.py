@@ -584,6 +584,12 @@ def test_a_counter_that_never_publishes_makes_nobody_wait_twice():
     assert (round(mac.slept_for - before, 3), mac.samples - samples) == (0.1, 2)
 
 
+def test_a_counter_that_jumps_at_every_sample_holds_nobody():
+    """Each look is a new baseline, and would begin the wait anew for ever."""
+    engine, mac = engine_of((CPU, lambda t: (t, int(t) * 10 ** 9)))
+    assert ask(engine, engine.rail_power, "cpu") == "reset" and mac.slept_for <= 5
+
+
 def test_a_half_hour_rail_is_waited_for_once():
     engine, mac = engine_of((CPU, batched(1, every=1800000)), start=2400000.0)
     assert ask(engine, engine.rail_power, "cpu") == "stale" and round(mac.slept_for, 3) == 2.5
@@ -4154,7 +4160,7 @@ def test_bandwidth_from_histograms(lanes, agent, read):
                          ids=["nothing listed", "refused", "sandbox"])
 def test_what_seems_lacking_is_asked_for_again_ever_more_rarely(refusal):
     """A driver may come late (a monitor that starts with the Mac), but listing a group may take seconds."""
-    engine, mac = engine_of(gpuph(0.5), (CPU, live(1)))
+    engine, mac = engine_of(gpuph(0.5), (CPU, batched(1)))
     asked, real = [], mac.subscribe
 
     def subscribe(groups, *picks):
@@ -4175,7 +4181,8 @@ def test_what_seems_lacking_is_asked_for_again_ever_more_rarely(refusal):
             assert error.reason in (ag.REASON_CHIP, ag.REASON_FIRST, *(refusal or ())[1:])
         mac.t += 1000
     assert asked == [0, 5, 15, 35, 75] and ratio == pytest.approx(0.5)
-    assert ask(engine, engine.rail_power, "cpu") is not None and len(asked) == 5
+    mac.t += 10000
+    assert ask(engine, engine.rail_power, "cpu") == pytest.approx(1) and len(asked) == 5
 
 
 def test_a_flow_is_subscribed_to_once():
