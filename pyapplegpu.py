@@ -564,6 +564,7 @@ _PROTOTYPES: dict[str, tuple[str, str, str, int]] = {
     "IOIteratorIsValid": ("IOKit", "i", "I", 10),
     "IOIteratorReset": ("IOKit", "v", "I", 10),
     "IORegistryEntryGetRegistryEntryID": ("IOKit", "i", "Ip", 10),
+    "IORegistryEntryInPlane": ("IOKit", "i", "Is", 10),
     "IORegistryEntryCreateCFProperty": ("IOKit", "C", "IppI", 10),
     "IORegistryEntryGetChildIterator": ("IOKit", "i", "Isp", 10),
     "IOServiceClose": ("IOKit", "i", "I", 10),
@@ -2454,9 +2455,13 @@ class _Registry:
             return _cf_read(value) if value else None
 
     def alive(self, entry: Any) -> bool:
-        number = ctypes.c_uint64()
-        with self.lock:
-            return entry.armed and not _c.IORegistryEntryGetRegistryEntryID(entry, ctypes.byref(number))
+        """False for a service that ended: it goes on answering its id and last properties, but hangs in no plane (xnu
+        IOUserClient.cpp, IOService.cpp; no Mac has shown it)."""
+        try:
+            with self.lock:
+                return entry.armed and bool(_c.IORegistryEntryInPlane(entry, b"IOService"))
+        except NVMLError_NotSupported:
+            return True
 
     @staticmethod
     def _port(entry: Any) -> Any:
@@ -5779,6 +5784,7 @@ class _Engine:
         self.clients = _ClientsFeed(self, "registry")
         self.sensors = _Sensors(self.machine)
         self.recoveries: int | None = None
+        self.looked = 0                         # when the accelerator was last seen among the services
 
     def forked(self) -> None:
         """In a forked child: forget, without releasing, what the parent opened."""
@@ -5855,27 +5861,32 @@ class _Engine:
             statistics = registry.get(entry, "PerformanceStatistics")
             return isinstance(statistics, dict) and "Device Utilization %" in statistics
         if "accelerators" not in self.facts:
+            self.looked = self.machine.clock.now()[0]
             found = [e for e in self.machine.registry.services("IOAccelerator") if is_gpu(e)]
             if found:
                 self.facts["accelerators"] = found
             return found
         return list(self.facts["accelerators"])
 
-    def accelerator(self) -> Any:
-        found = self.accelerators()
+    def accelerator(self, doubted: bool = False) -> Any:
+        """The GPU's service. One that went away with a GPU restart is matched again: noticed every 10 s, or when in doubt."""
+        found, now = self.accelerators(), self.machine.clock.now()[0]
+        if self.index < len(found) and (doubted or not 0 <= now - self.looked < _HOLD):
+            self.looked = now
+            if not self.machine.registry.alive(found[self.index]):
+                self.facts.pop("accelerators", None)
+                self._gpu_restarted()
+                found = self.accelerators()
         if self.index >= len(found):
             raise _fail(ERROR_GPU_IS_LOST, REASON_SOURCE_FAILED, "registry", "the accelerator service does not answer")
         return found[self.index]
 
     def gpu_property(self, key: str) -> Any:
-        """A property of the accelerator; a service that went away with a GPU restart is matched again, once."""
-        registry = self.machine.registry
-        value = registry.get(self.accelerator(), key)
-        if value is None and not registry.alive(self.accelerator()):
-            self.facts.pop("accelerators", None)
-            self._gpu_restarted()
-            value = registry.get(self.accelerator(), key)
-        return value
+        """A property of the accelerator; None may mean that the service is gone."""
+        entry = self.accelerator()
+        value = self.machine.registry.get(entry, key)
+        again = self.accelerator(doubted=True) if value is None else entry
+        return value if again is entry else self.machine.registry.get(again, key)
 
     def _gpu_restarted(self) -> None:
         now = self.machine.clock.now()[0]

@@ -1661,8 +1661,10 @@ class Mac:
         self.order, self.gone, self.values, self.stamps = None, set(), {}, {}
         self.refuse, self.accessor_shift, self.listing_driver, self.listing_states = False, 0, True, True
         self.services = {"IOAccelerator": [("AGXAcceleratorG16G", {"model": "Apple M4", "gpu-core-count": 10,
-                                            "PerformanceStatistics": {"Device Utilization %": 17, "x": -2}})],
+                                            "PerformanceStatistics": {"Device Utilization %": 17, "x": -2, "Renderer Utilization %": 15,
+                                                                                      "Tiler Utilization %": 15}})],
                          "AppleSMCKeysEndpoint": [("AppleSMCKeysEndpoint", {})]}
+        self.ended = []             # services that terminated: their ports still answer
         self.kids = [("AGXDeviceUserClient", {"IOUserClientCreator": "pid 357, WindowServer"})] * 3
         self.smc = {"#KEY": ("ui32", struct.pack(">I", 3)), "Tg05": ("flt ", struct.pack("<f", 46.5)), "F0Ac": ("flt ", bytes(4))}
         self.smc_result, self.kr, self.answer_size = None, {}, 80
@@ -1907,6 +1909,10 @@ class Mac:
             return 0x10000003
         ctypes.c_uint64.from_address(where).value = 0x100000000 + port
         return 0
+
+    def IORegistryEntryInPlane(self, port, plane):
+        assert plane == b"IOService"
+        return int(port in self.ports and self.ports[port] not in self.ended)
 
     def IORegistryEntryCreateCFProperty(self, port, key, _, options):
         properties = self.ports[port][1]
@@ -2374,6 +2380,23 @@ def test_registry(mac):
     strings = len(ag._c.strings)
     del entry, clients
     assert not mac.ports and len(mac.heap) == strings
+
+
+def test_a_restarted_gpu_is_matched_again(mac):
+    """A terminated service keeps answering its id and its last properties."""
+    machine = ag._LiveMachine()
+    engine, now = ag._Engine(machine), [100 * NS]
+    mac.kids = [("AGXDeviceUserClient", {"IOUserClientCreator": "pid 357, WindowServer", "AppUsage": []})]
+    machine.clock.now = lambda: (now[0], now[0])
+    assert engine.gpu_engines(NS).value.device_percent == 17
+    old, = mac.services["IOAccelerator"]
+    mac.ended.append(old)
+    mac.services["IOAccelerator"] = [(old[0], dict(old[1], PerformanceStatistics=dict(old[1]["PerformanceStatistics"], **{"Device Utilization %": 40})))]
+    engine.clients.refresh()
+    now[0] += 11 * NS
+    assert engine.gpu_engines(NS).value.device_percent == 40
+    assert engine.clients.series.reason == ag.REASON_RESET
+    assert mac.calls.count("IORegistryEntryInPlane") == 1, "not asked at every reading"
 
 
 def test_registry_refusals_are_errors_and_the_dictionary_is_consumed(mac):

@@ -1353,6 +1353,11 @@ class IOKit:
         self.mac.put(slot, struct.pack("<Q", self.entry(name).id & MASK64))
         return 0
 
+    @c("I/i I p")
+    def IORegistryEntryInPlane(self, name, plane):
+        self.entry(name)
+        return 0 if self.plane(plane) is None else 1
+
     @c("i I p p I", own="out")
     def IORegistryEntryCreateCFProperties(self, name, slot, allocator, options):
         made = self.mac.build(["d", self.properties(self.entry(name))], "IORegistryEntryCreateCFProperties")
