@@ -2947,11 +2947,13 @@ class _Mach:
 
     @staticmethod
     def _host() -> int:
-        """Asked once: mach_host_self adds a send right at each call."""
-        port: int = _c.kept.get("host") or _c.mach_host_self()
+        """Asked once: mach_host_self adds a send right at each call. It is called and kept in one step of C, so that Ctrl-C
+        finds no bytecode in between and never makes it two."""
+        if not _c.kept.get("host"):
+            _c.kept.update(zip(("host",), iter(_c.mach_host_self, None)))
+        port: int = _c.kept["host"]
         if not port:
             raise _broken("mach", "mach_host_self gave no port")
-        _c.kept["host"] = port
         return port
 
     def vm_statistics(self) -> bytes:
