@@ -4914,7 +4914,7 @@ def _limit_figure(name: str, states: Sequence[str], ratios: Sequence[float]) -> 
         if not any(s.strip() == "NO_CLTM" for s in states):
             return None
         return sum(r for s, r in zip(states, ratios) if s.strip() != "NO_CLTM" and not _is_idle(s))
-    percents = [s.strip().rstrip("%").strip() for s in states]
+    percents = [s.strip().partition("%")[0].strip() for s in states]        # the names begin with it (darwin-perf)
     if not all(p.isdigit() and int(p) <= 100 for p in percents):
         return None
     return sum(int(p) * r for p, r in zip(percents, ratios))
@@ -6778,8 +6778,10 @@ class _Engine:
         """Clocks per cluster: by acc-clusters where there is one (M5), else 1 for E, 5 and then 13 for P."""
         acc = _acc_clusters(self._bytes("pmgr", "acc-clusters"))
         numbers: list[int | None] = [None] * len(who)
-        if acc and len(who) % len(acc) == 0:
-            numbers = [acc[n % len(acc)] for n in range(len(who))]
+        if acc and len(who) % len(acc) == 0:        # in the order of cluster ids, slow ones first as the CPUs are numbered
+            order = sorted(range(len(who)), key=lambda n: (who[n][0], -_SPEED.index(who[n][1]), int(who[n][2] or 0)))
+            for place, n in enumerate(order):
+                numbers[n] = acc[place % len(acc)]
         else:
             for n, (_, letter, index) in enumerate(who):
                 second = letter == "P" and index not in ("", "0") and self._bytes("pmgr", "voltage-states13-sram")

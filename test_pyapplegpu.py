@@ -1416,6 +1416,23 @@ def test_three_levels_of_an_m6():
     assert engine._cluster_cores(["E", "M", "M", "P"], "M", 0) == 2
 
 
+@pytest.mark.parametrize("listed", [["MCPU0", "MCPU1", "PCPU"], ["PCPU", "MCPU0", "MCPU1"], ["MCPU1", "PCPU", "MCPU0"]])
+def test_clock_tables_of_an_m5_max_whatever_the_order_of_its_clusters(listed):
+    """acc-clusters follows the cluster ids (0x16, 0x17, 0x05); nothing says that CPU Stats lists them so."""
+    engine, mac = engine_of()
+    tables = {"acc-clusters": bytes.fromhex("160000000000000017010000000000000502000000000000"),
+              "voltage-states22-sram": struct.pack("<4I", 1344000, 1, 4380000, 1), "voltage-states23-sram": struct.pack("<4I", 1344000, 1, 4379000, 1),
+              "voltage-states5-sram": struct.pack("<4I", 1308000, 1, 4608000, 1)}
+    mac.named, mac.get = lambda name: ["node"], lambda entry, key: tables.get(key)
+    got = engine._cpu_tables([ag._cluster_state(name) for name in listed])
+    assert {name: clocks[-1] for name, clocks in zip(listed, got)} == {"MCPU0": 4380, "MCPU1": 4379, "PCPU": 4608}
+
+
+@pytest.mark.parametrize("states, percent", [(("100%", "50%"), 75), (("100 % (max)", "50 % PPM"), 75), (("100", "50"), 75), (("NOMINAL", "50%"), None)])
+def test_power_budget_by_the_percentage_that_begins_a_state_name(states, percent):
+    assert ag._limit_figure("GPU_PPM", states, (0.5, 0.5)) == percent
+
+
 def test_cores_of_an_m3_ultra():
     """gpu-core-count says 60 where the design's variable counts 80."""
     engine, mac = engine_of()
