@@ -4978,8 +4978,10 @@ def _power_source(source: str, battery: Mapping[str, Any]) -> PowerSource:
 # ======================================================================================================================
 
 # The few facts that no source on the machine gives, by Apple's chip name; no other figure depends on them.
-# Bandwidth in GB/s as Apple sells it (metrics.md 3.3), bus in bits, ANE cores (hollance/neural-engine, Apple). Where one
-# name has two memory systems the GPU core count tells them apart: {most cores of this row: row}.
+# Bandwidth in GB/s as Apple sells it (metrics.md 3.3), ANE cores (hollance/neural-engine, Apple). No recording holds bus and
+# type: they are as the press has them (macg.co 140451 for M1 to M3, techboards.net 4917 for M4 and M5), and each row agrees
+# with its bandwidth: bits / 8 x 4266 (LPDDR4X), 6400 (LPDDR5), 7500, 8533 or 9600 (LPDDR5X) transfers/us.
+# Where one name has two memory systems the GPU core count tells them apart: {most cores of this row: row}.
 _CHIPS: dict[str, dict[int, tuple[float, int, str]]] = {
     "M1": {8: (68.25, 128, "LPDDR4X")}, "M1 Pro": {16: (200, 256, "LPDDR5")}, "M1 Max": {32: (400, 512, "LPDDR5")},
     "M1 Ultra": {64: (800, 1024, "LPDDR5")},
@@ -7577,12 +7579,12 @@ def MemoryGetMaxBandwidth(device: Device) -> float:
 
 
 def MemoryGetBusWidth(device: Device) -> int:
-    """Width of the memory bus in bits, from a table by chip name."""
+    """Width of the memory bus in bits, from a table by chip name: nothing on the Mac says it."""
     return int(_now(device, _Engine.memory_bus_width))
 
 
 def MemoryGetType(device: Device) -> str:
-    """"LPDDR5X", from a table by chip name."""
+    """"LPDDR5X", from a table by chip name: nothing on the Mac says it."""
     return str(_now(device, _Engine.memory_type))
 
 
@@ -7702,7 +7704,11 @@ def VpuGetBandwidth(device: Device, engine: str, window: float | None = None, ti
 
 def VpuGetUtilization(device: Device, engine: str, window: float | None = None,
                       timeout: float | None = None) -> VpuUtilization:
-    """An estimate in percent, with the method. Tells idle from busy, no more: Apple publishes no figure."""
+    """An estimate in percent, with the method. Tells idle from busy, no more: Apple publishes no figure.
+
+    By bandwidth it is the share of 7 GB/s, an assumption that nobody has measured (NeoAsitop's); by histogram the share of
+    time above the lowest bucket.
+    """
     return _rate(device, _Engine.engine_utilization, window, timeout, _choice(engine, ENGINES, "engine"))  # type: ignore[no-any-return]
 
 

@@ -1428,6 +1428,16 @@ def test_clock_tables_of_an_m5_max_whatever_the_order_of_its_clusters(listed):
     assert {name: clocks[-1] for name, clocks in zip(listed, got)} == {"MCPU0": 4380, "MCPU1": 4379, "PCPU": 4608}
 
 
+MEGATRANSFERS = {"LPDDR4X": (4266,), "LPDDR5": (6400,), "LPDDR5X": (7500, 8533, 9600)}
+
+
+@pytest.mark.parametrize("chip, row", [(chip, row) for chip, rows in ag._CHIPS.items() for row in rows.values()])
+def test_memory_systems_add_up(chip, row):
+    """Bandwidth is bus x rate of the memory's type; Apple rounds it down by up to 2.5 % (M3 Pro: 153.6 is sold as 150)."""
+    sold, bits, kind = row
+    assert any(0.975 * bits / 8 * rate / 1000 <= sold <= 1.002 * bits / 8 * rate / 1000 for rate in MEGATRANSFERS[kind])
+
+
 @pytest.mark.parametrize("states, percent", [(("100%", "50%"), 75), (("100 % (max)", "50 % PPM"), 75), (("100", "50"), 75), (("NOMINAL", "50%"), None)])
 def test_power_budget_by_the_percentage_that_begins_a_state_name(states, percent):
     assert ag._limit_figure("GPU_PPM", states, (0.5, 0.5)) == percent
