@@ -5963,7 +5963,7 @@ class _Engine:
         return _Figure(self.machine.registry.identity(self.accelerator()), source="registry")
 
     def driver_version(self, window: int) -> _Figure:
-        version = self.gpu_property("IOSourceVersion")
+        version = self.once("driver", lambda: self.gpu_property("IOSourceVersion"))
         if not isinstance(version, str) or not version:
             raise self.lacking("registry", "the accelerator has no IOSourceVersion")
         return _Figure(version, source="registry")
@@ -7870,6 +7870,7 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("system",), _Engine.text_fact, ("hw.model",), (("system_model", None),)),
     (("system",), _Engine.chip, (), (("system_chip_name", None),)),
     (("system",), _Engine.text_fact, ("kern.osproductversion",), (("system_os_version", None),)),
+    (("system",), _Engine.driver_version, (), (("system_driver_version", None),)),
     (("system", "memory"), _Engine.memory_info, (), (("system_memory", None),)),
     (("system", "memory"), _Engine.swap, (), (("system_swap", None),)),
     (("system", "memory"), _Engine.memory_pressure, (), (("system_memory_pressure", None),)),
@@ -7966,6 +7967,7 @@ class Snapshot:
     system_model: str | None
     system_chip_name: str | None
     system_os_version: str | None
+    system_driver_version: str | None
     system_memory: MemoryInfo | None
     system_swap: SwapInfo | None
     system_memory_pressure: MemoryPressure | None
@@ -12164,7 +12166,7 @@ clocks.max.graphics|clocks.max.gr|clocks.max.sm;gpu_max_clock_mhz;MHz;top clock
 apple.brand;DeviceGetBrand;;Apple
 apple.chip;system_chip_name;;chip, as sysctl names it
 apple.model;system_model;;model of the Mac
-apple.driver_version;SystemGetDriverVersion;;version of the GPU driver
+apple.driver_version;system_driver_version;;version of the GPU driver
 apple.architecture;DeviceGetArchitecture;;GPU design
 apple.metal_family;DeviceGetMetalFamily;;highest Metal family
 apple.gpu_cores;gpu_core_count;;GPU cores

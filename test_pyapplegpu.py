@@ -4916,7 +4916,7 @@ thermal_pressure_level fans memory_read memory_write memory_gpu_read memory_gpu_
 memory_ane_write memory_media_read memory_media_write memory_display_read memory_display_write memory_io_read memory_io_write
 memory_read_total_bytes memory_write_total_bytes memory_max_bytes_per_s ane_utilization_percent ane_utilization_method ane_power_state cpu_utilization_percent cpu_clusters
 encode_power_mw decode_power_mw encode_bandwidth decode_bandwidth prores_bandwidth processes system_model system_chip_name
-system_os_version system_memory system_swap system_memory_pressure system_power_source""".split()
+system_os_version system_driver_version system_memory system_swap system_memory_pressure system_power_source""".split()
 NESTED = {
     "gpu_states": "name mhz ratio", "gpu_throttle": "cltm_ratio ppm_percent thermal_pressure",
     "fans": "rpm min_rpm max_rpm percent", "memory_read": "bytes_per_s estimated saturated",

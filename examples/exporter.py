@@ -411,10 +411,8 @@ def _put_processes(out: Families, put: Put, snapshot: ag.Snapshot) -> None:
 def facts_of(device: ag.Device, snapshot: ag.Snapshot) -> dict[str, str]:
     """Labels of applegpu_info: what does not change while the exporter runs; "" where it cannot be had."""
     family = ag.Try(ag.DeviceGetMetalFamily, device)
-    engine: Any = device._engine
-    driver = ag.Try(lambda: engine.driver_version(engine.window).value)
     values = {"name": snapshot.gpu_name, "chip": snapshot.system_chip_name, "cores": snapshot.gpu_core_count,
-              "model": snapshot.system_model, "os": snapshot.system_os_version, "driver": driver.value,
+              "model": snapshot.system_model, "os": snapshot.system_os_version, "driver": snapshot.system_driver_version,
               "metal_family": family.value, "source": source_name(snapshot)}
     return {key: "" if value is None else str(value) for key, value in values.items()}
 
