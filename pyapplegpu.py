@@ -6052,7 +6052,7 @@ class _Engine:
         """GPUPH active residency, as powermetrics; the driver's own figure where that cannot be had."""
         try:
             active = self.gpu_active(window)
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady) as error:
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady, NVMLError_OperatingSystem) as error:
             if isinstance(error, NVMLError_NotReady) and error.reason != REASON_ABSENT:
                 raise
             engines = self.gpu_engines(window)
@@ -6337,18 +6337,18 @@ class _Engine:
     def _die_sensors(self, prefixes: tuple[str, ...], hid_names: Sequence[str], what: str) -> _Figure:
         """Plausible sensors: SMC by prefix, else HID services by name."""
         now = self.machine.clock.now()[0]
-        keys, source = 0, "smc"
+        keys, source, refused = 0, "smc", None
         try:
             when, sensors, keys = self.sensors.temperatures(prefixes, now)
-        except (NVMLError_NotSupported, NVMLError_NoPermission):
-            when, sensors = now, []
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem) as error:
+            when, sensors, refused = now, [], error
         if not sensors:
             (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
         if not sensors:
             if keys:
                 raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
                             "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
-            raise self.lacking("smc", "no %s temperature sensor is known here" % what)
+            raise refused or self.lacking("smc", "no %s temperature sensor is known here" % what)
         return _Figure(tuple(sensors), (now - when) / _NS, None, source)
 
     def _hid_sensors(self, names: Sequence[str], now: int) -> tuple[int, list[TemperatureSensor]]:
@@ -6410,13 +6410,13 @@ class _Engine:
     # ---- memory
 
     def memory_wired(self, window: int) -> _Figure:
-        """iogpu.wired_limit_mb, or its older name, in bytes; NoData when it is 0, the default."""
-        for name in ("iogpu.wired_limit_mb", "debug.iogpu.wired_limit"):
+        """The limit in bytes; NoData when it is 0, the default. Until macOS 13 it had another name, and counted bytes."""
+        for name, unit in (("iogpu.wired_limit_mb", 1 << 20), ("debug.iogpu.wired_limit", 1)):
             value = self.machine.sysctl.number(name)
             if value is not None:
                 if value <= 0:
                     raise _fail(ERROR_NO_DATA, REASON_NO_LIMIT, "sysctl", "%s is 0: the driver's default holds" % name)
-                return _Figure(value << 20, source="sysctl")
+                return _Figure(value * unit, source="sysctl")
         raise self.lacking("sysctl", "iogpu.wired_limit_mb is not there", REASON_MACOS)
 
     def memory_limit(self, window: int) -> _Figure:

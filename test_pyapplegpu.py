@@ -2633,6 +2633,20 @@ def test_smc_refusals(mac, code, error, reason):
         assert machine.smc.read("Tg05") == struct.pack("<f", 46.5)      # nothing is latched
 
 
+@pytest.mark.parametrize("code, error, reason", [(0xE00002E2, ag.AppleGPUError_NoPermission, ag.REASON_SANDBOX),
+                                                 (0xE00002BC, ag.AppleGPUError_OperatingSystem, ag.REASON_SOURCE_FAILED)])
+def test_a_temperature_that_is_refused_says_by_whom(mac, code, error, reason):
+    """Not that this chip has no sensors; and HID is asked first."""
+    mac.kr["open"] = code
+    engine = ag._Engine(ag._LiveMachine())
+    with pytest.raises(error) as caught:
+        engine.gpu_temperature(NS)
+    assert caught.value.reason == reason
+    mac.sensors.append(("GPU MTR Temp Sensor1", 9, 31.5))
+    engine = ag._Engine(ag._LiveMachine())
+    assert engine.gpu_temperature(NS).value == 31.5
+
+
 def test_smc_odd_answers(mac):
     machine = ag._LiveMachine()
     mac.smc_result = 0x85
@@ -4204,6 +4218,21 @@ def test_bandwidth_from_histograms(lanes, agent, read):
     engine, mac = engine_of(*lanes)
     figure = engine.settle(lambda w: engine.traffic(w, "RD", agent), engine.window, engine.timeout)
     assert figure.value.bytes_per_s == pytest.approx(read * 1e9, rel=1e-3) and figure.estimated
+
+
+@pytest.mark.parametrize("sysctls, limit", [
+    ({"iogpu.wired_limit_mb": 57344}, 57344 << 20), ({"debug.iogpu.wired_limit": 26843545600}, 26843545600),
+    ({"iogpu.wired_limit_mb": 0}, "no_limit"), ({"debug.iogpu.wired_limit": 0}, "no_limit"), ({}, "macos"),
+])
+def test_wired_limit_by_either_name(sysctls, limit):
+    """debug.iogpu.wired_limit, the name until macOS 13, counts bytes."""
+    engine, mac = engine_of()
+    mac.number = sysctls.get
+    try:
+        got = engine.memory_wired(NS).value
+    except ag.AppleGPUError as error:
+        got = error.reason
+    assert got == limit
 
 
 @pytest.mark.parametrize("refusal", [None, (ag.ERROR_NOT_SUPPORTED, ag.REASON_MACOS), (ag.ERROR_NO_PERMISSION, ag.REASON_SANDBOX)],
