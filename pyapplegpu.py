@@ -2763,16 +2763,27 @@ class _IOReport:
                         yield item, channel
 
     def _open(self, found: Sequence[tuple[int, _Channel]]) -> _Subscription:
+        """All of them, else all but one group's: a group may be listed and refuse (PMP on an M5 Max, where PMP0 is alive)."""
+        groups = list(dict.fromkeys(channel.group for _, channel in found))
+        for without in [None, None] + (groups if len(groups) > 1 else []):      # twice: one NULL is no refusal
+            made = self._opened([pair for pair in found if pair[1].group != without])
+            if made is not None:
+                if without is not None:
+                    made.notes[-1] = "%s is listed, but refused" % without
+                return made
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + groups[0], "refused")
+
+    def _opened(self, found: Sequence[tuple[int, _Channel]]) -> _Subscription | None:
         """A dictionary of our own with the chosen channels only is a valid argument, and keeps a sample small."""
-        chosen, channels = _cf_array(), [channel for _, channel in found]
+        chosen = _cf_array()
         for item, _ in found:
             _c.CFArrayAppendValue(chosen, item)
         wanted, listed = _cf_dictionary({"IOReportChannels": chosen}), _c.CFObject()
         handle = _c.IOReportCreateSubscription(None, wanted, ctypes.byref(listed), 0, None)
         if not handle:
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + channels[0].group, "refused")
+            return None
         _c.subscriptions.append(handle)
-        return _Subscription(self.lock, handle, listed if listed else wanted, channels)
+        return _Subscription(self.lock, handle, listed if listed else wanted, [channel for _, channel in found])
 
 
 # SMCKeyData: key @0, size @28, type @32, result @40, command @42, index @44, bytes @48.

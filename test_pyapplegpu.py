@@ -2045,10 +2045,12 @@ class Mac:
 
     def IOReportCreateSubscription(self, _, wanted, where, zero, null):
         assert not (_ or zero or null)
-        if self.refuse:
+        if self.refuse is True:
             return 0
         items = self.get(self.heap[wanted].value["IOReportChannels"][1], "Array").value
         self.wanted = [self.number(item) for item in items]
+        if self.refuse and self.refuse in [self.listing[i][2] for i in self.wanted]:
+            return 0
         ctypes.c_void_p.from_address(where).value = self.cf({"IOReportChannels": []})
         return self.new("Subscription", None)
 
@@ -2589,6 +2591,16 @@ def test_refused_and_failed_subscriptions(mac):
         made.sample()
     mac.null = set()
     assert made.sample()[0] == (1000, (1,))
+
+
+@pytest.mark.parametrize("refused", ["Energy Model", "GPU Stats", "PMP"])
+def test_one_group_that_refuses_leaves_the_others(mac, refused):
+    """On M5 Max PMP is listed and refuses while PMP0 is alive (SiliconScope 30); what PMP0 tells must not go with it."""
+    groups = native_energy(mac, 2)
+    mac.refuse = refused
+    made = ag._LiveMachine().ioreport.subscribe(groups, lambda *a: True)
+    assert {c.group for c in made.channels} == {"Energy Model", "GPU Stats", "PMP"} - {refused}
+    assert all(made.sample()) and refused in made.note and len(ag._c.subscriptions) == 1
 
 
 def test_short_and_odd_records_are_no_data(mac):
