@@ -4123,6 +4123,67 @@ def test_m4pro_table_and_samples():
             assert ticks / sum(spent) == pytest.approx(state["used_ratio"], abs=1e-6)
 
 
+POWERMETRICS = ["m1-macos11.2-powermetrics-1.txt", "m1max-macos14.6-powermetrics-1.txt", "m3-macos26.3-powermetrics-gpu-1.txt",
+                "m3-unknown-powermetrics-2.txt", "m3pro-unknown-powermetrics-1.txt"]
+
+
+@pytest.mark.parametrize("name", POWERMETRICS)
+def test_residencies_give_the_averages_that_powermetrics_printed(name):
+    """Its clock and activity from its own shares, state by state: M3's tables fall and M3 Pro's repeats 1182."""
+    found = re.findall(r"GPU(?: HW)? active frequency: (\d+) MHz\nGPU(?: HW)? active residency:\s+([\d.]+)% \((.*)\)", raw(name))
+    assert found
+    for mhz, active, rows in found:
+        rows = [(int(clock), float(share)) for clock, share in re.findall(r"(\d+) ?MHz:\s*([\d.]+)%", rows)]
+        states = ("OFF",) + tuple("P%d" % n for n in range(1, len(rows) + 1))
+        ratios = [1 - float(active) / 100] + [share / 100 for _, share in rows]
+        clocks = (0,) + tuple(clock for clock, _ in rows)
+        # the shares are printed to two digits, of which a small active part keeps one
+        assert ag._mean_clock(states, ratios, clocks) == pytest.approx(int(mhz), rel=0.005)
+        assert ag._active(states, ratios) == pytest.approx(float(active) / 100, abs=0.006)
+
+
+def test_m4pro_averages_of_every_plist_sample():
+    for name in ("m4pro-macos15.5-powermetrics-gpu-plist-1.txt", "m4pro-macos15.5-powermetrics-gpu-plist-multi-2.txt"):
+        for part in [part for part in raw(name).split("\0") if part.strip()]:
+            gpu = plistlib.loads(part.strip().encode())["gpu"]
+            clocks = (0,) + tuple(state["freq"] for state in gpu["dvfm_states"])
+            ratios = [gpu["idle_ratio"]] + [state["used_ratio"] for state in gpu["dvfm_states"]]
+            states = ["OFF"] + ["P%d" % n for n in range(1, len(clocks))]
+            assert ag._mean_clock(states, ratios, clocks) == pytest.approx(gpu["freq_hz"], rel=1e-3)
+            assert ag._active(states, ratios) == pytest.approx(1 - gpu["idle_ratio"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["m1pro-macos12.6-ioreg-ioaccelerator-partial-2.txt", "m1max-unknown-ioreg-ioaccelerator-trimmed-1.txt",
+                                  "m2-unknown-ioreg-perfstats-1.txt", "m3-unknown-ioreg-perfstats-1.txt", "m4-unknown-ioreg-perfstats-4.txt",
+                                  "m4-unknown-ioreg-perfstats-idle-3.txt", "m4-macos26.6.2-ioreg-ioaccelerator-trimmed-2.txt"])
+def test_statistics_of_every_chip_answer(name):
+    """A key that an author trimmed is missing, not 0."""
+    said = numbers(re.search(r'"PerformanceStatistics" = (.*)', raw(name))[1])
+    engine, mac = engine_of()
+    mac.get = lambda entry, key: said if key == "PerformanceStatistics" else None
+    for figure, key in ((engine.memory_used, "In use system memory"), (engine.memory_allocated, "Alloc system memory"),
+                        (engine.gpu_recoveries, "recoveryCount")):
+        try:
+            assert figure(NS).value == said[key]
+        except ag.NVMLError_NotSupported:
+            assert key not in said
+    if "Tiler Utilization %" in said:
+        assert engine.gpu_engines(NS).value == tuple(said[n + " Utilization %"] for n in ("Device", "Renderer", "Tiler"))
+
+
+def test_m2max_tables_on_macos_13():
+    """GPU clocks under voltage-states14, a second P cluster under 13, as one printed them in MHz and mV."""
+    text = raw("m2max-macos13.6-macmon-debug-partial-1.txt")
+    said = {(key, kind): [int(n) for n in row.split()] for key, kind, row in re.findall(r"(voltage-states[\w-]+): \(([vf])\) ([\d ]+)\n", text)}
+    tables = {key: b"".join(struct.pack("<II", mhz * 1000000, mv) for mhz, mv in zip(said[key, "f"], said[key, "v"]))
+              for key, kind in said if kind == "f" and max(said[key, "f"])}
+    engine, mac = engine_of()
+    mac.named, mac.get = lambda name: ["node"] if name == "pmgr" else [], lambda entry, key: tables.get(key)
+    assert engine.gpu_clocks() == (0, 444, 612, 808, 968, 1110, 1236, 1338, 1398)
+    efficiency, _, second = engine._cpu_tables([ag._cluster_state(name) for name in ("ECPU", "PCPU", "PCPU1")])
+    assert efficiency[-1] == 2424 and (second[0], second[-1], len(second)) == (702, 3696, 19)
+
+
 def test_m1max_accelerator_and_clocks():
     said = ioreg_node(raw("m1max-unknown-ioreg-ioaccelerator-trimmed-1.txt"), "o AGXAcceleratorG13X")
     here = node(raw_recording("m1max"), **{"class": "AGXAcceleratorG13X"})
