@@ -4464,9 +4464,10 @@ def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: fl
                      names: bool = False) -> None:
     """Writes what a machine, live or recorded, says during `seconds` to a file that can be replayed."""
     import json
-    for name, value, low, high in (("seconds", seconds, 0, 3600), ("interval", interval, 0.01, 3600)):
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _bad("%s must be from %s to %s, not %r" % (name, low, high, value))
+    if type(seconds) not in (int, float) or not 0 < seconds <= 3600:
+        raise _bad("seconds must be above 0 and at most 3600, not %r" % (seconds,))
+    if type(interval) not in (int, float) or not 0.05 <= interval <= 60:
+        raise _bad("interval must be 0.05 to 60 seconds, not %r" % (interval,))
     if seconds > 2000 * interval:
         raise _bad("a recording of more than 2000 samples is too long; pass a longer interval")
     where, recorder = _path_text(path), _Recorder(machine, names)
@@ -7058,12 +7059,7 @@ def _new_engine(recording: str | None, window: float, timeout: float, speed: flo
 def _recording_path(recording: Any) -> str | None:
     if recording is None:
         recording = os.environ.get("PYAPPLEGPU_RECORDING") or None
-    if recording is None:
-        return None
-    try:
-        return str(os.fspath(recording))
-    except TypeError:
-        raise _bad("recording must be a path, not %r" % (recording,)) from None
+    return None if recording is None else _path_text(recording)
 
 
 def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: float = _WINDOW / _NS,
@@ -7277,13 +7273,10 @@ def _diagnose(engine: _Engine, name: str, work: Callable[[], str]) -> SourceRepo
 def LibraryRecord(path: str | os.PathLike[str], seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
     """Write what this Mac answers for some seconds to a file that LibraryInit(recording=...) replays anywhere.
 
-    It holds no serial number and no UUID; names of processes that are not Apple's only with names=True. Takes `seconds`.
+    It holds no serial number and no UUID; names of processes that are not Apple's only with names=True. Takes `seconds`,
+    above 0 to 3600; a sample each `interval` seconds, 0.05 to 60.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 3600:
-        raise _bad("seconds must be above 0 and at most 3600, not %r" % (seconds,))
-    if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not 0.05 <= interval <= 60:
-        raise _bad("interval must be 0.05 to 60 seconds, not %r" % (interval,))
-    _write_recording(_default().machine, os.fspath(path), float(seconds), float(interval), bool(names))
+    _write_recording(_default().machine, path, seconds, interval, bool(names))
 
 
 def Try(function: Callable[..., Any], *args: Any, **named: Any) -> Reading:

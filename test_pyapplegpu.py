@@ -1231,12 +1231,19 @@ def test_rates_survive_init_and_shutdown_around_each_poll():
     lambda d: ag.LibraryInit(recording=3.5),
     lambda d: ag.LibraryOpen(recording("m4-macos27"), speed=-1),
     lambda d: ag.LibraryRecord("x", seconds=0),
+    lambda d: ag.LibraryRecord(5),
 ])
 def test_wrong_arguments(call):
     device = ag.LibraryOpen(recording("m4-macos27"), speed=0)
     with pytest.raises((ag.NVMLError_InvalidArgument, ag.NVMLError_Uninitialized)) as caught:
         call(device)
     assert len(str(caught.value)) > 20
+
+
+def test_a_path_may_be_bytes():
+    path = recording("m4-macos27")
+    ag.LibraryInit(os.fsencode(path), speed=0)
+    assert ag.LibraryGetSource() == path
 
 
 def test_without_an_apple_gpu_every_entry_point_says_so():
