@@ -2479,6 +2479,8 @@ class _Channel(NamedTuple):
     format: int                     # 1 simple, 2 state, 3 histogram
     unit: str                       # mJ, nJ, 24Mticks, B, events, or nothing
     states: tuple[str, ...]
+    type_word: int = 0              # IOReport's own, where the source is a recording
+    unit_word: int = 0
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -3783,26 +3785,11 @@ def _unit_text(word: int) -> str:
     return "" if prefix is None or quantity not in (1, 2, 3) else prefix + " sWJ"[quantity]
 
 
-class _ReplayedChannel(NamedTuple):
-    """What Subscription.channels lists; the words are what a recorder needs."""
-    driver: int
-    channel: int
-    group: str
-    subgroup: str
-    name: str
-    format: int
-    unit: str
-    states: tuple[str, ...]
-    type_word: int
-    unit_word: int
-
-
-def _replayed_channel(raw: dict[str, Any]) -> _ReplayedChannel:
+def _replayed_channel(raw: dict[str, Any]) -> _Channel:
     driver, number, kind, unit = (int(raw[key], 16) for key in ("driver", "channel", "type", "unit"))
     name = _channel_name(number) if raw["name"] is None else raw["name"]
     states = tuple(raw["states"]) if kind & 0xFF == _STATE else ()
-    return _ReplayedChannel(driver, number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states,
-                            kind, unit)
+    return _Channel(driver, number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states, kind, unit)
 
 
 class _ReplayClock:
@@ -3866,19 +3853,11 @@ class _ReplayClock:
         (self._real_sleep or time.sleep)(max(0.0, seconds) / self._speed)
 
 
-class _ReplayedEntry:
-    """A registry entry: opaque to callers."""
-    __slots__ = ("node",)
-
-    def __init__(self, node: dict[str, Any]) -> None:
-        self.node = node
-
-
 class _ReplayedSubscription:
     note = ""
 
     def __init__(self, recording: _Recording, clock: _ReplayClock, raw: list[dict[str, Any]],
-                 channels: list[_ReplayedChannel]) -> None:
+                 channels: list[_Channel]) -> None:
         self._recording, self._clock, self._raw, self.channels = recording, clock, raw, channels
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
@@ -3894,8 +3873,8 @@ class _Replayed(_Sysctl):
         def part(name: str) -> dict[str, Any]:
             return recording.part(name) or {}
         self._recording, self._clock, self._part = recording, clock, part
-        self._entries = [_ReplayedEntry(node) for node in recording.nodes]
         self._keys = {key: (size, kind) for key, kind, size in part("smc").get("keys", ())}
+        self._nodes = {node["id"]: node for node in recording.nodes}        # an entry is its id
         self._processes = {p["pid"]: p for p in part("libproc").get("processes", ())}
 
     def _at(self, series: Sequence[Any] | None) -> Any:
@@ -3906,28 +3885,28 @@ class _Replayed(_Sysctl):
 
     # -- registry --
 
-    def services(self, class_name: str) -> list[_ReplayedEntry]:
+    def services(self, class_name: str) -> list[int]:
         # User clients are not registered: matching never finds them (metrics.md 3.12).
-        return [e for e in self._entries if not e.node["class"].endswith("UserClient")
-                and (e.node["class"] == class_name or class_name in e.node.get("conforms", ()))]
+        return [e for e, node in self._nodes.items() if not node["class"].endswith("UserClient")
+                and (node["class"] == class_name or class_name in node.get("conforms", ()))]
 
-    def named(self, name: str) -> list[_ReplayedEntry]:
-        return [e for e in self._entries if e.node.get("name") == name]
+    def named(self, name: str) -> list[int]:
+        return [e for e, node in self._nodes.items() if node.get("name") == name]
 
-    def children(self, entry: _ReplayedEntry) -> list[_ReplayedEntry]:
-        return [e for e in self._entries if e.node.get("parent") == entry.node["id"]]
+    def children(self, entry: int) -> list[int]:
+        return [e for e, node in self._nodes.items() if node.get("parent") == entry]
 
-    def identity(self, entry: _ReplayedEntry) -> int:
-        return int(entry.node["id"])
+    def identity(self, entry: int) -> int:
+        return entry
 
-    def class_name(self, entry: _ReplayedEntry) -> str:
-        return str(entry.node["class"])
+    def class_name(self, entry: int) -> str:
+        return str(self._nodes[entry]["class"])
 
-    def get(self, entry: _ReplayedEntry, key: str) -> Any:
-        value = self._recording.tagged(entry.node, key, self._clock.current())
+    def get(self, entry: int, key: str) -> Any:
+        value = self._recording.tagged(self._nodes[entry], key, self._clock.current())
         return None if value is None else _plain(value)
 
-    def alive(self, entry: _ReplayedEntry) -> bool:
+    def alive(self, entry: int) -> bool:
         return True
 
     # -- IOReport --
@@ -3935,7 +3914,7 @@ class _Replayed(_Sysctl):
     def subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
                   keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _ReplayedSubscription | None:
         part, refused = self._part("ioreport"), ""
-        chosen: dict[int, _ReplayedChannel] = {}        # by position
+        chosen: dict[int, _Channel] = {}        # by position
         for group, subgroup in groups:
             state = part.get("groups", {}).get(group)       # None: the group does not exist, and is skipped
             found = {i: _replayed_channel(c) for i, c in enumerate(part.get("channels", ()))
@@ -4415,11 +4394,11 @@ class _Recorder:
         return {"devices": [device], "default": 0}
 
 
-def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
+def _channel_entry(channel: _Channel, rows: list[Any]) -> dict[str, Any]:
     """Where a source does not tell the type and unit words they are made of what it tells."""
     elements = max([len(row) - 1 for row in rows if row] or [1])
-    kind = getattr(channel, "type_word", 0) or (elements << 32 | 2 << 16 | channel.format)
-    unit = getattr(channel, "unit_word", 0) or _UNIT_WORDS.get(channel.unit, 0)
+    kind = channel.type_word or (elements << 32 | 2 << 16 | channel.format)
+    unit = channel.unit_word or _UNIT_WORDS.get(channel.unit, 0)
     out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel, "group": _printable(channel.group),
            "subgroup": _printable(channel.subgroup), "name": _printable(channel.name), "type": "0x%x" % kind,
            "unit": "0x%x" % unit, "rows": rows}
