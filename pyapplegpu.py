@@ -501,6 +501,7 @@ class Delta(NamedTuple):
     read_bytes: float | None
     write_bytes: float | None
     reasons: dict[str, str]
+    spans_s: dict[str, float | None]            # per rail: what its joules cover; joules / span is its mean power
 
 
 # ======================================================================================================================
@@ -8016,7 +8017,9 @@ def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> De
     Most rails publish their energy only every second or two. The count at `a` is interpolated between the publications on
     both sides of it; the count at `b` likewise when `after` is a later snapshot that has seen the next publication (see
     Snapshot.published), else it is the last one before `b`. uncertainty_joules is what the mean power gives for the time
-    from either end to its nearest publication. A rail that published nothing meanwhile is None. Raises InvalidArgument for snapshots of two devices.
+    from either end to its nearest publication; spans_s what the joules cover: less than `seconds` where the last publication
+    came before `b` (of several dies the longest). A rail that published nothing meanwhile is None. Raises InvalidArgument
+    for snapshots of two devices.
     """
     snapshots = [a, b] + ([after] if after is not None else [])
     if not all(isinstance(s, Snapshot) for s in snapshots) or len({s.source for s in snapshots}) != 1:
@@ -8025,30 +8028,31 @@ def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> De
     if seconds <= 0 or (after is not None and after.time_mono_s < b.time_mono_s):
         raise _bad("the second snapshot must be later than the first, and the third than both")
     reasons: dict[str, str] = {}
-    joules, unsure = {}, {}
+    joules, unsure, spans = {}, {}, {}
     for rail in RAILS:
-        joules[rail], unsure[rail] = _rail_delta(snapshots, rail, reasons)
+        joules[rail], unsure[rail], spans[rail] = _rail_delta(snapshots, rail, reasons)
     active, read, written = (_counter_delta(a, b, field, name, reasons) for field, name in (
         ("gpu_active_s", "gpu_active_s"), ("memory_read_total_bytes", "read_bytes"), ("memory_write_total_bytes", "write_bytes")))
-    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), read, written, reasons)
+    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), read, written, reasons, spans)
 
 
-def _rail_delta(snapshots: Sequence[Snapshot], rail: str, reasons: dict[str, str]) -> tuple[float | None, float | None]:
-    """(joules, their uncertainty) of a rail between the first two of the snapshots."""
+def _rail_delta(snapshots: Sequence[Snapshot], rail: str, reasons: dict[str, str]) -> tuple[float | None, ...]:
+    """(joules, their uncertainty, the seconds they cover) of a rail between the first two of the snapshots."""
     seen = [s._points.get(rail) or [] for s in snapshots]
     if len({len(points) for points in seen}) != 1 or not seen[0]:
         reasons[rail] = REASON_ABSENT
-        return None, None
+        return None, None, None
     begin, end = (int(s.time_mono_s * _NS) for s in snapshots[:2])
-    joules = doubt = 0.0
+    joules = doubt = span = 0.0
     for lanes in zip(*seen):
         counts = sorted({lanes[0][-1]} | {point for lane in lanes[1:] for point in lane if point[0] > lanes[0][-1][0]})
         if len(counts) < 2:
             reasons[rail] = REASON_STALE
-            return None, None
+            return None, None, None
         (before, low), (after, high) = _count_at(counts, begin), _count_at(counts, end)
         joules, doubt = joules + (after - before) / 1000, doubt + (low + high) / 1000
-    return joules, doubt
+        span = max(span, (min(end, counts[-1][0]) - max(begin, counts[0][0])) / _NS)
+    return joules, doubt, span
 
 
 def _count_at(counts: Sequence[tuple[int, float]], moment: int) -> tuple[float, float]:

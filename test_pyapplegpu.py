@@ -1047,6 +1047,20 @@ def test_a_snapshot_holds_a_value_or_a_reason(mac):
     json.dumps(snapshot.to_dict())
 
 
+def test_a_snapshot_gives_a_stale_rail_one_more_look(monkeypatch):
+    """As a call does that comes after a pause: a driver that nobody asked may publish with this very sample."""
+    engine, mac = engine_of((CPU, steps((0, 50000, 7000))))
+    device = ag.Device(engine, 0, True)
+    monkeypatch.setattr(ag, "_SNAPSHOT", tuple(row for row in ag._SNAPSHOT if row[3][0][0] in ("cpu_power_mw", "processes")))
+    slept = []
+    for pause in (0, 3000, 15000, 1000):
+        mac.t += pause
+        before = mac.slept_for
+        assert ag.DeviceGetSnapshot(device, ["power"]).reasons["cpu_power_mw"] == "stale"
+        slept.append(round(mac.slept_for - before, 3))
+    assert slept == [0.1, 0, 0.1, 0]
+
+
 def test_snapshot_fields_are_declared_once_and_documented():
     assert len(FIELDS) == len(set(FIELDS))
     assert set(FIELDS) <= set(ag.Snapshot.__annotations__)
@@ -1117,24 +1131,25 @@ def snapshot_at(second, *lanes):
     return snapshot
 
 
-@pytest.mark.parametrize("a, b, after, joules, unsure", [
+@pytest.mark.parametrize("a, b, after, joules, unsure, span", [
     # publications each 2 s at 10 W; from 3 s to 9 s: exactly 60 J once the publication after the end is known
-    (snapshot_at(3, [(2, 20)]), snapshot_at(9, [(6, 60), (8, 80)]), snapshot_at(10.1, [(8, 80), (10, 100)]), 60.0, 20.0),
+    (snapshot_at(3, [(2, 20)]), snapshot_at(9, [(6, 60), (8, 80)]), snapshot_at(10.1, [(8, 80), (10, 100)]), 60.0, 20.0, 6.0),
     # without it the last second is unknown: what lies before it, and its doubt
-    (snapshot_at(3, [(2, 20)]), snapshot_at(9, [(6, 60), (8, 80)]), None, 50.0, 20.0),
+    (snapshot_at(3, [(2, 20)]), snapshot_at(9, [(6, 60), (8, 80)]), None, 50.0, 20.0, 5.0),
     # published at the very moments: exact
-    (snapshot_at(2, [(2, 20)]), snapshot_at(8, [(8, 80)]), None, 60.0, 0.0),
+    (snapshot_at(2, [(2, 20)]), snapshot_at(8, [(8, 80)]), None, 60.0, 0.0, 6.0),
     # each die on its own stamps
-    (snapshot_at(2, [(2, 20)], [(1, 5)]), snapshot_at(4, [(4, 40)], [(3, 15)]), snapshot_at(6, [(6, 60)], [(5, 25)]), 30.0, 10.0),
+    (snapshot_at(2, [(2, 20)], [(1, 5)]), snapshot_at(4, [(4, 40)], [(3, 15)]), snapshot_at(6, [(6, 60)], [(5, 25)]), 30.0, 10.0, 2.0),
     # nothing published meanwhile, or only before the end of a short run
-    (snapshot_at(3, [(2, 20)]), snapshot_at(3.5, [(2, 20)]), None, None, None),
-    (snapshot_at(3, [(2, 20)]), snapshot_at(3.5, [(2, 20)]), snapshot_at(4.1, [(4, 40)]), 5.0, 15.0),
-    (snapshot_at(3, [(2, 20)]), snapshot_at(9), None, None, None),
+    (snapshot_at(3, [(2, 20)]), snapshot_at(3.5, [(2, 20)]), None, None, None, None),
+    (snapshot_at(3, [(2, 20)]), snapshot_at(3.5, [(2, 20)]), snapshot_at(4.1, [(4, 40)]), 5.0, 15.0, 0.5),
+    (snapshot_at(3, [(2, 20)]), snapshot_at(9), None, None, None, None),
 ])
-def test_joules_between_publications(a, b, after, joules, unsure):
+def test_joules_between_publications(a, b, after, joules, unsure, span):
     delta = ag.SnapshotDelta(a, b, after)
     assert (delta.joules["cpu"], "cpu" in delta.reasons) == (pytest.approx(joules) if joules is not None else None, joules is None)
     assert delta.uncertainty_joules["cpu"] == (pytest.approx(unsure) if unsure is not None else None)
+    assert delta.spans_s["cpu"] == (pytest.approx(span) if span is not None else None)
 
 
 def test_published_tells_when_a_region_is_settled():
