@@ -7744,7 +7744,7 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
                                          ("gpu_tiler_percent", "tiler_percent"))),
     (("gpu",), _Engine.gpu_active, (), (("gpu_active_ratio", None),)),
     (("gpu", "clocks"), _Engine.gpu_scaled, (), (("gpu_scaled_ratio", None),)),
-    (("gpu",), _Engine.gpu_active_time, (), (("gpu_active_s", None),)),
+    (("gpu",), _Engine.gpu_active_time, (), (("gpu_active_total_s", None),)),
     (("gpu",), _Engine.gpu_recoveries, (), (("gpu_recovery_count", None),)),
     (("clocks",), _Engine.gpu_clock, (), (("gpu_clock_mhz", None),)),
     (("clocks",), _Engine.gpu_max_clock, (), (("gpu_max_clock_mhz", None),)),
@@ -7831,7 +7831,7 @@ class Snapshot:
     gpu_tiler_percent: int | None
     gpu_active_ratio: float | None
     gpu_scaled_ratio: float | None
-    gpu_active_s: float | None      # a counter, as the energies are: only its differences mean something
+    gpu_active_total_s: float | None    # a counter, as the energies are: only its differences mean something
     gpu_recovery_count: int | None
     gpu_clock_mhz: int | None
     gpu_max_clock_mhz: int | None
@@ -8032,7 +8032,7 @@ def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> De
     for rail in RAILS:
         joules[rail], unsure[rail], spans[rail] = _rail_delta(snapshots, rail, reasons)
     active, read, written = (_counter_delta(a, b, field, name, reasons) for field, name in (
-        ("gpu_active_s", "gpu_active_s"), ("memory_read_total_bytes", "read_bytes"), ("memory_write_total_bytes", "write_bytes")))
+        ("gpu_active_total_s", "gpu_active_s"), ("memory_read_total_bytes", "read_bytes"), ("memory_write_total_bytes", "write_bytes")))
     return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), read, written, reasons, spans)
 
 
@@ -11995,8 +11995,8 @@ _SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("_mj", lambda v: "%.3f J" % (v / 1000)),
     ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
     ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
-    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_active_s", lambda v: "%.3f s active" % v), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
-    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]), ("_s", lambda v: "%.3f s" % v),
 )
 _FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot
     "gpu": (("UUID", DeviceGetUUID), ("architecture", DeviceGetArchitecture), ("Metal_family", DeviceGetMetalFamily),

@@ -1089,7 +1089,7 @@ def test_snapshot_delta_is_exact_and_nobody_elses_business():
     assert delta.seconds == pytest.approx(b.time_mono_s - a.time_mono_s)
     assert delta.joules["gpu"] == pytest.approx((b.gpu_energy_mj - a.gpu_energy_mj) / 1000, abs=0.01)
     assert delta.uncertainty_joules["gpu"] < delta.uncertainty_joules["cpu"] < delta.joules["cpu"]
-    assert 0 <= delta.gpu_active_s == pytest.approx(b.gpu_active_s - a.gpu_active_s) and delta.gpu_active_s <= delta.seconds
+    assert 0 <= delta.gpu_active_s == pytest.approx(b.gpu_active_total_s - a.gpu_active_total_s) and delta.gpu_active_s <= delta.seconds
     assert delta.read_bytes is None and delta.reasons["read_bytes"] == b.reasons["memory_read_total_bytes"] == "macos"
     missing = [rail for rail, joules in delta.joules.items() if joules is None]
     assert set(missing) <= set(delta.reasons)
@@ -1099,9 +1099,9 @@ def test_counters_of_a_snapshot():
     """Counters need no second sample; one that stands where it cannot is not told: a flat one would be read as 0."""
     device = ag.LibraryOpen(recording("m1max"), speed=0)
     first = ag.DeviceGetSnapshot(device, ["gpu", "bandwidth"], timeout=0)
-    assert first.reasons["gpu_active_ratio"] == "first" and first.gpu_active_s > 0 and first.memory_read_total_bytes > 0
+    assert first.reasons["gpu_active_ratio"] == "first" and first.gpu_active_total_s > 0 and first.memory_read_total_bytes > 0
     later = ag.DeviceGetSnapshot(device, ["gpu", "bandwidth"], timeout=0)
-    share = (later.gpu_active_s - first.gpu_active_s) / (later.time_mono_s - first.time_mono_s)
+    share = (later.gpu_active_total_s - first.gpu_active_total_s) / (later.time_mono_s - first.time_mono_s)
     assert share == pytest.approx(later.gpu_active_ratio, rel=1e-3)
     delta = ag.SnapshotDelta(first, later)
     assert delta.read_bytes == later.memory_read_total_bytes - first.memory_read_total_bytes > 0
@@ -1126,8 +1126,8 @@ def snapshot_at(second, *lanes):
     snapshot.time_mono_s, snapshot.source = float(second), "made"
     snapshot._points = {"cpu": [[(int(t * ag._NS), j * 1000.0) for t, j in lane] for lane in lanes]} if lanes else {}
     snapshot._clients = None
-    snapshot.reasons = dict.fromkeys(("gpu_active_s", "memory_read_total_bytes", "memory_write_total_bytes"), ag.REASON_NOT_ASKED)
-    snapshot.gpu_active_s = snapshot.memory_read_total_bytes = snapshot.memory_write_total_bytes = None
+    snapshot.reasons = dict.fromkeys(("gpu_active_total_s", "memory_read_total_bytes", "memory_write_total_bytes"), ag.REASON_NOT_ASKED)
+    snapshot.gpu_active_total_s = snapshot.memory_read_total_bytes = snapshot.memory_write_total_bytes = None
     return snapshot
 
 
@@ -4845,7 +4845,7 @@ def test_a_shell_script_for_nvidia_smi(nvidia_smi):
 
 KEYS = """schema time_unix_s time_mono_s interval_s source parts reasons messages ages intervals sources estimated
 gpu_name gpu_core_count gpu_utilization_percent gpu_device_percent gpu_renderer_percent gpu_tiler_percent gpu_active_ratio
-gpu_scaled_ratio gpu_active_s gpu_recovery_count gpu_clock_mhz gpu_max_clock_mhz gpu_states memory_total_bytes memory_used_bytes memory_free_bytes
+gpu_scaled_ratio gpu_active_total_s gpu_recovery_count gpu_clock_mhz gpu_max_clock_mhz gpu_states memory_total_bytes memory_used_bytes memory_free_bytes
 memory_allocated_bytes memory_wired_limit_bytes memory_headroom_bytes memory_utilization_percent gpu_power_mw gpu_energy_mj
 gpu_power_limit_mw gpu_sram_power_mw cpu_power_mw cpu_energy_mj ane_power_mw ane_energy_mj memory_power_mw memory_energy_mj
 package_power_mw system_power_mw gpu_temperature_celsius gpu_temperature_max_celsius cpu_temperature_celsius gpu_throttle
