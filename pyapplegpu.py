@@ -501,6 +501,7 @@ class Delta(NamedTuple):
     read_bytes: float | None
     write_bytes: float | None
     reasons: dict[str, str]
+    spans_s: dict[str, float | None]            # per rail: what its joules cover; joules / span is its mean power
 
 
 # ======================================================================================================================
@@ -2484,6 +2485,8 @@ class _Channel(NamedTuple):
     format: int                     # 1 simple, 2 state, 3 histogram
     unit: str                       # mJ, nJ, 24Mticks, B, events, or nothing
     states: tuple[str, ...]
+    type_word: int = 0              # IOReport's own, where the source is a recording
+    unit_word: int = 0
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -3801,26 +3804,11 @@ def _unit_text(word: int) -> str:
     return "" if prefix is None or quantity not in (1, 2, 3) else prefix + " sWJ"[quantity]
 
 
-class _ReplayedChannel(NamedTuple):
-    """What Subscription.channels lists; the words are what a recorder needs."""
-    driver: int
-    channel: int
-    group: str
-    subgroup: str
-    name: str
-    format: int
-    unit: str
-    states: tuple[str, ...]
-    type_word: int
-    unit_word: int
-
-
-def _replayed_channel(raw: dict[str, Any]) -> _ReplayedChannel:
+def _replayed_channel(raw: dict[str, Any]) -> _Channel:
     driver, number, kind, unit = (int(raw[key], 16) for key in ("driver", "channel", "type", "unit"))
     name = _channel_name(number) if raw["name"] is None else raw["name"]
     states = tuple(raw["states"]) if kind & 0xFF == _STATE else ()
-    return _ReplayedChannel(driver, number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states,
-                            kind, unit)
+    return _Channel(driver, number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states, kind, unit)
 
 
 class _ReplayClock:
@@ -3884,19 +3872,11 @@ class _ReplayClock:
         (self._real_sleep or time.sleep)(max(0.0, seconds) / self._speed)
 
 
-class _ReplayedEntry:
-    """A registry entry: opaque to callers."""
-    __slots__ = ("node",)
-
-    def __init__(self, node: dict[str, Any]) -> None:
-        self.node = node
-
-
 class _ReplayedSubscription:
     note = ""
 
     def __init__(self, recording: _Recording, clock: _ReplayClock, raw: list[dict[str, Any]],
-                 channels: list[_ReplayedChannel]) -> None:
+                 channels: list[_Channel]) -> None:
         self._recording, self._clock, self._raw, self.channels = recording, clock, raw, channels
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
@@ -3912,8 +3892,8 @@ class _Replayed(_Sysctl):
         def part(name: str) -> dict[str, Any]:
             return recording.part(name) or {}
         self._recording, self._clock, self._part = recording, clock, part
-        self._entries = [_ReplayedEntry(node) for node in recording.nodes]
         self._keys = {key: (size, kind) for key, kind, size in part("smc").get("keys", ())}
+        self._nodes = {node["id"]: node for node in recording.nodes}        # an entry is its id
         self._processes = {p["pid"]: p for p in part("libproc").get("processes", ())}
 
     def _at(self, series: Sequence[Any] | None) -> Any:
@@ -3924,28 +3904,28 @@ class _Replayed(_Sysctl):
 
     # -- registry --
 
-    def services(self, class_name: str) -> list[_ReplayedEntry]:
+    def services(self, class_name: str) -> list[int]:
         # User clients are not registered: matching never finds them (metrics.md 3.12).
-        return [e for e in self._entries if not e.node["class"].endswith("UserClient")
-                and (e.node["class"] == class_name or class_name in e.node.get("conforms", ()))]
+        return [e for e, node in self._nodes.items() if not node["class"].endswith("UserClient")
+                and (node["class"] == class_name or class_name in node.get("conforms", ()))]
 
-    def named(self, name: str) -> list[_ReplayedEntry]:
-        return [e for e in self._entries if e.node.get("name") == name]
+    def named(self, name: str) -> list[int]:
+        return [e for e, node in self._nodes.items() if node.get("name") == name]
 
-    def children(self, entry: _ReplayedEntry) -> list[_ReplayedEntry]:
-        return [e for e in self._entries if e.node.get("parent") == entry.node["id"]]
+    def children(self, entry: int) -> list[int]:
+        return [e for e, node in self._nodes.items() if node.get("parent") == entry]
 
-    def identity(self, entry: _ReplayedEntry) -> int:
-        return int(entry.node["id"])
+    def identity(self, entry: int) -> int:
+        return entry
 
-    def class_name(self, entry: _ReplayedEntry) -> str:
-        return str(entry.node["class"])
+    def class_name(self, entry: int) -> str:
+        return str(self._nodes[entry]["class"])
 
-    def get(self, entry: _ReplayedEntry, key: str) -> Any:
-        value = self._recording.tagged(entry.node, key, self._clock.current())
+    def get(self, entry: int, key: str) -> Any:
+        value = self._recording.tagged(self._nodes[entry], key, self._clock.current())
         return None if value is None else _plain(value)
 
-    def alive(self, entry: _ReplayedEntry) -> bool:
+    def alive(self, entry: int) -> bool:
         return True
 
     # -- IOReport --
@@ -3953,7 +3933,7 @@ class _Replayed(_Sysctl):
     def subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
                   keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _ReplayedSubscription | None:
         part, refused = self._part("ioreport"), ""
-        chosen: dict[int, _ReplayedChannel] = {}        # by position
+        chosen: dict[int, _Channel] = {}        # by position
         for group, subgroup in groups:
             state = part.get("groups", {}).get(group)       # None: the group does not exist, and is skipped
             found = {i: _replayed_channel(c) for i, c in enumerate(part.get("channels", ()))
@@ -4433,11 +4413,11 @@ class _Recorder:
         return {"devices": [device], "default": 0}
 
 
-def _channel_entry(channel: Any, rows: list[Any]) -> dict[str, Any]:
+def _channel_entry(channel: _Channel, rows: list[Any]) -> dict[str, Any]:
     """Where a source does not tell the type and unit words they are made of what it tells."""
     elements = max([len(row) - 1 for row in rows if row] or [1])
-    kind = getattr(channel, "type_word", 0) or (elements << 32 | 2 << 16 | channel.format)
-    unit = getattr(channel, "unit_word", 0) or _UNIT_WORDS.get(channel.unit, 0)
+    kind = channel.type_word or (elements << 32 | 2 << 16 | channel.format)
+    unit = channel.unit_word or _UNIT_WORDS.get(channel.unit, 0)
     out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel, "group": _printable(channel.group),
            "subgroup": _printable(channel.subgroup), "name": _printable(channel.name), "type": "0x%x" % kind,
            "unit": "0x%x" % unit, "rows": rows}
@@ -4482,9 +4462,10 @@ def _write_recording(machine: Any, path: Any, seconds: float = 3.0, interval: fl
                      names: bool = False) -> None:
     """Writes what a machine, live or recorded, says during `seconds` to a file that can be replayed."""
     import json
-    for name, value, low, high in (("seconds", seconds, 0, 3600), ("interval", interval, 0.01, 3600)):
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise _bad("%s must be from %s to %s, not %r" % (name, low, high, value))
+    if type(seconds) not in (int, float) or not 0 < seconds <= 3600:
+        raise _bad("seconds must be above 0 and at most 3600, not %r" % (seconds,))
+    if type(interval) not in (int, float) or not 0.05 <= interval <= 60:
+        raise _bad("interval must be 0.05 to 60 seconds, not %r" % (interval,))
     if seconds > 2000 * interval:
         raise _bad("a recording of more than 2000 samples is too long; pass a longer interval")
     where, recorder = _path_text(path), _Recorder(machine, names)
@@ -7112,12 +7093,7 @@ def _new_engine(recording: str | None, window: float, timeout: float, speed: flo
 def _recording_path(recording: Any) -> str | None:
     if recording is None:
         recording = os.environ.get("PYAPPLEGPU_RECORDING") or None
-    if recording is None:
-        return None
-    try:
-        return str(os.fspath(recording))
-    except TypeError:
-        raise _bad("recording must be a path, not %r" % (recording,)) from None
+    return None if recording is None else _path_text(recording)
 
 
 def LibraryInit(recording: str | os.PathLike[str] | None = None, *, window: float = _WINDOW / _NS,
@@ -7331,13 +7307,10 @@ def _diagnose(engine: _Engine, name: str, work: Callable[[], str]) -> SourceRepo
 def LibraryRecord(path: str | os.PathLike[str], seconds: float = 3.0, interval: float = 0.25, names: bool = False) -> None:
     """Write what this Mac answers for some seconds to a file that LibraryInit(recording=...) replays anywhere.
 
-    It holds no serial number and no UUID; names of processes that are not Apple's only with names=True. Takes `seconds`.
+    It holds no serial number and no UUID; names of processes that are not Apple's only with names=True. Takes `seconds`,
+    above 0 to 3600; a sample each `interval` seconds, 0.05 to 60.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= 3600:
-        raise _bad("seconds must be above 0 and at most 3600, not %r" % (seconds,))
-    if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not 0.05 <= interval <= 60:
-        raise _bad("interval must be 0.05 to 60 seconds, not %r" % (interval,))
-    _write_recording(_default().machine, os.fspath(path), float(seconds), float(interval), bool(names))
+    _write_recording(_default().machine, path, seconds, interval, bool(names))
 
 
 def Try(function: Callable[..., Any], *args: Any, **named: Any) -> Reading:
@@ -7829,7 +7802,7 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
                                          ("gpu_tiler_percent", "tiler_percent"))),
     (("gpu",), _Engine.gpu_active, (), (("gpu_active_ratio", None),)),
     (("gpu", "clocks"), _Engine.gpu_scaled, (), (("gpu_scaled_ratio", None),)),
-    (("gpu",), _Engine.gpu_active_time, (), (("gpu_active_s", None),)),
+    (("gpu",), _Engine.gpu_active_time, (), (("gpu_active_total_s", None),)),
     (("gpu",), _Engine.gpu_recoveries, (), (("gpu_recovery_count", None),)),
     (("clocks",), _Engine.gpu_clock, (), (("gpu_clock_mhz", None),)),
     (("clocks",), _Engine.gpu_max_clock, (), (("gpu_max_clock_mhz", None),)),
@@ -7917,7 +7890,7 @@ class Snapshot:
     gpu_tiler_percent: int | None
     gpu_active_ratio: float | None
     gpu_scaled_ratio: float | None
-    gpu_active_s: float | None      # a counter, as the energies are: only its differences mean something
+    gpu_active_total_s: float | None    # a counter, as the energies are: only its differences mean something
     gpu_recovery_count: int | None
     gpu_clock_mhz: int | None
     gpu_max_clock_mhz: int | None
@@ -8104,7 +8077,9 @@ def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> De
     Most rails publish their energy only every second or two. The count at `a` is interpolated between the publications on
     both sides of it; the count at `b` likewise when `after` is a later snapshot that has seen the next publication (see
     Snapshot.published), else it is the last one before `b`. uncertainty_joules is what the mean power gives for the time
-    from either end to its nearest publication. A rail that published nothing meanwhile is None. Raises InvalidArgument for snapshots of two devices.
+    from either end to its nearest publication; spans_s what the joules cover: less than `seconds` where the last publication
+    came before `b` (of several dies the longest). A rail that published nothing meanwhile is None. Raises InvalidArgument
+    for snapshots of two devices.
     """
     snapshots = [a, b] + ([after] if after is not None else [])
     if not all(isinstance(s, Snapshot) for s in snapshots) or len({s.source for s in snapshots}) != 1:
@@ -8113,30 +8088,31 @@ def SnapshotDelta(a: Snapshot, b: Snapshot, after: Snapshot | None = None) -> De
     if seconds <= 0 or (after is not None and after.time_mono_s < b.time_mono_s):
         raise _bad("the second snapshot must be later than the first, and the third than both")
     reasons: dict[str, str] = {}
-    joules, unsure = {}, {}
+    joules, unsure, spans = {}, {}, {}
     for rail in RAILS:
-        joules[rail], unsure[rail] = _rail_delta(snapshots, rail, reasons)
+        joules[rail], unsure[rail], spans[rail] = _rail_delta(snapshots, rail, reasons)
     active, read, written = (_counter_delta(a, b, field, name, reasons) for field, name in (
-        ("gpu_active_s", "gpu_active_s"), ("memory_read_total_bytes", "read_bytes"), ("memory_write_total_bytes", "write_bytes")))
-    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), read, written, reasons)
+        ("gpu_active_total_s", "gpu_active_s"), ("memory_read_total_bytes", "read_bytes"), ("memory_write_total_bytes", "write_bytes")))
+    return Delta(seconds, joules, unsure, active, _time_delta(a, b, reasons), read, written, reasons, spans)
 
 
-def _rail_delta(snapshots: Sequence[Snapshot], rail: str, reasons: dict[str, str]) -> tuple[float | None, float | None]:
-    """(joules, their uncertainty) of a rail between the first two of the snapshots."""
+def _rail_delta(snapshots: Sequence[Snapshot], rail: str, reasons: dict[str, str]) -> tuple[float | None, ...]:
+    """(joules, their uncertainty, the seconds they cover) of a rail between the first two of the snapshots."""
     seen = [s._points.get(rail) or [] for s in snapshots]
     if len({len(points) for points in seen}) != 1 or not seen[0]:
         reasons[rail] = REASON_ABSENT
-        return None, None
+        return None, None, None
     begin, end = (int(s.time_mono_s * _NS) for s in snapshots[:2])
-    joules = doubt = 0.0
+    joules = doubt = span = 0.0
     for lanes in zip(*seen):
         counts = sorted({lanes[0][-1]} | {point for lane in lanes[1:] for point in lane if point[0] > lanes[0][-1][0]})
         if len(counts) < 2:
             reasons[rail] = REASON_STALE
-            return None, None
+            return None, None, None
         (before, low), (after, high) = _count_at(counts, begin), _count_at(counts, end)
         joules, doubt = joules + (after - before) / 1000, doubt + (low + high) / 1000
-    return joules, doubt
+        span = max(span, (min(end, counts[-1][0]) - max(begin, counts[0][0])) / _NS)
+    return joules, doubt, span
 
 
 def _count_at(counts: Sequence[tuple[int, float]], moment: int) -> tuple[float, float]:
@@ -12079,8 +12055,8 @@ _SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("_mj", lambda v: "%.3f J" % (v / 1000)),
     ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
     ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
-    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_active_s", lambda v: "%.3f s active" % v), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
-    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]), ("_s", lambda v: "%.3f s" % v),
 )
 _FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot
     "gpu": (("UUID", DeviceGetUUID), ("architecture", DeviceGetArchitecture), ("Metal_family", DeviceGetMetalFamily),

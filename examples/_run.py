@@ -131,7 +131,8 @@ class Meter:
             delta = ag.SnapshotDelta(self.first, last, self._published_after(last))
         else:       # a recording moves in steps of its own: nothing lies between two readings of one step
             delta = ag.Delta(0.0, dict.fromkeys(ag.RAILS), dict.fromkeys(ag.RAILS), None, {}, None, None,
-                             {name: ag.REASON_FIRST for name in ag.RAILS + ("gpu_active_s", "read_bytes", "write_bytes")})
+                             {name: ag.REASON_FIRST for name in ag.RAILS + ("gpu_active_s", "read_bytes", "write_bytes")},
+                             dict.fromkeys(ag.RAILS))
         reasons = dict(delta.reasons)
         if not self._followed:
             reasons["gpu_seconds"] = (ag.REASON_NOT_ASKED if self._pids is None else

@@ -73,7 +73,7 @@ METRICS = (
     Metric("applegpu_active_seconds", "counter",
            "Time the GPU was not idle since its driver started: rate() is the utilisation over any window "
            "[ioreport GPU Stats]",
-           "", _one("gpu_active_s")),
+           "", _one("gpu_active_total_s")),
     Metric("applegpu_frequency_hertz", "gauge",
            "Mean clock while active, as requested by the driver [ioreport GPU Stats]",
            "", _one("gpu_clock_mhz", _MEGA)),

@@ -939,7 +939,7 @@ def over_a_round(name: str) -> dict[str, Any]:
     first, last = snapshots[instants + 1], snapshots[2 * instants + 1]
     span = last.time_mono_s - first.time_mono_s
     energy = [(s.gpu_energy_mj or 0) / 1000 for s in (first, last)]
-    active = [exporter.figure(s, "gpu_active_s") for s in (first, last)]
+    active = [exporter.figure(s, "gpu_active_total_s") for s in (first, last)]
     return {"used": {s.memory_used_bytes for s in snapshots}, "limit": last.memory_total_bytes,
             "chip": last.system_chip_name,
             "watts": (energy[1] - energy[0]) / span if last.gpu_energy_mj is not None else None,
