@@ -9118,6 +9118,8 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
                 if not encoder.value:
                     encoder = None
                     raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
+                if sys.version_info < (3, 11):      # Ctrl-C between any two instructions, below too: its traceback then
+                    encoder.kept = bool(_objc().retain(encoder))        # holds the encoder longer than the pool does
             kind = wanted
             if wanted == "compute":
                 _encode_dispatch(encoder, op)
@@ -9158,13 +9160,15 @@ def _opener(buffer: int, selector: str) -> tuple[Any, int]:
         ending = _prototype((_Type("v", 0),)), runtime.selector(b"endEncoding")
 
         class OpenEncoder(ctypes.c_void_p):
-            ended = False
+            ended = kept = False
             end = ending
 
             def __del__(self) -> None:
                 if self.value and not self.ended:
                     self.ended = True
                     ending[0](self.value, ending[1])
+                if self.kept:
+                    runtime.release(self.value)
 
         function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(_objc().send)
         found = runtime.launchers[selector] = function, key
