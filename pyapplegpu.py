@@ -10140,9 +10140,10 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
                     viewport: Sequence[float] | None = None, scissor: Sequence[int] | None = None,
                     wait: Sequence[MetalObject] = (), update: MetalObject | None = None,
                     label: str | None = None) -> None:
-    """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder.
+    """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder. After anything else, and
+    with wait=, a new one begins, which clears again what the pass clears: go on with a pass of clear=None.
 
-    count: vertices, or indices of `indices` (a buffer). arguments, fragment: buffers and values of the vertex and the
+    count: vertices (from `first` on), or indices of `indices` (a buffer). arguments, fragment: buffers and values of the vertex and the
     fragment function, as in MetalEncodeDispatch; textures, samplers: the fragment function's. depth: a
     MetalDepthStencil. viewport: (x, y, width, height, near, far); scissor: (x, y, width, height) inside the target.
     wait, update: fences, before vertices and after fragments. InvalidArgument for what Metal would abort on.
@@ -10226,8 +10227,8 @@ def _draw(primitive: int, count: int, first: int, instances: int, indices: Metal
     if indices is None:
         return "drawPrimitives:vertexStart:vertexCount:instanceCount:", primitive, first, count, instances
     size = 4 if kind == 1 else 2
-    if offset % size:
-        raise _bad("an index offset is a multiple of %d, not %d" % (size, offset))
+    if offset % size or first:
+        raise _bad("an index offset is a multiple of %d, not %d; `first` is for draws without indices" % (size, offset))
     _in_buffer(_span(indices)[0], offset, count * size)
     return ("drawIndexedPrimitives:indexCount:indexType:indexBuffer:indexBufferOffset:instanceCount:", primitive, count,
             kind, indices, offset, instances)

@@ -678,6 +678,7 @@ class Defects(Base):
         self.assertBad("MTLPrimitiveType", draw, work, target, pipeline, 3, primitive="circle")
         self.assertBad("do not lie", draw, work, target, pipeline, 9, indices=ag.MetalBuffer(16))
         self.assertBad("multiple of 2", draw, work, target, pipeline, 1, indices=ag.MetalBuffer(16), index_offset=1)
+        self.assertBad("without indices", draw, work, target, pipeline, 1, indices=ag.MetalBuffer(16), first=1)
         self.assertBad("MTLRenderPipelineState", draw, work, target, picture, 3)
         self.assertBad("MTLRenderPassDescriptor", draw, work, picture, pipeline, 3)
         for formats, depth, samples in (("BGRA8Unorm",), None, 1), (("RGBA8Unorm",), "Depth32Float", 1), (("RGBA8Unorm",), None, 4), (("RGBA8Unorm",) * 2, None, 1):

@@ -1030,6 +1030,10 @@ class Compute(Base):
         self.assertTrue(info.name)
         self.assertGreater(info.working_set_bytes, 0)
         self.assertIn("Metal3", info.families) if not MAC else None
+        self.assertEqual(ag.MetalFamilies(), info.families)
+        self.assertEqual(ag.MetalString("MTLCommonCounterSetTimestamp"), "timestamp")
+        with self.assertRaises(ag.AppleGPUError):
+            ag.MetalString("MTLNoSuchString")
         every = ag.MetalDevices()
         self.assertGreaterEqual(len(every), 1)
         self.assertIn(ag.MetalDevice(), every)
