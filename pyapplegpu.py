@@ -9007,9 +9007,10 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
     length = have - source_offset if length is None else length
     _in_buffer(have, source_offset, length)
     _in_buffer(room, target_offset, length)
-    if (source_offset | target_offset | length) % 4 or not length:
+    if (source_offset | target_offset | length) % 4 or not length:     # macOS aborts on others
         raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
-    _add_to(work, "copy", source, source_offset, target, target_offset, length)
+    _add_to(work, "blit", "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", source, source_offset, target,
+            target_offset, length)
 
 
 def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0,
@@ -9020,19 +9021,19 @@ def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: in
     _in_buffer(size, offset, length)
     if (offset | length) % 4 or not length or not 0 <= value < 256:
         raise _bad("a fill has an offset and a length that are multiples of 4, is not empty, and a value of 0 to 255")
-    _add_to(work, "fill", buffer, offset, length, value)
+    _add_to(work, "blit", "fillBuffer:range:value:", buffer, _struct("NSRange")(offset, length), value)
 
 
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
     _expect(event, "MTLEvent")
-    _add_to(work, "encodeSignalEvent:value:", event, _u64(value))
+    _add_to(work, "", "encodeSignalEvent:value:", event, _u64(value))
 
 
 def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
     _expect(event, "MTLEvent")
-    _add_to(work, "encodeWaitForEvent:value:", event, _u64(value))
+    _add_to(work, "", "encodeWaitForEvent:value:", event, _u64(value))
 
 
 def _u64(value: int) -> int:
@@ -9097,9 +9098,6 @@ def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
     return parts, None
 
 
-_ENCODERS = {"dispatch": "compute", "copy": "blit", "fill": "blit"}
-
-
 def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> None:
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
@@ -9107,8 +9105,9 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
     kind, count = "", 0
     try:
         for op in operations:
-            wanted = _ENCODERS.get(op[0], "")
-            if encoder is not None and (wanted != kind or samples is not None or wanted == "compute" and (op[9] or op[10])):
+            wanted = op[0] if op[0] in ("dispatch", "blit") else ""
+            if encoder is not None and (
+                    wanted != kind or samples is not None or wanted == "dispatch" and (op[9] or op[10])):
                 encoder.ended = True        # nothing can interrupt between this and the call
                 encoder.end[0](encoder, encoder.end[1])
                 encoder = None
@@ -9121,18 +9120,14 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
                 if sys.version_info < (3, 11):      # Ctrl-C between any two instructions, below too: its traceback then
                     encoder.kept = bool(_objc().retain(encoder))        # holds the encoder longer than the pool does
             kind = wanted
-            if wanted == "compute":
+            if wanted == "dispatch":
                 _encode_dispatch(encoder, op)
                 count += 1
-            elif op[0] == "copy":
-                _call(encoder, "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", op[1]._pointer, op[2],
-                      op[3]._pointer, op[4], op[5])
-            elif op[0] == "fill":
-                _call(encoder, "fillBuffer:range:value:", op[1]._pointer, _struct("NSRange")(op[2], op[3]), op[4])
             elif callable(op[0]):
                 op[0](buffer, *op[1:])
             else:
-                _call(buffer, op[0], op[1]._pointer, op[2])
+                _call(encoder if wanted else buffer, op[1],
+                      *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
         if encoder is not None and not encoder.ended:
             encoder.ended = True
@@ -9141,12 +9136,12 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
 
 def _encoder_maker(buffer: int, kind: str, samples: Any, count: int) -> tuple[Any, ...]:
     """(function, selector, arguments...) that opens an encoder; with timestamps around dispatch number `count`."""
-    if kind == "compute" and samples is not None:
+    if kind == "dispatch" and samples is not None:
         descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
         _set(descriptor.sampleBufferAttachments()[0], SampleBuffer=samples, StartOfEncoderSampleIndex=2 * count,
              EndOfEncoderSampleIndex=2 * count + 1)
         return (*_opener(buffer, "computeCommandEncoderWithDescriptor:"), descriptor)
-    return _opener(buffer, "computeCommandEncoder" if kind == "compute" else "blitCommandEncoder")
+    return _opener(buffer, "computeCommandEncoder" if kind == "dispatch" else "blitCommandEncoder")
 
 
 def _opener(buffer: int, selector: str) -> tuple[Any, int]:

@@ -1008,6 +1008,15 @@ class Errors(Base):
             ag.MetalRelease(one)
             with self.subTest(option=option):
                 self.assertBad("was released", ag.MetalCommit, work)
+        for record in (lambda work, b: ag.MetalEncodeFill(work, b, 1), lambda work, b: ag.MetalEncodeCopy(work, ag.MetalBuffer(16), b)):
+            one, work = ag.MetalBuffer(16), ag.MetalBegin()
+            record(work, one)
+            ag.MetalRelease(one)
+            self.assertBad("was released", ag.MetalCommit, work)
+        event, work = ag.MetalEvent(), ag.MetalBegin()
+        ag.MetalEncodeSignal(work, event, 1)
+        ag.MetalRelease(event)
+        self.assertBad("was released", ag.MetalCommit, work)
 
 
     def test_what_is_kept_may_be_released(self):
