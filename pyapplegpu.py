@@ -10032,13 +10032,11 @@ _STENCIL = {"compare": ("StencilCompareFunction", "MTLCompareFunction"),
 
 
 def _stencil(wanted: Mapping[str, Any]) -> MetalObject:
-    descriptor: MetalObject = MetalClass("MTLStencilDescriptor").new()
-    for key, value in wanted.items():
+    for key in wanted:
         if key not in _STENCIL:
             raise _bad("a stencil has %s, not %r" % (", ".join(_STENCIL), key))
-        name, prefix = _STENCIL[key]
-        MetalSend(descriptor, "set%s:" % name, _constant_of(prefix, value) if prefix else value)
-    return descriptor
+    rows = [(*_STENCIL[key], value) for key, value in wanted.items()]
+    return _new("MTLStencilDescriptor", **{name: _constant_of(prefix, v) if prefix else v for name, prefix, v in rows})
 
 
 # ---- drawing
