@@ -8806,7 +8806,7 @@ def _borrow(device: MetalObject, data: Any) -> MetalObject:
 def MetalPages(length: int) -> memoryview:
     """Zeroed memory for MetalBuffer(copy=False): whole pages, `length` rounded up; NumPy can view it."""
     import mmap
-    size = -(-length // _PAGE) * _PAGE
+    size = -(-_whole(length, 1, 1 << 48, "a length") // _PAGE) * _PAGE
     area = mmap.mmap(-1, size + _PAGE)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(area)) % _PAGE
     return memoryview(area)[start:start + size]
@@ -8831,9 +8831,11 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
     memory: Any = (ctypes.c_ubyte * length).from_address(address)
     memory.buffer = buffer
     view: Any = memoryview(memory).cast("B")
-    size = struct.calcsize(format)
-    shown: memoryview = view if format == "B" else view[:length // size * size].cast(format)
-    return shown
+    try:
+        size = struct.calcsize(format)
+        return view if format == "B" else view[:length // size * size].cast(format)     # type: ignore[no-any-return]
+    except (struct.error, ValueError, ZeroDivisionError):
+        raise _bad("a format is one letter of struct's that memoryview knows, not %r" % (format,)) from None
 
 
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:

@@ -966,6 +966,10 @@ class Errors(Base):
         bad("whole pages", ag.MetalBuffer, bytearray(100), copy=False)
         bad("shared", ag.MetalBuffer, ag.MetalPages(1), copy=False, mode="private")
         bad("private buffer", ag.MetalContents, ag.MetalBuffer(64, mode="private"))
+        for form in ("zz", "ff", "", "<f"):
+            bad("one letter", ag.MetalContents, buffer, form)
+        for length in (0, -1, 1.5):
+            bad("a length", ag.MetalPages, length)
         bad("do not lie", ag.MetalWrite, buffer, bytes(8), 4092)
         bad("do not lie", ag.MetalRead, buffer, -1, 4)
         bad("MTLDevice", ag.MetalBuffer, 16, buffer)
