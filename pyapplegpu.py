@@ -10153,55 +10153,60 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
         raise _bad("the pipeline is for colours %r, depth %d, stencil %d, %d samples; the pass has %r, %d, %d, %d"
                    % (*pipeline._facts, *target._facts[2:]))
-    sends: list[tuple[Any, ...]] = [("setRenderPipelineState:", pipeline)]
     if depth is not None:
         _expect(depth, "MTLDepthStencilState")
         if depth._facts and target._facts and any(
                 needs and not has for needs, has in zip(depth._facts, target._facts[3:5])):
             raise _bad("this state looks at depth or stencil, and the pass has no such texture")
-        sends += [("setDepthStencilState:", depth),
-                  ("setStencilReferenceValue:", _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"))]
     elif stencil_reference:
         raise _bad("a stencil reference needs a depth and stencil state (depth=)")
-    sends += [("setCullMode:", _constant_of("MTLCullMode", cull)),
-              ("setFrontFacingWinding:", _constant_of("MTLWinding", winding)),
-              ("setTriangleFillMode:", _constant_of("MTLTriangleFillMode", fill)), *_window(target, viewport, scissor)]
-    sends += _stage("Vertex", arguments, vertex_textures, ()) + _stage("Fragment", fragment, textures, samplers)
-    sends.append(_draw(_constant_of("MTLPrimitiveType", primitive), count, first, instances, indices,
-                       _constant_of("MTLIndexType", index_type), index_offset))
+    fresh = dict(_DRAW_STATES, **_window(target, None, None))
+    states = {"setRenderPipelineState:": pipeline, "setDepthStencilState:": depth,
+              "setStencilReferenceValue:": _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"),
+              "setCullMode:": _constant_of("MTLCullMode", cull),
+              "setFrontFacingWinding:": _constant_of("MTLWinding", winding),
+              "setTriangleFillMode:": _constant_of("MTLTriangleFillMode", fill), **_window(target, viewport, scissor)}
+    sends = [*_stage("Vertex", arguments, vertex_textures, ()), *_stage("Fragment", fragment, textures, samplers),
+             _draw(_constant_of("MTLPrimitiveType", primitive), count, first, instances, indices,
+                   _constant_of("MTLIndexType", index_type), index_offset)]
     before = [("waitForFence:beforeStages:", f, 1) for f in wait if _expect(f, "MTLFence")]
     after = [("updateFence:afterStages:", update, 2)] if update is not None and _expect(update, "MTLFence") else []
-    if label is not None:
-        sends = [("pushDebugGroup:", label), *sends, ("popDebugGroup",)]
-    sends = [*before, *sends, *after]
-    last = work.operations[-1] if isinstance(work, MetalWork) and work.operations else ()
+    last = work.operations[-1] if _work(work).operations and not work.committed_ns else ()
     if last and not before and last[0] is _encode_draws and last[1] is target:
-        states = [one for one in last[2] if one[0] == "setDepthStencilState:"]
-        if depth is None and states and states[-1][1] is not None:      # the encoder still has the last draw's
-            last[2].append(("setDepthStencilState:", None))
-        last[2].extend(sends)
-    else:
-        _add_to(work, _encode_draws, target, sends)
+        fresh = last[3]
+    changes = [(selector, value) for selector, value in states.items() if fresh[selector] != value]
+    if any(value is None and selector in ("setViewport:", "setScissorRect:") for selector, value in changes):
+        raise _bad("this pass does not tell its size: give the viewport and scissor of each draw, or of none")
+    if not last or fresh is not last[-1]:
+        _add_to(work, _encode_draws, target, [], fresh)
+    if label is not None:
+        changes, sends = [("pushDebugGroup:", label), *changes], [*sends, ("popDebugGroup",)]
+    work.operations[-1][2].extend([*before, *changes, *sends, *after])
+    fresh.update(states)
 
 
-def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]]) -> None:
+# What a new encoder has; a draw sends only what differs from what the encoder has by then.
+_DRAW_STATES = {"setRenderPipelineState:": None, "setDepthStencilState:": None, "setStencilReferenceValue:": 0,
+                "setCullMode:": 0, "setFrontFacingWinding:": 0, "setTriangleFillMode:": 0}
+
+
+def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]], _: Any) -> None:
     def send_all(encoder: MetalObject) -> None:
         for selector, *arguments in sends:
             MetalSend(encoder, selector, *arguments)
     _encode_with(buffer, _ENCODER_KINDS["render"], (target,), send_all)
 
 
-def _window(target: MetalObject, viewport: Any, scissor: Any) -> list[tuple[Any, ...]]:
-    width, height = target._facts[:2] if target._facts else (1 << 14, 1 << 14)
+def _window(target: MetalObject, viewport: Any, scissor: Any) -> dict[str, Any]:
+    """Viewport and scissor of a draw; by default the whole target, or None for a pass that was made by sends."""
+    width, height = target._facts[:2] if target._facts else (1 << 15, 1 << 15)
     view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else tuple(viewport)
     cut = (0, 0, width, height) if scissor is None else tuple(scissor)
     if len(view) != 6 or len(cut) != 4 or min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:
         raise _bad("a viewport is (x, y, width, height, near, far), a scissor (x, y, width, height) inside %d x %d"
                    % (width, height))
-    sends: list[tuple[Any, ...]] = [("setViewport:", view), ("setScissorRect:", cut)]
-    if target._facts is None:       # a pass made by sends: Metal's own defaults are the target's size
-        return [one for one, given in zip(sends, (viewport, scissor)) if given is not None]
-    return sends
+    return {"setViewport:": view if viewport is not None or target._facts else None,
+            "setScissorRect:": cut if scissor is not None or target._facts else None}
 
 
 def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject],
