@@ -9104,12 +9104,12 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
     encoder: Any = None
-    kind, count = "", 0
+    kind, count, memory = "", 0, ()
     try:
         for op in operations:
             wanted = op[0] if op[0] in ("dispatch", "blit") else ""
-            if encoder is not None and (
-                    wanted != kind or samples is not None or wanted == "dispatch" and (op[9] or op[10])):
+            if encoder is not None and (wanted != kind or samples is not None or wanted == "dispatch" and (
+                    op[9] or op[10] or memory not in ((), op[6]))):     # fences; memory that the encoder would keep
                 encoder.ended = True        # nothing can interrupt between this and the call
                 encoder.end[0](encoder, encoder.end[1])
                 encoder = None
@@ -9124,7 +9124,7 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
             kind = wanted
             if wanted == "dispatch":
                 _encode_dispatch(encoder, op)
-                count += 1
+                count, memory = count + 1, op[6]
             elif callable(op[0]):
                 op[0](buffer, *op[1:])
             else:

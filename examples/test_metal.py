@@ -58,6 +58,8 @@ kernel void sums(device const float *x [[buffer(0)]], device float *out [[buffer
 }
 struct Members { device float *data; };
 kernel void through(constant Members &m [[buffer(0)]], uint i [[thread_position_in_grid]]) { m.data[i] += 1; }
+kernel void reversed(device float *x [[buffer(0)]], uint t [[thread_index_in_threadgroup]])
+{ threadgroup float part[64]; part[t] = x[t]; threadgroup_barrier(mem_flags::mem_threadgroup); x[t] = part[63 - t]; }
 kernel void place(device uint *out [[buffer(0)]], uint3 at [[thread_position_in_grid]], uint3 all [[threads_per_grid]])
 { out[(at.z * all.y + at.y) * all.x + at.x] = at.x + 10 * at.y + 100 * at.z; }
 """
@@ -884,7 +886,7 @@ class Errors(Base):
     def test_warning_is_no_error(self):
         if not HAVE_CXX:
             self.skipTest("no C++ compiler")
-        self.assertEqual(ag.MetalFunctions(ag.MetalCompile(SOURCE + "// FAKE_WARNING")).__len__(), 9)
+        self.assertEqual(ag.MetalFunctions(ag.MetalCompile(SOURCE + "// FAKE_WARNING")).__len__(), 10)
 
     @unittest.skipIf(MAC, "a stand-in's archive")
     def test_failure_without_error(self):
@@ -1129,6 +1131,15 @@ class Compute(Base):
         x, out = self.floats(*range(1024)), ag.MetalBuffer(16)
         ag.MetalDispatch(self.kernel("sums"), 1024, x, out, group=256, memory=[1024])
         self.assertEqual(list(ag.MetalContents(out, "f")), [float(sum(range(i, i + 256))) for i in range(0, 1024, 256)])
+
+    def test_threadgroup_memory_is_not_inherited(self):
+        """One dispatch's memory and the next one's own, static memory are more together than there is."""
+        x, out, work = self.floats(*range(64)), ag.MetalBuffer(16), ag.MetalBegin()
+        most = ag.MetalDevice().maxThreadgroupMemoryLength()
+        ag.MetalEncodeDispatch(work, self.kernel("sums"), 64, x, out, group=64, memory=[most])
+        ag.MetalEncodeDispatch(work, self.kernel("reversed"), 64, x, group=64)
+        ag.MetalWait(ag.MetalCommit(work))
+        self.assertEqual((ag.MetalContents(out, "f")[0], list(ag.MetalContents(x, "f"))), (2016.0, [63.0 - n for n in range(64)]))
 
     def test_constants(self):
         for constants, factor in (({0: 7}, 7), ({0: (-3, "int")}, -3)):
