@@ -9437,18 +9437,23 @@ def _dispatch_time(work: MetalWork, name: str, pair: tuple[int, ...], period: fl
     return MetalDispatchTime(name, None, "the counters gave no sample; profile again")
 
 
-def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30, warmup: int = 3) -> MetalComparison:
-    """Time two pieces of work against each other: each is a function that returns a work (committed or not). They run
-    in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio, and
+def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30,
+                 warmup: int = 3) -> MetalComparison:
+    """Time two pieces of work against each other: each is a function that returns a new work (committed or not). They
+    run in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio, and
     is "no difference shown" when that contains 1."""
     if n < 6:
         raise _bad("fewer than 6 runs give no confidence interval")
     first: list[MetalTiming] = []
     second: list[MetalTiming] = []
+    before: dict[int, MetalWork] = {}
     for turn in range(warmup + n):
         pairs = ((a, first), (b, second)) if turn % 2 else ((b, second), (a, first))
         for function, times in pairs:
             one = _finished(function())
+            if before.get(id(times)) is one:
+                raise _bad("the function must return a new work each time: this one ran already")
+            before[id(times)] = one
             if turn >= warmup:
                 times.append(MetalTimes(one))
     clock = "gpu" if all(t.gpu_s for t in first + second) else "host"
@@ -9476,13 +9481,11 @@ def _compare(a: Sequence[float], b: Sequence[float], clock: str) -> MetalCompari
 
 def _rank(n: int) -> tuple[int, float]:
     """(k, coverage): the largest k with P(k-th smallest < median < k-th largest) of 95 % or more, for n values."""
-    below, term, k = 0.0, 0.5 ** n, 0
-    while below + term <= 0.025:
-        below += term
-        k += 1
-        term *= (n - k + 1) / k
-    k = max(k, 1)
-    return k, 1 - 2 * (below if below else 0.5 ** n)
+    below, term, k = 0, 1, 0        # of 2 ** n ways: whole numbers, since 0.5 ** 1100 is 0.0
+    while 40 * (below + term) <= 1 << n or not k:
+        below, k = below + term, k + 1
+        term = term * (n - k + 1) // k
+    return k, 1 - 2 * below / (1 << n)
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

@@ -1366,6 +1366,10 @@ class Timing(Base):
             missed += not x[k - 1] <= 0.6931 <= x[25 - k]
         self.assertLess(missed, 36)
         self.assertEqual([ag._rank(n)[0] for n in (6, 10, 20, 30, 100)], [1, 2, 6, 10, 40])
+        for n, coverage in ((6, 0.96875), (10, 0.978515625)):       # 2 of 64 ways, 22 of 1024, on both sides
+            self.assertEqual(ag._rank(n)[1], coverage)
+        k, coverage = ag._rank(2000)
+        self.assertTrue(953 <= k <= 958 and 0.95 <= coverage < 0.955, (k, coverage))       # 1000 - 1.96 * sqrt(2000) / 2 = 956
 
     def test_compare(self):
         kernel, small, c = self.kernel("ones"), 16, ag.MetalBuffer(1 << 20)
@@ -1378,6 +1382,8 @@ class Timing(Base):
         self.assertEqual((result.n, result.verdict), (10, "a is quicker")) if not MAC else None
         self.assertBad("fewer than 6", ag.MetalCompare, None, None, 3)
         self.assertBad("must return a work", ag.MetalCompare, lambda: 1, lambda: 2, 6)
+        same = run(small)
+        self.assertBad("a new work each time", ag.MetalCompare, lambda: same, lambda: run(small), 6)
 
 
 class Examples(unittest.TestCase):
