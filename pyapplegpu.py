@@ -9021,8 +9021,9 @@ def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: in
     size = _span(buffer)[0]
     length = size - offset if length is None else length
     _in_buffer(size, offset, length)
-    if (offset | length) % 4 or not length or not 0 <= value < 256:
-        raise _bad("a fill has an offset and a length that are multiples of 4, is not empty, and a value of 0 to 255")
+    _whole(value, 0, 255, "a fill's value")
+    if (offset | length) % 4 or not length:
+        raise _bad("a fill has an offset and a length that are multiples of 4, and is not empty")
     _add_to(work, "blit", "fillBuffer:range:value:", buffer, _struct("NSRange")(offset, length), value)
 
 
@@ -9440,8 +9441,8 @@ def _dispatch_time(work: MetalWork, name: str, pair: tuple[int, ...], period: fl
 def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30,
                  warmup: int = 3) -> MetalComparison:
     """Time two pieces of work against each other: each is a function that returns a new work (committed or not). They
-    run in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio, and
-    is "no difference shown" when that contains 1."""
+    run in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio,
+    and is "no difference shown" when that contains 1."""
     if n < 6:
         raise _bad("fewer than 6 runs give no confidence interval")
     first: list[MetalTiming] = []
@@ -10060,7 +10061,7 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     with MetalPool():
         made: MetalObject = MetalClass("MTLRenderPassDescriptor").renderPassDescriptor()
         for n, texture in enumerate(targets):
-            _attach(made.colorAttachments()[n], texture, "colour", ClearColor=clear and tuple(clear))
+            _attach(made.colorAttachments()[n], texture, "colour", ClearColor=None if clear is None else tuple(clear))
         for n, texture in enumerate(resolves):
             source, facts = _texture(targets[n]), _target(texture, "colour")
             if source.samples < 2 or facts.samples > 1 or source.format is not facts.format:

@@ -954,7 +954,8 @@ class Errors(Base):
         bad("do not lie", ag.MetalEncodeCopy, work, buffer, buffer, 4096, source_offset=4)
         bad("multiples of 4", ag.MetalEncodeCopy, work, buffer, buffer, 2)
         bad("do not lie", ag.MetalEncodeFill, work, buffer, 1, 0, 8192)
-        bad("0 to 255", ag.MetalEncodeFill, work, buffer, 256)
+        for value in (256, -1, 1.0, None):
+            bad("0 to 255", ag.MetalEncodeFill, work, buffer, value)
         bad("64-bit", ag.MetalEncodeSignal, work, ag.MetalEvent(), -1)
         bad("MTLEvent", ag.MetalEncodeSignal, work, buffer, 1)
         self.assertEqual(work.operations, [])
