@@ -10139,12 +10139,12 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
                     viewport: Sequence[float] | None = None, scissor: Sequence[int] | None = None,
                     wait: Sequence[MetalObject] = (), update: MetalObject | None = None,
                     label: str | None = None) -> None:
-    """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder. After anything else, and
-    with wait=, a new one begins, which clears again what the pass clears: go on with a pass of clear=None.
+    """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder. After anything else,
+    and with wait=, a new one begins, which clears again what the pass clears: go on with a pass of clear=None.
 
-    count: vertices (from `first` on), or indices of `indices` (a buffer). arguments, fragment: buffers and values of the vertex and the
-    fragment function, as in MetalEncodeDispatch; textures, samplers: the fragment function's. depth: a
-    MetalDepthStencil. viewport: (x, y, width, height, near, far); scissor: (x, y, width, height) inside the target.
+    count: vertices (from `first` on), or indices of `indices` (a buffer). arguments, fragment: buffers and values of
+    the vertex and the fragment function, as in MetalEncodeDispatch; textures, samplers: the fragment function's. depth:
+    a MetalDepthStencil. viewport: (x, y, width, height, near, far); scissor: (x, y, width, height) inside the target.
     wait, update: fences, before vertices and after fragments. InvalidArgument for what Metal would abort on.
     """
     _expect_class(target, "MTLRenderPassDescriptor")
@@ -10297,8 +10297,8 @@ def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offse
 
 
 def _not_a_guest(device: MetalObject, what: str) -> MetalObject:
-    """What a virtual machine's Metal asserts on although it has the methods: indirect commands (tinygrad 10182: "resource
-    != nil"), archives from files (macOS 26: "Target device architecture is nil")."""
+    """What a virtual machine's Metal asserts on although it has the methods: indirect commands (tinygrad 10182:
+    "resource != nil"), archives from files (macOS 26: "Target device architecture is nil")."""
     if "virtual" in device.name().lower():
         raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "no %s %s" % (device.name(), what))
     return device
