@@ -8842,7 +8842,7 @@ def _borrow(device: MetalObject, data: Any) -> MetalObject:
 def MetalPages(length: int) -> memoryview:
     """Zeroed memory for MetalBuffer(copy=False): whole pages, `length` rounded up; NumPy can view it."""
     import mmap
-    size = -(-length // _PAGE) * _PAGE
+    size = -(-_whole(length, 1, 1 << 48, "a length") // _PAGE) * _PAGE
     area = mmap.mmap(-1, size + _PAGE)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(area)) % _PAGE
     return memoryview(area)[start:start + size]
@@ -8867,9 +8867,11 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
     memory: Any = (ctypes.c_ubyte * length).from_address(address)
     memory.buffer = buffer
     view: Any = memoryview(memory).cast("B")
-    size = struct.calcsize(format)
-    shown: memoryview = view if format == "B" else view[:length // size * size].cast(format)
-    return shown
+    try:
+        size = struct.calcsize(format)
+        return view if format == "B" else view[:length // size * size].cast(format)     # type: ignore[no-any-return]
+    except (struct.error, ValueError, ZeroDivisionError):
+        raise _bad("a format is one letter of struct's that memoryview knows, not %r" % (format,)) from None
 
 
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
@@ -9043,9 +9045,10 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
     length = have - source_offset if length is None else length
     _in_buffer(have, source_offset, length)
     _in_buffer(room, target_offset, length)
-    if (source_offset | target_offset | length) % 4 or not length:
+    if (source_offset | target_offset | length) % 4 or not length:     # macOS aborts on others
         raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
-    _add_to(work, "copy", source, source_offset, target, target_offset, length)
+    _add_to(work, "blit", "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", source, source_offset, target,
+            target_offset, length)
 
 
 def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0,
@@ -9054,21 +9057,22 @@ def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: in
     size = _span(buffer)[0]
     length = size - offset if length is None else length
     _in_buffer(size, offset, length)
-    if (offset | length) % 4 or not length or not 0 <= value < 256:
-        raise _bad("a fill has an offset and a length that are multiples of 4, is not empty, and a value of 0 to 255")
-    _add_to(work, "fill", buffer, offset, length, value)
+    _whole(value, 0, 255, "a fill's value")
+    if (offset | length) % 4 or not length:
+        raise _bad("a fill has an offset and a length that are multiples of 4, and is not empty")
+    _add_to(work, "blit", "fillBuffer:range:value:", buffer, _struct("NSRange")(offset, length), value)
 
 
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
     _expect(event, "MTLEvent")
-    _add_to(work, "encodeSignalEvent:value:", event, _u64(value))
+    _add_to(work, "", "encodeSignalEvent:value:", event, _u64(value))
 
 
 def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
     _expect(event, "MTLEvent")
-    _add_to(work, "encodeWaitForEvent:value:", event, _u64(value))
+    _add_to(work, "", "encodeWaitForEvent:value:", event, _u64(value))
 
 
 def _u64(value: int) -> int:
@@ -9133,18 +9137,16 @@ def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
     return parts, None
 
 
-_ENCODERS = {"dispatch": "compute", "copy": "blit", "fill": "blit"}
-
-
 def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> None:
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
     encoder: Any = None
-    kind, count = "", 0
+    kind, count, memory = "", 0, ()
     try:
         for op in operations:
-            wanted = _ENCODERS.get(op[0], "")
-            if encoder is not None and (wanted != kind or samples is not None or wanted == "compute" and (op[9] or op[10])):
+            wanted = op[0] if op[0] in ("dispatch", "blit") else ""
+            if encoder is not None and (wanted != kind or samples is not None or wanted == "dispatch" and (
+                    op[9] or op[10] or memory not in ((), op[6]))):     # fences; memory that the encoder would keep
                 encoder.ended = True        # nothing can interrupt between this and the call
                 encoder.end[0](encoder, encoder.end[1])
                 encoder = None
@@ -9154,19 +9156,17 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
                 if not encoder.value:
                     encoder = None
                     raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
+                if sys.version_info < (3, 11):      # Ctrl-C between any two instructions, below too: its traceback then
+                    encoder.kept = bool(_objc().retain(encoder))        # holds the encoder longer than the pool does
             kind = wanted
-            if wanted == "compute":
+            if wanted == "dispatch":
                 _encode_dispatch(encoder, op)
-                count += 1
-            elif op[0] == "copy":
-                _call(encoder, "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", op[1]._pointer, op[2],
-                      op[3]._pointer, op[4], op[5])
-            elif op[0] == "fill":
-                _call(encoder, "fillBuffer:range:value:", op[1]._pointer, _struct("NSRange")(op[2], op[3]), op[4])
+                count, memory = count + 1, op[6]
             elif callable(op[0]):
                 op[0](buffer, *op[1:])
             else:
-                _call(buffer, op[0], op[1]._pointer, op[2])
+                _call(encoder if wanted else buffer, op[1],
+                      *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
         if encoder is not None and not encoder.ended:
             encoder.ended = True
@@ -9175,12 +9175,12 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
 
 def _encoder_maker(buffer: int, kind: str, samples: Any, count: int) -> tuple[Any, ...]:
     """(function, selector, arguments...) that opens an encoder; with timestamps around dispatch number `count`."""
-    if kind == "compute" and samples is not None:
+    if kind == "dispatch" and samples is not None:
         descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
         _set(descriptor.sampleBufferAttachments()[0], SampleBuffer=samples, StartOfEncoderSampleIndex=2 * count,
              EndOfEncoderSampleIndex=2 * count + 1)
         return (*_opener(buffer, "computeCommandEncoderWithDescriptor:"), descriptor)
-    return _opener(buffer, "computeCommandEncoder" if kind == "compute" else "blitCommandEncoder")
+    return _opener(buffer, "computeCommandEncoder" if kind == "dispatch" else "blitCommandEncoder")
 
 
 def _opener(buffer: int, selector: str) -> tuple[Any, int]:
@@ -9194,13 +9194,15 @@ def _opener(buffer: int, selector: str) -> tuple[Any, int]:
         ending = _prototype((_Type("v", 0),)), runtime.selector(b"endEncoding")
 
         class OpenEncoder(ctypes.c_void_p):
-            ended = False
+            ended = kept = False
             end = ending
 
             def __del__(self) -> None:
                 if self.value and not self.ended:
                     self.ended = True
                     ending[0](self.value, ending[1])
+                if self.kept:
+                    runtime.release(self.value)
 
         function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(_objc().send)
         found = runtime.launchers[selector] = function, key
@@ -9472,18 +9474,23 @@ def _dispatch_time(work: MetalWork, name: str, pair: tuple[int, ...], period: fl
     return MetalDispatchTime(name, None, "the counters gave no sample; profile again")
 
 
-def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30, warmup: int = 3) -> MetalComparison:
-    """Time two pieces of work against each other: each is a function that returns a work (committed or not). They run
-    in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio, and
-    is "no difference shown" when that contains 1."""
+def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30,
+                 warmup: int = 3) -> MetalComparison:
+    """Time two pieces of work against each other: each is a function that returns a new work (committed or not). They
+    run in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio,
+    and is "no difference shown" when that contains 1."""
     if n < 6:
         raise _bad("fewer than 6 runs give no confidence interval")
     first: list[MetalTiming] = []
     second: list[MetalTiming] = []
+    before: dict[int, MetalWork] = {}
     for turn in range(warmup + n):
         pairs = ((a, first), (b, second)) if turn % 2 else ((b, second), (a, first))
         for function, times in pairs:
             one = _finished(function())
+            if before.get(id(times)) is one:
+                raise _bad("the function must return a new work each time: this one ran already")
+            before[id(times)] = one
             if turn >= warmup:
                 times.append(MetalTimes(one))
     clock = "gpu" if all(t.gpu_s for t in first + second) else "host"
@@ -9511,13 +9518,11 @@ def _compare(a: Sequence[float], b: Sequence[float], clock: str) -> MetalCompari
 
 def _rank(n: int) -> tuple[int, float]:
     """(k, coverage): the largest k with P(k-th smallest < median < k-th largest) of 95 % or more, for n values."""
-    below, term, k = 0.0, 0.5 ** n, 0
-    while below + term <= 0.025:
-        below += term
-        k += 1
-        term *= (n - k + 1) / k
-    k = max(k, 1)
-    return k, 1 - 2 * (below if below else 0.5 ** n)
+    below, term, k = 0, 1, 0        # of 2 ** n ways: whole numbers, since 0.5 ** 1100 is 0.0
+    while 40 * (below + term) <= 1 << n or not k:
+        below, k = below + term, k + 1
+        term = term * (n - k + 1) // k
+    return k, 1 - 2 * below / (1 << n)
 
 
 def _quantile(values: Sequence[float], q: float) -> float:
@@ -10069,13 +10074,11 @@ _STENCIL = {"compare": ("StencilCompareFunction", "MTLCompareFunction"),
 
 
 def _stencil(wanted: Mapping[str, Any]) -> MetalObject:
-    descriptor: MetalObject = MetalClass("MTLStencilDescriptor").new()
-    for key, value in wanted.items():
+    for key in wanted:
         if key not in _STENCIL:
             raise _bad("a stencil has %s, not %r" % (", ".join(_STENCIL), key))
-        name, prefix = _STENCIL[key]
-        MetalSend(descriptor, "set%s:" % name, _constant_of(prefix, value) if prefix else value)
-    return descriptor
+    rows = [(*_STENCIL[key], value) for key, value in wanted.items()]
+    return _new("MTLStencilDescriptor", **{name: _constant_of(prefix, v) if prefix else v for name, prefix, v in rows})
 
 
 # ---- drawing
@@ -10094,7 +10097,7 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     with MetalPool():
         made: MetalObject = MetalClass("MTLRenderPassDescriptor").renderPassDescriptor()
         for n, texture in enumerate(targets):
-            _attach(made.colorAttachments()[n], texture, "colour", ClearColor=clear and tuple(clear))
+            _attach(made.colorAttachments()[n], texture, "colour", ClearColor=None if clear is None else tuple(clear))
         for n, texture in enumerate(resolves):
             source, facts = _texture(targets[n]), _target(texture, "colour")
             if source.samples < 2 or facts.samples > 1 or source.format is not facts.format:
@@ -10172,11 +10175,12 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
                     viewport: Sequence[float] | None = None, scissor: Sequence[int] | None = None,
                     wait: Sequence[MetalObject] = (), update: MetalObject | None = None,
                     label: str | None = None) -> None:
-    """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder.
+    """Record a draw into a MetalRenderPass; draws in a row into the same pass share an encoder. After anything else,
+    and with wait=, a new one begins, which clears again what the pass clears: go on with a pass of clear=None.
 
-    count: vertices, or indices of `indices` (a buffer). arguments, fragment: buffers and values of the vertex and the
-    fragment function, as in MetalEncodeDispatch; textures, samplers: the fragment function's. depth: a
-    MetalDepthStencil. viewport: (x, y, width, height, near, far); scissor: (x, y, width, height) inside the target.
+    count: vertices (from `first` on), or indices of `indices` (a buffer). arguments, fragment: buffers and values of
+    the vertex and the fragment function, as in MetalEncodeDispatch; textures, samplers: the fragment function's. depth:
+    a MetalDepthStencil. viewport: (x, y, width, height, near, far); scissor: (x, y, width, height) inside the target.
     wait, update: fences, before vertices and after fragments. InvalidArgument for what Metal would abort on.
     """
     _expect_class(target, "MTLRenderPassDescriptor")
@@ -10189,55 +10193,60 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
         raise _bad("the pipeline is for colours %r, depth %d, stencil %d, %d samples; the pass has %r, %d, %d, %d"
                    % (*pipeline._facts, *target._facts[2:]))
-    sends: list[tuple[Any, ...]] = [("setRenderPipelineState:", pipeline)]
     if depth is not None:
         _expect(depth, "MTLDepthStencilState")
         if depth._facts and target._facts and any(
                 needs and not has for needs, has in zip(depth._facts, target._facts[3:5])):
             raise _bad("this state looks at depth or stencil, and the pass has no such texture")
-        sends += [("setDepthStencilState:", depth),
-                  ("setStencilReferenceValue:", _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"))]
     elif stencil_reference:
         raise _bad("a stencil reference needs a depth and stencil state (depth=)")
-    sends += [("setCullMode:", _constant_of("MTLCullMode", cull)),
-              ("setFrontFacingWinding:", _constant_of("MTLWinding", winding)),
-              ("setTriangleFillMode:", _constant_of("MTLTriangleFillMode", fill)), *_window(target, viewport, scissor)]
-    sends += _stage("Vertex", arguments, vertex_textures, ()) + _stage("Fragment", fragment, textures, samplers)
-    sends.append(_draw(_constant_of("MTLPrimitiveType", primitive), count, first, instances, indices,
-                       _constant_of("MTLIndexType", index_type), index_offset))
+    fresh = dict(_DRAW_STATES, **_window(target, None, None))
+    states = {"setRenderPipelineState:": pipeline, "setDepthStencilState:": depth,
+              "setStencilReferenceValue:": _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"),
+              "setCullMode:": _constant_of("MTLCullMode", cull),
+              "setFrontFacingWinding:": _constant_of("MTLWinding", winding),
+              "setTriangleFillMode:": _constant_of("MTLTriangleFillMode", fill), **_window(target, viewport, scissor)}
+    sends = [*_stage("Vertex", arguments, vertex_textures, ()), *_stage("Fragment", fragment, textures, samplers),
+             _draw(_constant_of("MTLPrimitiveType", primitive), count, first, instances, indices,
+                   _constant_of("MTLIndexType", index_type), index_offset)]
     before = [("waitForFence:beforeStages:", f, 1) for f in wait if _expect(f, "MTLFence")]
     after = [("updateFence:afterStages:", update, 2)] if update is not None and _expect(update, "MTLFence") else []
-    if label is not None:
-        sends = [("pushDebugGroup:", label), *sends, ("popDebugGroup",)]
-    sends = [*before, *sends, *after]
-    last = work.operations[-1] if isinstance(work, MetalWork) and work.operations else ()
+    last = work.operations[-1] if _work(work).operations and not work.committed_ns else ()
     if last and not before and last[0] is _encode_draws and last[1] is target:
-        states = [one for one in last[2] if one[0] == "setDepthStencilState:"]
-        if depth is None and states and states[-1][1] is not None:      # the encoder still has the last draw's
-            last[2].append(("setDepthStencilState:", None))
-        last[2].extend(sends)
-    else:
-        _add_to(work, _encode_draws, target, sends)
+        fresh = last[3]
+    changes = [(selector, value) for selector, value in states.items() if fresh[selector] != value]
+    if any(value is None and selector in ("setViewport:", "setScissorRect:") for selector, value in changes):
+        raise _bad("this pass does not tell its size: give the viewport and scissor of each draw, or of none")
+    if not last or fresh is not last[-1]:
+        _add_to(work, _encode_draws, target, [], fresh)
+    if label is not None:
+        changes, sends = [("pushDebugGroup:", label), *changes], [*sends, ("popDebugGroup",)]
+    work.operations[-1][2].extend([*before, *changes, *sends, *after])
+    fresh.update(states)
 
 
-def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]]) -> None:
+# What a new encoder has; a draw sends only what differs from what the encoder has by then.
+_DRAW_STATES = {"setRenderPipelineState:": None, "setDepthStencilState:": None, "setStencilReferenceValue:": 0,
+                "setCullMode:": 0, "setFrontFacingWinding:": 0, "setTriangleFillMode:": 0}
+
+
+def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]], _: Any) -> None:
     def send_all(encoder: MetalObject) -> None:
         for selector, *arguments in sends:
             MetalSend(encoder, selector, *arguments)
     _encode_with(buffer, _ENCODER_KINDS["render"], (target,), send_all)
 
 
-def _window(target: MetalObject, viewport: Any, scissor: Any) -> list[tuple[Any, ...]]:
-    width, height = target._facts[:2] if target._facts else (1 << 14, 1 << 14)
+def _window(target: MetalObject, viewport: Any, scissor: Any) -> dict[str, Any]:
+    """Viewport and scissor of a draw; by default the whole target, or None for a pass that was made by sends."""
+    width, height = target._facts[:2] if target._facts else (1 << 15, 1 << 15)
     view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else tuple(viewport)
     cut = (0, 0, width, height) if scissor is None else tuple(scissor)
     if len(view) != 6 or len(cut) != 4 or min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:
         raise _bad("a viewport is (x, y, width, height, near, far), a scissor (x, y, width, height) inside %d x %d"
                    % (width, height))
-    sends: list[tuple[Any, ...]] = [("setViewport:", view), ("setScissorRect:", cut)]
-    if target._facts is None:       # a pass made by sends: Metal's own defaults are the target's size
-        return [one for one, given in zip(sends, (viewport, scissor)) if given is not None]
-    return sends
+    return {"setViewport:": view if viewport is not None or target._facts else None,
+            "setScissorRect:": cut if scissor is not None or target._facts else None}
 
 
 def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject],
@@ -10258,8 +10267,8 @@ def _draw(primitive: int, count: int, first: int, instances: int, indices: Metal
     if indices is None:
         return "drawPrimitives:vertexStart:vertexCount:instanceCount:", primitive, first, count, instances
     size = 4 if kind == 1 else 2
-    if offset % size:
-        raise _bad("an index offset is a multiple of %d, not %d" % (size, offset))
+    if offset % size or first:
+        raise _bad("an index offset is a multiple of %d, not %d; `first` is for draws without indices" % (size, offset))
     _in_buffer(_span(indices)[0], offset, count * size)
     return ("drawIndexedPrimitives:indexCount:indexType:indexBuffer:indexBufferOffset:instanceCount:", primitive, count,
             kind, indices, offset, instances)
@@ -10324,8 +10333,8 @@ def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offse
 
 
 def _not_a_guest(device: MetalObject, what: str) -> MetalObject:
-    """What a virtual machine's Metal asserts on although it has the methods: indirect commands (tinygrad 10182: "resource
-    != nil"), archives from files (macOS 26: "Target device architecture is nil")."""
+    """What a virtual machine's Metal asserts on although it has the methods: indirect commands (tinygrad 10182:
+    "resource != nil"), archives from files (macOS 26: "Target device architecture is nil")."""
     if "virtual" in device.name().lower():
         raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "no %s %s" % (device.name(), what))
     return device

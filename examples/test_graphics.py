@@ -678,6 +678,7 @@ class Defects(Base):
         self.assertBad("MTLPrimitiveType", draw, work, target, pipeline, 3, primitive="circle")
         self.assertBad("do not lie", draw, work, target, pipeline, 9, indices=ag.MetalBuffer(16))
         self.assertBad("multiple of 2", draw, work, target, pipeline, 1, indices=ag.MetalBuffer(16), index_offset=1)
+        self.assertBad("without indices", draw, work, target, pipeline, 1, indices=ag.MetalBuffer(16), first=1)
         self.assertBad("MTLRenderPipelineState", draw, work, target, picture, 3)
         self.assertBad("MTLRenderPassDescriptor", draw, work, picture, pipeline, 3)
         for formats, depth, samples in (("BGRA8Unorm",), None, 1), (("RGBA8Unorm",), "Depth32Float", 1), (("RGBA8Unorm",), None, 4), (("RGBA8Unorm",) * 2, None, 1):
@@ -763,6 +764,23 @@ class Defects(Base):
         self.assertEqual([line.partition(" ")[2] for line in self.encoded().splitlines() if re.search("setDepthStencil|drawP|endEnc", line)] if fake else [],
                          ["drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "setDepthStencilState: DepthStencilState:state", "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "setDepthStencilState: nil",
                           "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "drawPrimitives:vertexStart:vertexCount:instanceCount: 3 0 3 1", "endEncoding"] if fake else [])
+
+    def test_draws_send_what_changes(self):
+        picture, pipeline = ag.MetalTexture(64, 32), ag.MetalRenderPipeline(*self.functions())
+        target, work = ag.MetalRenderPass(picture), ag.MetalBegin()
+        for options in ({}, dict(cull="back", viewport=(0, 0, 32, 32, 0, 1)), dict(cull="back", scissor=(0, 0, 8, 8)), {}):
+            ag.MetalEncodeDraw(work, target, pipeline, 3, **options)
+        ag.MetalWait(ag.MetalCommit(work))
+        self.assertEqual([line.split(" ", 1)[1] for line in self.encoded().splitlines() if " set" in line] if fake else [],
+                         ["setRenderPipelineState: RenderPipelineState", "setCullMode: 2", "setViewport: 0,0,32,32,0,1", "setViewport: 0,0,64,32,0,1", "setScissorRect: 0,0,8,8",
+                          "setCullMode: 0", "setScissorRect: 0,0,64,32"] if fake else [])
+        bare, work = ag.MetalClass("MTLRenderPassDescriptor").renderPassDescriptor(), ag.MetalBegin()       # made by sends: its size is not known
+        bare.colorAttachments()[0].setTexture_(picture)
+        ag.MetalEncodeDraw(work, bare, pipeline, 3)
+        ag.MetalEncodeDraw(work, bare, pipeline, 3, viewport=(0, 0, 32, 32, 0, 1))
+        self.assertBad("does not tell its size", ag.MetalEncodeDraw, work, bare, pipeline, 3)
+        ag.MetalEncodeDraw(work, bare, pipeline, 3, viewport=(0, 0, 64, 32, 0, 1))
+        ag.MetalWait(ag.MetalCommit(work))
 
     def test_a_second_draw_looks_nothing_up(self):
         """Encodings are read from the runtime once, not for each send."""

@@ -58,6 +58,8 @@ kernel void sums(device const float *x [[buffer(0)]], device float *out [[buffer
 }
 struct Members { device float *data; };
 kernel void through(constant Members &m [[buffer(0)]], uint i [[thread_position_in_grid]]) { m.data[i] += 1; }
+kernel void reversed(device float *x [[buffer(0)]], uint t [[thread_index_in_threadgroup]])
+{ threadgroup float part[64]; part[t] = x[t]; threadgroup_barrier(mem_flags::mem_threadgroup); x[t] = part[63 - t]; }
 kernel void place(device uint *out [[buffer(0)]], uint3 at [[thread_position_in_grid]], uint3 all [[threads_per_grid]])
 { out[(at.z * all.y + at.y) * all.x + at.x] = at.x + 10 * at.y + 100 * at.z; }
 """
@@ -884,7 +886,7 @@ class Errors(Base):
     def test_warning_is_no_error(self):
         if not HAVE_CXX:
             self.skipTest("no C++ compiler")
-        self.assertEqual(ag.MetalFunctions(ag.MetalCompile(SOURCE + "// FAKE_WARNING")).__len__(), 9)
+        self.assertEqual(ag.MetalFunctions(ag.MetalCompile(SOURCE + "// FAKE_WARNING")).__len__(), 10)
 
     @unittest.skipIf(MAC, "a stand-in's archive")
     def test_failure_without_error(self):
@@ -952,7 +954,8 @@ class Errors(Base):
         bad("do not lie", ag.MetalEncodeCopy, work, buffer, buffer, 4096, source_offset=4)
         bad("multiples of 4", ag.MetalEncodeCopy, work, buffer, buffer, 2)
         bad("do not lie", ag.MetalEncodeFill, work, buffer, 1, 0, 8192)
-        bad("0 to 255", ag.MetalEncodeFill, work, buffer, 256)
+        for value in (256, -1, 1.0, None):
+            bad("0 to 255", ag.MetalEncodeFill, work, buffer, value)
         bad("64-bit", ag.MetalEncodeSignal, work, ag.MetalEvent(), -1)
         bad("MTLEvent", ag.MetalEncodeSignal, work, buffer, 1)
         self.assertEqual(work.operations, [])
@@ -966,6 +969,10 @@ class Errors(Base):
         bad("whole pages", ag.MetalBuffer, bytearray(100), copy=False)
         bad("shared", ag.MetalBuffer, ag.MetalPages(1), copy=False, mode="private")
         bad("private buffer", ag.MetalContents, ag.MetalBuffer(64, mode="private"))
+        for form in ("zz", "ff", "", "<f"):
+            bad("one letter", ag.MetalContents, buffer, form)
+        for length in (0, -1, 1.5):
+            bad("a length", ag.MetalPages, length)
         bad("do not lie", ag.MetalWrite, buffer, bytes(8), 4092)
         bad("do not lie", ag.MetalRead, buffer, -1, 4)
         bad("MTLDevice", ag.MetalBuffer, 16, buffer)
@@ -1008,6 +1015,15 @@ class Errors(Base):
             ag.MetalRelease(one)
             with self.subTest(option=option):
                 self.assertBad("was released", ag.MetalCommit, work)
+        for record in (lambda work, b: ag.MetalEncodeFill(work, b, 1), lambda work, b: ag.MetalEncodeCopy(work, ag.MetalBuffer(16), b)):
+            one, work = ag.MetalBuffer(16), ag.MetalBegin()
+            record(work, one)
+            ag.MetalRelease(one)
+            self.assertBad("was released", ag.MetalCommit, work)
+        event, work = ag.MetalEvent(), ag.MetalBegin()
+        ag.MetalEncodeSignal(work, event, 1)
+        ag.MetalRelease(event)
+        self.assertBad("was released", ag.MetalCommit, work)
 
 
     def test_what_is_kept_may_be_released(self):
@@ -1030,6 +1046,10 @@ class Compute(Base):
         self.assertTrue(info.name)
         self.assertGreater(info.working_set_bytes, 0)
         self.assertIn("Metal3", info.families) if not MAC else None
+        self.assertEqual(ag.MetalFamilies(), info.families)
+        self.assertEqual(ag.MetalString("MTLCommonCounterSetTimestamp"), "timestamp")
+        with self.assertRaises(ag.AppleGPUError):
+            ag.MetalString("MTLNoSuchString")
         every = ag.MetalDevices()
         self.assertGreaterEqual(len(every), 1)
         self.assertIn(ag.MetalDevice(), every)
@@ -1112,6 +1132,15 @@ class Compute(Base):
         x, out = self.floats(*range(1024)), ag.MetalBuffer(16)
         ag.MetalDispatch(self.kernel("sums"), 1024, x, out, group=256, memory=[1024])
         self.assertEqual(list(ag.MetalContents(out, "f")), [float(sum(range(i, i + 256))) for i in range(0, 1024, 256)])
+
+    def test_threadgroup_memory_is_not_inherited(self):
+        """One dispatch's memory and the next one's own, static memory are more together than there is."""
+        x, out, work = self.floats(*range(64)), ag.MetalBuffer(16), ag.MetalBegin()
+        most = ag.MetalDevice().maxThreadgroupMemoryLength()
+        ag.MetalEncodeDispatch(work, self.kernel("sums"), 64, x, out, group=64, memory=[most])
+        ag.MetalEncodeDispatch(work, self.kernel("reversed"), 64, x, group=64)
+        ag.MetalWait(ag.MetalCommit(work))
+        self.assertEqual((ag.MetalContents(out, "f")[0], list(ag.MetalContents(x, "f"))), (2016.0, [63.0 - n for n in range(64)]))
 
     def test_constants(self):
         for constants, factor in (({0: 7}, 7), ({0: (-3, "int")}, -3)):
@@ -1338,6 +1367,10 @@ class Timing(Base):
             missed += not x[k - 1] <= 0.6931 <= x[25 - k]
         self.assertLess(missed, 36)
         self.assertEqual([ag._rank(n)[0] for n in (6, 10, 20, 30, 100)], [1, 2, 6, 10, 40])
+        for n, coverage in ((6, 0.96875), (10, 0.978515625)):       # 2 of 64 ways, 22 of 1024, on both sides
+            self.assertEqual(ag._rank(n)[1], coverage)
+        k, coverage = ag._rank(2000)
+        self.assertTrue(953 <= k <= 958 and 0.95 <= coverage < 0.955, (k, coverage))       # 1000 - 1.96 * sqrt(2000) / 2 = 956
 
     def test_compare(self):
         kernel, small, c = self.kernel("ones"), 16, ag.MetalBuffer(1 << 20)
@@ -1350,6 +1383,8 @@ class Timing(Base):
         self.assertEqual((result.n, result.verdict), (10, "a is quicker")) if not MAC else None
         self.assertBad("fewer than 6", ag.MetalCompare, None, None, 3)
         self.assertBad("must return a work", ag.MetalCompare, lambda: 1, lambda: 2, 6)
+        same = run(small)
+        self.assertBad("a new work each time", ag.MetalCompare, lambda: same, lambda: run(small), 6)
 
 
 class Examples(unittest.TestCase):
