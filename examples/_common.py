@@ -456,14 +456,19 @@ class History:
         newest = self._slot[which]
         if newest is None or width < 1:
             return [NAN] * max(0, width)
-        ring, kept = self._rings[which][name], self.KEPT
+        ring, oldest = self._rings[which][name], newest + 1 - self.KEPT
+        ordered = ring[oldest % self.KEPT:] + ring[:oldest % self.KEPT]
         group = -(-self.SLOTS // width)
-        last = newest // group          # columns keep their place in time, so that a graph moves but does not shimmer
+        # Columns keep their place in time, so that a graph moves but does not shimmer; the newest may not be full yet.
+        begin = (newest // group - width + 1) * group - oldest
         columns = []
-        for column in range(last - width + 1, last + 1):
-            known = [v for v in (ring[n % kept] for n in range(max(column * group, newest - kept + 1),
-                                                               min(column * group + group, newest + 1))) if v == v]
-            columns.append(sum(known) / len(known) if known else NAN)
+        for start in range(begin, begin + width * group, group):
+            part = ordered[max(0, start):max(0, start + group)]
+            total = sum(part)
+            if total != total:              # nan: not all of them are known
+                part = [v for v in part if v == v]
+                total = sum(part)
+            columns.append(total / len(part) if len(part) else NAN)
         return columns
 
 

@@ -282,7 +282,7 @@ def processes(look: Look, most: int, users: bool = False) -> Iterator[Line]:
     for p in (rows or ())[:most]:
         share = c.percent(p.gpu_percent)
         yield [("    %7d " % p.pid, ""), ("%6s" % share, _heat(p.gpu_percent, 30, 101)),
-               (" %9s" % c.clock_time(p.gpu_time_ns / 1e9), ""), (" %9s  " % c.size(p.footprint_bytes), "yellow"),
+               (" %9s" % c.clock_time(p.gpu_time_ns / 1e9), ""), (" %9s  " % c.size(p.footprint_bytes), "dim" if p.footprint_bytes is None else "yellow"),
                (c.clean(p.name), "bold" if p.is_self else ""),
                (" (%s)" % (_user(look, p.pid) or c.DASH) if users else "", "dim")]
     if rows and len(rows) > most:
