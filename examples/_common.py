@@ -388,10 +388,9 @@ def ceiling(values: Iterable[float], least: float) -> float:
     return next(step * power for step in (1, 1.5, 2, 3, 5, 7.5, 10, 15) if step * power >= highest)
 
 
-def spark(values: Iterable[float], top: float) -> str:
+def spark(values: Sequence[float], top: float) -> str:
     """One character per value: blank where unknown (nan), the lowest block for 0."""
-    scale = 8 / top if top > 0 else 0.0
-    return "".join(" " if v != v else BLOCKS[1 + min(7, int(v * scale))] for v in values)
+    return graph(values, top, 1)[0]
 
 
 def graph(values: Sequence[float], top: float, height: int) -> list[str]:

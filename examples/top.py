@@ -388,9 +388,9 @@ def panel_io(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     if m.beside.reason:
         yield Row("", c.DASH, bar=False, note=m.beside.reason)
         return
-    yield Row("Disk", c.speed(v["disk_read"]), None, "disk", None, "write %s" % c.speed(v["disk_write"]), bar=False)
-    yield Row("Used", c.size(v["disk_used"]), _part(v["disk_used"], v["disk_total"]), None, None, "of %s" % c.size(v["disk_total"]))
-    yield Row("Network", c.speed(v["net_in"]), None, "net", None, "out %s" % c.speed(v["net_out"]), bar=False)
+    yield Row("Disk read", c.speed(v["disk_read"]), None, "disk", None, "write %s" % c.speed(v["disk_write"]), bar=False)
+    yield Row("Disk used", c.size(v["disk_used"]), _part(v["disk_used"], v["disk_total"]), None, None, "of %s" % c.size(v["disk_total"]))
+    yield Row("Net in", c.speed(v["net_in"]), None, "net", None, "out %s" % c.speed(v["net_out"]), bar=False)
 
 
 DRAW: dict[str, tuple[str, Callable[[Model, ag.Snapshot], Iterator[Row]]]] = {
