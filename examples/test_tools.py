@@ -1033,6 +1033,14 @@ def test_svg_picture(tmp_path):
     assert "Apple" in picture and len(picture) < 150_000 and "cdnjs" not in picture
 
 
+@pytest.mark.parametrize("theme", ["0", "8", "12", "99", "nord"])
+def test_every_number_is_a_theme(theme, tmp_path):
+    pytest.importorskip("textual", reason="the monitor needs textual")
+    path = tmp_path / "top.svg"
+    assert top.main(["--recording", recording("m4-macos27"), "--speed", "0", "--svg", str(path), "--color", theme]) == 0
+    assert "Apple" in path.read_text()
+
+
 def test_stat_picture(tmp_path, capsys):
     path = tmp_path / "stat.svg"
     assert run_stat(capsys, "--recording", recording("m4-macos27"), "--speed", "0", "-a", "--picture", str(path))[0] == 0

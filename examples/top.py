@@ -1323,11 +1323,12 @@ def _once(device: ag.Device, args: argparse.Namespace, look: Look, export: c.Row
     return 0
 
 
-def _picture(app: Any, path: str, size: tuple[int, int], samples: int) -> int:
+def _picture(make: Callable[[], Any], path: str, size: tuple[int, int], samples: int) -> int:
     """The screen after some samples as an SVG, without a terminal."""
     import asyncio
 
     async def work() -> None:
+        app = make()        # here: before Python 3.10 a queue belongs to the loop that it was made in
         async with app.run_test(size=size) as pilot:
             for _ in range(samples):
                 await app.sample()
@@ -1348,10 +1349,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(wide), int(high)
 
 
-def _theme(text: str) -> str:
-    return THEMES[int(text) % len(THEMES)] if text.isdigit() else text
-
-
 def _panels(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     if set(names) - set(HIDEABLE):
@@ -1366,7 +1363,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="refresh every TIME: 500ms, 0.5s, 2m, or 500 (a bare number from 100 is milliseconds, below it "
                              "seconds); default 1s")
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: what fits the terminal")
-    parser.add_argument("--theme", "--color", type=_theme, default=THEMES[0], metavar="NAME", help="%s, or 0 to %d" % (
+    parser.add_argument("--theme", "--color", default=THEMES[0], metavar="NAME", help="%s, or 0 to %d" % (
         ", ".join(THEMES), len(THEMES) - 1))
     parser.add_argument("--range", dest="span", type=c.seconds, default=60, metavar="TIME", help="of the histories: %s" % (
         ", ".join(name for _, name in RANGES)))
@@ -1402,17 +1399,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interactive(device: ag.Device, args: argparse.Namespace, look: Look, export: c.RowWriter | None) -> int:
     try:
+        from textual.theme import BUILTIN_THEMES
         app_class = textual_app()
     except ImportError:
         print("top.py needs textual: pip install 'pyapplegpu[examples]', or pip install textual "
               "(--once works with rich alone)", file=sys.stderr)
         return 1
-    app = app_class(device, max(INTERVALS[0], args.interval), look, args.theme, export, clocked=args.svg is None)
-    if args.theme not in app.available_themes:
-        print("top.py: no theme %r; there are %s" % (args.theme, ", ".join(sorted(app.available_themes))), file=sys.stderr)
+    known = [name for name in THEMES if name in BUILTIN_THEMES]         # they differ between versions of Textual
+    theme = known[int(args.theme) % len(known)] if args.theme.isdigit() else args.theme
+    if theme not in BUILTIN_THEMES:
+        print("top.py: no theme %r; there are %s" % (theme, ", ".join(sorted(BUILTIN_THEMES))), file=sys.stderr)
         return 2
+    make = functools.partial(app_class, device, max(INTERVALS[0], args.interval), look, theme, export,
+                             clocked=args.svg is None)
     if args.svg:
-        return _picture(app, args.svg, args.size, args.samples)
+        return _picture(make, args.svg, args.size, args.samples)
+    app = make()
     app.run()
     return int(app.return_code or 0)
 
