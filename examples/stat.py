@@ -112,6 +112,7 @@ class Reader:
             raise SystemExit("stat.py: there is no GPU %d: %d found" % (args.id, count))
         self.devices = [(n, ag.LibraryInitDeviceByIndex(n)) for n in range(count) if args.id in (None, n)]
         self.parts, self.fields = _wanted(args)
+        self.ended = ""         # why there are no more looks
 
     def look(self, wait: bool = True) -> list[Look]:
         timeout = self.args.timeout if wait else 0.0
@@ -152,8 +153,8 @@ def header(look: Look) -> Line:
     s = look.snapshot
     stamp = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
     host = c.source_name(s) if c.is_recording(s) else socket.gethostname()
-    return [(host, "bold"), ("  " + stamp, ""), ("  macOS %s" % (s.system_os_version or c.DASH), "dim"),
-            ("  driver %s" % look.driver if look.driver else "", "dim")]
+    line = [(host, "bold"), ("  ", ""), (stamp, ""), ("  ", ""), ("macOS %s" % (s.system_os_version or c.DASH), "dim")]
+    return line + ([("  ", ""), ("driver %s" % look.driver, "dim")] if look.driver else [])
 
 
 def one_line(look: Look) -> Line:
@@ -291,12 +292,12 @@ def processes(look: Look, most: int, users: bool = False) -> Iterator[Line]:
 
 def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Line]:
     """Every line of one look."""
-    lines = [header(looks[0])] if args.header and looks else []
+    lines = list(_broken(header(looks[0]), width, 0)) if args.header and looks else []
     names = [row[2] for row in SECTIONS if args.all or getattr(args, row[2])]
     if args.all:
         names.insert(0, "gpu")
     for look in looks:
-        lines.append(one_line(look))
+        lines += _broken(one_line(look), width, 4)
         for name in names:
             for title, pieces in DRAW[name](look.snapshot, width):
                 lines += _wrapped(title, pieces, width)
@@ -309,19 +310,27 @@ def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Li
 
 def _wrapped(title: str, pieces: Line, width: int) -> Iterator[Line]:
     """A section's line, broken between figures where the terminal is too narrow."""
-    indent, line, used = "    %-8s" % title, [("    %-8s" % title, "cyan")], 12
+    head = "    %-8s" % title
+    return _broken([(head, "cyan")] + pieces, width, len(head))
+
+
+SEPARATORS = (", ", " | ", "  ")
+
+
+def _broken(pieces: Line, width: int, indent: int) -> Iterator[Line]:
+    """As many lines as the width asks for; a line ends before a separator, which then goes."""
     groups: list[Line] = []
     for piece in pieces:
-        if piece[0] == ", " or not groups:
+        if piece[0] in SEPARATORS or not groups:
             groups.append([])
         groups[-1].append(piece)
-    for group in groups:
+    line, used = groups[0], sum(len(text) for text, _ in groups[0])
+    for group in groups[1:]:
         length = sum(len(text) for text, _ in group)
-        if used > len(indent) and used + length > width:
+        if used > indent and used + length > width:
             yield line
-            line, used = [(" " * len(indent), "")], len(indent)
-            group = group[1:] if group[0][0] == ", " else group
-            length = sum(len(text) for text, _ in group)
+            line, group = [(" " * indent, "")], group[1:]
+            used, length = indent, sum(len(text) for text, _ in group)
         line, used = line + group, used + length
     yield line
 
@@ -462,7 +471,7 @@ def _looks(reader: Reader, args: argparse.Namespace) -> Iterator[list[Look]]:
         except ag.AppleGPUError as error:
             if error.reason != ag.REASON_RECORDING or not number:
                 raise
-            print("stat.py: %s" % (error.detail or error), file=sys.stderr)
+            reader.ended = str(error.detail or error)
             return
         yield looks
 
@@ -492,9 +501,13 @@ def _print_text(reader: Reader, args: argparse.Namespace) -> int:
             sys.stdout.flush()
         return 0
     from rich.live import Live
-    with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-        for looks in _looks(reader, args):
-            live.update(text_of(page(looks, args, console.width)), refresh=True)
+    looks: list[Look] = []
+    try:
+        with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+            for looks in _looks(reader, args):
+                live.update(text_of(page(looks, args, console.width)), refresh=True)
+    finally:        # that screen is gone, also after Ctrl-C: what was last on it stays
+        console.print(text_of(page(looks, args, console.width)))
     return 0
 
 
@@ -632,7 +645,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _picture(reader, args, args.picture)
         if args.debug:
             return _debug(reader)
-        return (_print_data if args.json or args.jsonl or args.csv else _print_text)(reader, args)
+        code = (_print_data if args.json or args.jsonl or args.csv else _print_text)(reader, args)
+        if reader.ended:
+            print("stat.py: " + reader.ended, file=sys.stderr)
+        return code
     finally:
         reader.close()
 

@@ -342,6 +342,39 @@ def test_sections_keep_to_the_width(capsys, monkeypatch, width, name):
         assert all(len(line) <= max(width, 68) for line in out.splitlines()), max(out.splitlines(), key=len)
 
 
+def test_the_line_of_a_gpu_breaks_between_figures(capsys, monkeypatch):
+    arguments = ("--recording", recording("m5max-macos27"), "--speed", "0", "--no-color", "--timeout", "1")
+    for width, expected in ((100, ["[0] Apple M5 Max | 27°C, 100 % | 29.0 / 107.5 GB | 40.0 W / 40.0 W"]),
+                            (40, ["[0] Apple M5 Max | 27°C, 100 %", "    29.0 / 107.5 GB | 40.0 W / 40.0 W"])):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert run_stat(capsys, *arguments, "--no-header")[1].splitlines() == expected
+    head = run_stat(capsys, *arguments)[1].splitlines()[:2]
+    assert head[0] == "recording m5max-macos27" and re.fullmatch(r"\w{3} Sep \d+ \d\d:\d\d:\d\d 2026  macOS 27\.0", head[1])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
+def test_watching_in_a_terminal_leaves_its_last_look(tmp_path):
+    import pty
+    master, slave = pty.openpty()
+    environ = dict(os.environ, TERM="xterm-256color", PYAPPLEGPU_RECORDING=recording("vm-macos15"))
+    process = subprocess.Popen([sys.executable, os.path.join(HERE, "stat.py"), "--speed", "0", "--no-loop", "-i", "0.05",
+                                "--timeout", "0"], stdin=slave, stdout=slave, stderr=slave, env=environ)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:         # Linux says so when the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    assert process.wait(20) == 0
+    after = shown.rpartition(b"\x1b[?1049l")[2].decode()
+    assert "Paravirtual" in after and "the recording has ended" in after
+
+
 def test_colour_is_asked_for(capsys, monkeypatch):
     arguments = ("--recording", recording("m4-macos27"), "--speed", "0", "--timeout", "0.2")
     assert "\x1b" not in run_stat(capsys, *arguments)[1]
