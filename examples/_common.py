@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import json
 import math
 import os
@@ -235,6 +236,9 @@ class RowWriter:
         self.csv = (kind or ("csv" if path.lower().endswith(".csv") else "jsonl")) == "csv"
         self.file = open(path, "a", encoding="utf-8", newline="")
         self.columns: list[str] | None = None
+        if self.csv and self.file.tell():       # goes on below an earlier run: in its columns, which are ours or none
+            with open(path, encoding="utf-8") as earlier:
+                self.columns = earlier.readline().rstrip("\n").split(",")
 
     def write(self, row: dict[str, Any]) -> None:
         try:
@@ -247,8 +251,9 @@ class RowWriter:
         if self.csv:
             if self.columns is None:
                 self.columns = list(row)
-                if not self.file.tell():
-                    self.file.write(",".join(self.columns) + "\n")
+                self.file.write(",".join(self.columns) + "\n")
+            if self.columns != list(row):
+                raise OSError(errno.EINVAL, "holds a table with other columns")
             self.file.write(",".join(_csv(row.get(column)) for column in self.columns) + "\n")
         else:
             self.file.write(json.dumps(row) + "\n")
@@ -265,6 +270,17 @@ class RowWriter:
 def _csv(value: Any) -> str:
     text = "" if value is None else str(value)
     return '"%s"' % text.replace('"', '""') if any(c in text for c in ',"\r\n') else text
+
+
+# ---- judgements, the same in every tool
+
+HOT = (80, 95)          # °C: from here on warm, hot
+PRESSURE = {"normal": "good", "warning": "warn", "critical": "bad"}     # the kernel's own words for the pressure on memory
+
+
+def level(value: float | None, warn: float, bad: float) -> str:
+    """The style of a figure: good, warn, bad; dim when it is not known."""
+    return "dim" if value is None else "bad" if value >= bad else "warn" if value >= warn else "good"
 
 
 # ---- numbers as text

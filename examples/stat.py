@@ -145,8 +145,11 @@ def _wanted(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...] 
 
 # ---- as text: a line is a list of (text, style)
 
+COLOURS = {"dim": "dim", "good": "green", "warn": "yellow", "bad": "red"}
+
+
 def _heat(value: float | None, warm: float, hot: float) -> str:
-    return "dim" if value is None else "red" if value >= hot else "yellow" if value >= warm else "green"
+    return COLOURS[c.level(value, warm, hot)]
 
 
 def header(look: Look) -> Line:
@@ -162,7 +165,7 @@ def one_line(look: Look) -> Line:
     s = look.snapshot
     limit = s.gpu_power_limit_mw
     return [("[%d]" % look.index, "cyan"), (" ", ""), (c.clean(s.gpu_name or "Apple GPU"), "bold blue"), (" | ", ""),
-            (c.celsius(s.gpu_temperature_celsius), _heat(s.gpu_temperature_celsius, 70, 90)), (", ", ""),
+            (c.celsius(s.gpu_temperature_celsius), _heat(s.gpu_temperature_celsius, *c.HOT)), (", ", ""),
             (c.percent(s.gpu_utilization_percent), _heat(s.gpu_utilization_percent, 30, 101)), (" | ", ""),
             (c.pair(s.memory_used_bytes, s.memory_total_bytes), "yellow" if s.memory_used_bytes is not None else "dim"),
             (" | ", ""), (c.watts(s.gpu_power_mw), "magenta" if s.gpu_power_mw is not None else "dim"),
@@ -207,14 +210,11 @@ def section_power(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
                     ("battery", c.DASH if source is None else c.percent(source.battery_percent)))
 
 
-PRESSURE_STYLE = {"normal": "green", "warning": "yellow", "critical": "red"}
-
-
 def section_memory(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     m, pressure = s.system_memory, s.system_memory_pressure
     level = pressure.level if pressure is not None else None
     yield "Memory", [(c.pair(m.used_bytes, m.total_bytes) if m else c.DASH, ""),
-                     ("  ● " + (level or c.DASH), PRESSURE_STYLE.get(level or "", "dim")),
+                     ("  ● " + (level or c.DASH), COLOURS[c.PRESSURE.get(level or "", "dim")]),
                      (", %s available" % c.percent(pressure.available_percent) if pressure else "", "dim")]
     if m is not None:
         yield "", _list(*((name, c.size(getattr(m, name + "_bytes"))) for name in (
@@ -392,7 +392,6 @@ def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:
 
     def w(key: str) -> float | None:
         return None if row[key] is None else round(row[key] / 1000, 2)
-    colour = {"normal": "green", "warning": "yellow", "critical": "red"}
     available = row["memory_pressure_available_percent"]
     performance = row["cpu_performance_utilization_percent"]
     return {"t": round(s.time_unix_s, 3), "elapsed_s": elapsed, "gpu_util": row["gpu_utilization_percent"],
@@ -402,7 +401,7 @@ def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:
             "mem_wired_gb": gib("ram_wired_bytes"), "mem_active_gb": gib("ram_active_bytes"),
             "mem_inactive_gb": gib("ram_inactive_bytes"), "mem_compressed_gb": gib("ram_compressed_bytes"),
             "mem_pressure_pct": None if available is None else 100 - available,
-            "mem_pressure_level": colour.get(row["memory_pressure_level"]),
+            "mem_pressure_level": COLOURS.get(c.PRESSURE.get(row["memory_pressure_level"], "")),
             "gpu_mem_allocated_gb": gib("memory_used_bytes"), "swap_used_gb": gib("swap_used_bytes"),
             "cpu_w": w("cpu_power_mw"), "gpu_w": w("gpu_power_mw"), "ane_w": w("ane_power_mw"), "dram_w": w("memory_power_mw"),
             "pkg_w": w("package_power_mw")}

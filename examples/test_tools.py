@@ -1012,6 +1012,38 @@ def test_export_appends_while_it_runs(pilot_app, tmp_path, ending):
     assert rows[0]["gpu_power_mw"] in ("", None)        # the first look has no rate yet
 
 
+def test_export_into_another_table_is_refused(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("a,b\n1,2\n")
+    result = shell("--recording", recording("m1max"), "--speed", "0", "--once", "--export", str(path), tool="top.py")
+    assert result.returncode == 1 and result.stderr == "top.py: %s: holds a table with other columns\n" % path
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_without_a_terminal_it_says_what_prints():
+    """From cron the escape codes would fill the log for ever."""
+    pytest.importorskip("textual", reason="the monitor needs textual")
+    result = shell("--recording", recording("m1max"), tool="top.py")
+    assert result.returncode == 1 and "needs a terminal; --once" in result.stderr and "\x1b" not in result.stderr
+
+
+def test_the_picture_key(pilot_app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def work(app, pilot):
+        await pilot.press("x")
+        await pilot.pause()
+        assert [path.suffix for path in tmp_path.iterdir()] == [".svg"]
+
+        def full(*where):
+            raise OSError(28, "No space left on device", "top.svg")
+        monkeypatch.setattr(app, "save_screenshot", full)
+        await pilot.press("x")
+        await pilot.pause()
+        assert "not saved: top.svg: No space left on device" in [notice.message for notice in app._notifications]
+    pilot_app("m1max", work, samples=1)
+
+
 def test_own_clock_samples_and_quits(pilot_app):
     async def go():
         app = top.textual_app()(device("m1max", speed=20), interval=0.1)

@@ -228,17 +228,17 @@ def _part(value: float | None, whole: float | None) -> float | None:
 
 
 def _load_style(share: float | None) -> str:
-    return "dim" if share is None else "bad" if share >= 0.95 else "warn" if share >= 0.75 else "good"
+    return c.level(share, 0.75, 0.95)
 
 
 def _heat_style(value: float | None) -> str:
-    return "dim" if value is None else "bad" if value >= 95 else "warn" if value >= 80 else "good"
+    return c.level(value, *c.HOT)
 
 
 def _pressure(s: ag.Snapshot) -> tuple[str, str]:
     """The kernel's own judgement of memory, and its colour."""
     level = s.system_memory_pressure.level if s.system_memory_pressure else c.DASH
-    return level, {"normal": "good", "warning": "warn", "critical": "bad"}.get(level, "dim")
+    return level, c.PRESSURE.get(level, "dim")
 
 
 def _thermal(s: ag.Snapshot) -> tuple[str, str]:
@@ -1281,9 +1281,12 @@ def textual_app() -> Any:
             self.table.focus()
 
         def action_picture(self) -> None:
-            path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"), ".")
-            c.local_fonts(path)
-            self.notify("saved " + os.path.basename(path))
+            try:
+                path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"), ".")
+                c.local_fonts(path)
+                self.notify("saved " + os.path.basename(path))
+            except OSError as error:
+                self.notify("not saved: " + c.sentence(error), severity="error")
 
         async def action_quit(self) -> None:
             self._alive = False
@@ -1414,6 +1417,9 @@ def _interactive(device: ag.Device, args: argparse.Namespace, look: Look, export
                              clocked=args.svg is None)
     if args.svg:
         return _picture(make, args.svg, args.size, args.samples)
+    if not sys.stdin.isatty() or not sys.stderr.isatty():       # Textual reads the one and draws on the other
+        print("top.py needs a terminal; --once prints one frame without, and stat.py -i goes on printing", file=sys.stderr)
+        return 1
     app = make()
     app.run()
     return int(app.return_code or 0)
