@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import json
 import math
 import os
@@ -235,6 +236,9 @@ class RowWriter:
         self.csv = (kind or ("csv" if path.lower().endswith(".csv") else "jsonl")) == "csv"
         self.file = open(path, "a", encoding="utf-8", newline="")
         self.columns: list[str] | None = None
+        if self.csv and self.file.tell():       # goes on below an earlier run: in its columns, which are ours or none
+            with open(path, encoding="utf-8") as earlier:
+                self.columns = earlier.readline().rstrip("\n").split(",")
 
     def write(self, row: dict[str, Any]) -> None:
         try:
@@ -247,8 +251,9 @@ class RowWriter:
         if self.csv:
             if self.columns is None:
                 self.columns = list(row)
-                if not self.file.tell():
-                    self.file.write(",".join(self.columns) + "\n")
+                self.file.write(",".join(self.columns) + "\n")
+            if self.columns != list(row):
+                raise OSError(errno.EINVAL, "holds a table with other columns")
             self.file.write(",".join(_csv(row.get(column)) for column in self.columns) + "\n")
         else:
             self.file.write(json.dumps(row) + "\n")
@@ -265,6 +270,17 @@ class RowWriter:
 def _csv(value: Any) -> str:
     text = "" if value is None else str(value)
     return '"%s"' % text.replace('"', '""') if any(c in text for c in ',"\r\n') else text
+
+
+# ---- judgements, the same in every tool
+
+HOT = (80, 95)          # °C: from here on warm, hot
+PRESSURE = {"normal": "good", "warning": "warn", "critical": "bad"}     # the kernel's own words for the pressure on memory
+
+
+def level(value: float | None, warn: float, bad: float) -> str:
+    """The style of a figure: good, warn, bad; dim when it is not known."""
+    return "dim" if value is None else "bad" if value >= bad else "warn" if value >= warn else "good"
 
 
 # ---- numbers as text
@@ -388,10 +404,9 @@ def ceiling(values: Iterable[float], least: float) -> float:
     return next(step * power for step in (1, 1.5, 2, 3, 5, 7.5, 10, 15) if step * power >= highest)
 
 
-def spark(values: Iterable[float], top: float) -> str:
+def spark(values: Sequence[float], top: float) -> str:
     """One character per value: blank where unknown (nan), the lowest block for 0."""
-    scale = 8 / top if top > 0 else 0.0
-    return "".join(" " if v != v else BLOCKS[1 + min(7, int(v * scale))] for v in values)
+    return graph(values, top, 1)[0]
 
 
 def graph(values: Sequence[float], top: float, height: int) -> list[str]:
@@ -456,14 +471,19 @@ class History:
         newest = self._slot[which]
         if newest is None or width < 1:
             return [NAN] * max(0, width)
-        ring, kept = self._rings[which][name], self.KEPT
+        ring, oldest = self._rings[which][name], newest + 1 - self.KEPT
+        ordered = ring[oldest % self.KEPT:] + ring[:oldest % self.KEPT]
         group = -(-self.SLOTS // width)
-        last = newest // group          # columns keep their place in time, so that a graph moves but does not shimmer
+        # Columns keep their place in time, so that a graph moves but does not shimmer; the newest may not be full yet.
+        begin = (newest // group - width + 1) * group - oldest
         columns = []
-        for column in range(last - width + 1, last + 1):
-            known = [v for v in (ring[n % kept] for n in range(max(column * group, newest - kept + 1),
-                                                               min(column * group + group, newest + 1))) if v == v]
-            columns.append(sum(known) / len(known) if known else NAN)
+        for start in range(begin, begin + width * group, group):
+            part = ordered[max(0, start):max(0, start + group)]
+            total = sum(part)
+            if total != total:              # nan: not all of them are known
+                part = [v for v in part if v == v]
+                total = sum(part)
+            columns.append(total / len(part) if len(part) else NAN)
         return columns
 
 

@@ -112,6 +112,7 @@ class Reader:
             raise SystemExit("stat.py: there is no GPU %d: %d found" % (args.id, count))
         self.devices = [(n, ag.LibraryInitDeviceByIndex(n)) for n in range(count) if args.id in (None, n)]
         self.parts, self.fields = _wanted(args)
+        self.ended = ""         # why there are no more looks
 
     def look(self, wait: bool = True) -> list[Look]:
         timeout = self.args.timeout if wait else 0.0
@@ -144,16 +145,19 @@ def _wanted(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ...] 
 
 # ---- as text: a line is a list of (text, style)
 
+COLOURS = {"dim": "dim", "good": "green", "warn": "yellow", "bad": "red"}
+
+
 def _heat(value: float | None, warm: float, hot: float) -> str:
-    return "dim" if value is None else "red" if value >= hot else "yellow" if value >= warm else "green"
+    return COLOURS[c.level(value, warm, hot)]
 
 
 def header(look: Look) -> Line:
     s = look.snapshot
     stamp = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
     host = c.source_name(s) if c.is_recording(s) else socket.gethostname()
-    return [(host, "bold"), ("  " + stamp, ""), ("  macOS %s" % (s.system_os_version or c.DASH), "dim"),
-            ("  driver %s" % look.driver if look.driver else "", "dim")]
+    line = [(host, "bold"), ("  ", ""), (stamp, ""), ("  ", ""), ("macOS %s" % (s.system_os_version or c.DASH), "dim")]
+    return line + ([("  ", ""), ("driver %s" % look.driver, "dim")] if look.driver else [])
 
 
 def one_line(look: Look) -> Line:
@@ -161,7 +165,7 @@ def one_line(look: Look) -> Line:
     s = look.snapshot
     limit = s.gpu_power_limit_mw
     return [("[%d]" % look.index, "cyan"), (" ", ""), (c.clean(s.gpu_name or "Apple GPU"), "bold blue"), (" | ", ""),
-            (c.celsius(s.gpu_temperature_celsius), _heat(s.gpu_temperature_celsius, 70, 90)), (", ", ""),
+            (c.celsius(s.gpu_temperature_celsius), _heat(s.gpu_temperature_celsius, *c.HOT)), (", ", ""),
             (c.percent(s.gpu_utilization_percent), _heat(s.gpu_utilization_percent, 30, 101)), (" | ", ""),
             (c.pair(s.memory_used_bytes, s.memory_total_bytes), "yellow" if s.memory_used_bytes is not None else "dim"),
             (" | ", ""), (c.watts(s.gpu_power_mw), "magenta" if s.gpu_power_mw is not None else "dim"),
@@ -206,14 +210,11 @@ def section_power(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
                     ("battery", c.DASH if source is None else c.percent(source.battery_percent)))
 
 
-PRESSURE_STYLE = {"normal": "green", "warning": "yellow", "critical": "red"}
-
-
 def section_memory(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
     m, pressure = s.system_memory, s.system_memory_pressure
     level = pressure.level if pressure is not None else None
     yield "Memory", [(c.pair(m.used_bytes, m.total_bytes) if m else c.DASH, ""),
-                     ("  ● " + (level or c.DASH), PRESSURE_STYLE.get(level or "", "dim")),
+                     ("  ● " + (level or c.DASH), COLOURS[c.PRESSURE.get(level or "", "dim")]),
                      (", %s available" % c.percent(pressure.available_percent) if pressure else "", "dim")]
     if m is not None:
         yield "", _list(*((name, c.size(getattr(m, name + "_bytes"))) for name in (
@@ -282,7 +283,7 @@ def processes(look: Look, most: int, users: bool = False) -> Iterator[Line]:
     for p in (rows or ())[:most]:
         share = c.percent(p.gpu_percent)
         yield [("    %7d " % p.pid, ""), ("%6s" % share, _heat(p.gpu_percent, 30, 101)),
-               (" %9s" % c.clock_time(p.gpu_time_ns / 1e9), ""), (" %9s  " % c.size(p.footprint_bytes), "yellow"),
+               (" %9s" % c.clock_time(p.gpu_time_ns / 1e9), ""), (" %9s  " % c.size(p.footprint_bytes), "dim" if p.footprint_bytes is None else "yellow"),
                (c.clean(p.name), "bold" if p.is_self else ""),
                (" (%s)" % (_user(look, p.pid) or c.DASH) if users else "", "dim")]
     if rows and len(rows) > most:
@@ -291,12 +292,12 @@ def processes(look: Look, most: int, users: bool = False) -> Iterator[Line]:
 
 def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Line]:
     """Every line of one look."""
-    lines = [header(looks[0])] if args.header and looks else []
+    lines = list(_broken(header(looks[0]), width, 0)) if args.header and looks else []
     names = [row[2] for row in SECTIONS if args.all or getattr(args, row[2])]
     if args.all:
         names.insert(0, "gpu")
     for look in looks:
-        lines.append(one_line(look))
+        lines += _broken(one_line(look), width, 4)
         for name in names:
             for title, pieces in DRAW[name](look.snapshot, width):
                 lines += _wrapped(title, pieces, width)
@@ -309,19 +310,27 @@ def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Li
 
 def _wrapped(title: str, pieces: Line, width: int) -> Iterator[Line]:
     """A section's line, broken between figures where the terminal is too narrow."""
-    indent, line, used = "    %-8s" % title, [("    %-8s" % title, "cyan")], 12
+    head = "    %-8s" % title
+    return _broken([(head, "cyan")] + pieces, width, len(head))
+
+
+SEPARATORS = (", ", " | ", "  ")
+
+
+def _broken(pieces: Line, width: int, indent: int) -> Iterator[Line]:
+    """As many lines as the width asks for; a line ends before a separator, which then goes."""
     groups: list[Line] = []
     for piece in pieces:
-        if piece[0] == ", " or not groups:
+        if piece[0] in SEPARATORS or not groups:
             groups.append([])
         groups[-1].append(piece)
-    for group in groups:
+    line, used = groups[0], sum(len(text) for text, _ in groups[0])
+    for group in groups[1:]:
         length = sum(len(text) for text, _ in group)
-        if used > len(indent) and used + length > width:
+        if used > indent and used + length > width:
             yield line
-            line, used = [(" " * len(indent), "")], len(indent)
-            group = group[1:] if group[0][0] == ", " else group
-            length = sum(len(text) for text, _ in group)
+            line, group = [(" " * indent, "")], group[1:]
+            used, length = indent, sum(len(text) for text, _ in group)
         line, used = line + group, used + length
     yield line
 
@@ -383,7 +392,6 @@ def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:
 
     def w(key: str) -> float | None:
         return None if row[key] is None else round(row[key] / 1000, 2)
-    colour = {"normal": "green", "warning": "yellow", "critical": "red"}
     available = row["memory_pressure_available_percent"]
     performance = row["cpu_performance_utilization_percent"]
     return {"t": round(s.time_unix_s, 3), "elapsed_s": elapsed, "gpu_util": row["gpu_utilization_percent"],
@@ -393,7 +401,7 @@ def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:
             "mem_wired_gb": gib("ram_wired_bytes"), "mem_active_gb": gib("ram_active_bytes"),
             "mem_inactive_gb": gib("ram_inactive_bytes"), "mem_compressed_gb": gib("ram_compressed_bytes"),
             "mem_pressure_pct": None if available is None else 100 - available,
-            "mem_pressure_level": colour.get(row["memory_pressure_level"]),
+            "mem_pressure_level": COLOURS.get(c.PRESSURE.get(row["memory_pressure_level"], "")),
             "gpu_mem_allocated_gb": gib("memory_used_bytes"), "swap_used_gb": gib("swap_used_bytes"),
             "cpu_w": w("cpu_power_mw"), "gpu_w": w("gpu_power_mw"), "ane_w": w("ane_power_mw"), "dram_w": w("memory_power_mw"),
             "pkg_w": w("package_power_mw")}
@@ -462,7 +470,7 @@ def _looks(reader: Reader, args: argparse.Namespace) -> Iterator[list[Look]]:
         except ag.AppleGPUError as error:
             if error.reason != ag.REASON_RECORDING or not number:
                 raise
-            print("stat.py: %s" % (error.detail or error), file=sys.stderr)
+            reader.ended = str(error.detail or error)
             return
         yield looks
 
@@ -492,9 +500,13 @@ def _print_text(reader: Reader, args: argparse.Namespace) -> int:
             sys.stdout.flush()
         return 0
     from rich.live import Live
-    with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
-        for looks in _looks(reader, args):
-            live.update(text_of(page(looks, args, console.width)), refresh=True)
+    looks: list[Look] = []
+    try:
+        with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
+            for looks in _looks(reader, args):
+                live.update(text_of(page(looks, args, console.width)), refresh=True)
+    finally:        # that screen is gone, also after Ctrl-C: what was last on it stays
+        console.print(text_of(page(looks, args, console.width)))
     return 0
 
 
@@ -632,7 +644,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _picture(reader, args, args.picture)
         if args.debug:
             return _debug(reader)
-        return (_print_data if args.json or args.jsonl or args.csv else _print_text)(reader, args)
+        code = (_print_data if args.json or args.jsonl or args.csv else _print_text)(reader, args)
+        if reader.ended:
+            print("stat.py: " + reader.ended, file=sys.stderr)
+        return code
     finally:
         reader.close()
 

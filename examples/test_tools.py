@@ -342,6 +342,39 @@ def test_sections_keep_to_the_width(capsys, monkeypatch, width, name):
         assert all(len(line) <= max(width, 68) for line in out.splitlines()), max(out.splitlines(), key=len)
 
 
+def test_the_line_of_a_gpu_breaks_between_figures(capsys, monkeypatch):
+    arguments = ("--recording", recording("m5max-macos27"), "--speed", "0", "--no-color", "--timeout", "1")
+    for width, expected in ((100, ["[0] Apple M5 Max | 27°C, 100 % | 29.0 / 107.5 GB | 40.0 W / 40.0 W"]),
+                            (40, ["[0] Apple M5 Max | 27°C, 100 %", "    29.0 / 107.5 GB | 40.0 W / 40.0 W"])):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert run_stat(capsys, *arguments, "--no-header")[1].splitlines() == expected
+    head = run_stat(capsys, *arguments)[1].splitlines()[:2]
+    assert head[0] == "recording m5max-macos27" and re.fullmatch(r"\w{3} Sep \d+ \d\d:\d\d:\d\d 2026  macOS 27\.0", head[1])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
+def test_watching_in_a_terminal_leaves_its_last_look(tmp_path):
+    import pty
+    master, slave = pty.openpty()
+    environ = dict(os.environ, TERM="xterm-256color", PYAPPLEGPU_RECORDING=recording("vm-macos15"))
+    process = subprocess.Popen([sys.executable, os.path.join(HERE, "stat.py"), "--speed", "0", "--no-loop", "-i", "0.05",
+                                "--timeout", "0"], stdin=slave, stdout=slave, stderr=slave, env=environ)
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:         # Linux says so when the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(master)
+    assert process.wait(20) == 0
+    after = shown.rpartition(b"\x1b[?1049l")[2].decode()
+    assert "Paravirtual" in after and "the recording has ended" in after
+
+
 def test_colour_is_asked_for(capsys, monkeypatch):
     arguments = ("--recording", recording("m4-macos27"), "--speed", "0", "--timeout", "0.2")
     assert "\x1b" not in run_stat(capsys, *arguments)[1]
@@ -979,6 +1012,38 @@ def test_export_appends_while_it_runs(pilot_app, tmp_path, ending):
     assert rows[0]["gpu_power_mw"] in ("", None)        # the first look has no rate yet
 
 
+def test_export_into_another_table_is_refused(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("a,b\n1,2\n")
+    result = shell("--recording", recording("m1max"), "--speed", "0", "--once", "--export", str(path), tool="top.py")
+    assert result.returncode == 1 and result.stderr == "top.py: %s: holds a table with other columns\n" % path
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_without_a_terminal_it_says_what_prints():
+    """From cron the escape codes would fill the log for ever."""
+    pytest.importorskip("textual", reason="the monitor needs textual")
+    result = shell("--recording", recording("m1max"), tool="top.py")
+    assert result.returncode == 1 and "needs a terminal; --once" in result.stderr and "\x1b" not in result.stderr
+
+
+def test_the_picture_key(pilot_app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    async def work(app, pilot):
+        await pilot.press("x")
+        await pilot.pause()
+        assert [path.suffix for path in tmp_path.iterdir()] == [".svg"]
+
+        def full(*where):
+            raise OSError(28, "No space left on device", "top.svg")
+        monkeypatch.setattr(app, "save_screenshot", full)
+        await pilot.press("x")
+        await pilot.pause()
+        assert "not saved: top.svg: No space left on device" in [notice.message for notice in app._notifications]
+    pilot_app("m1max", work, samples=1)
+
+
 def test_own_clock_samples_and_quits(pilot_app):
     async def go():
         app = top.textual_app()(device("m1max", speed=20), interval=0.1)
@@ -1031,6 +1096,14 @@ def test_svg_picture(tmp_path):
     assert top.main(["--recording", recording("m4-macos27"), "--speed", "0", "--svg", str(path), "--samples", "4"]) == 0
     picture = path.read_text()
     assert "Apple" in picture and len(picture) < 150_000 and "cdnjs" not in picture
+
+
+@pytest.mark.parametrize("theme", ["0", "8", "12", "99", "nord"])
+def test_every_number_is_a_theme(theme, tmp_path):
+    pytest.importorskip("textual", reason="the monitor needs textual")
+    path = tmp_path / "top.svg"
+    assert top.main(["--recording", recording("m4-macos27"), "--speed", "0", "--svg", str(path), "--color", theme]) == 0
+    assert "Apple" in path.read_text()
 
 
 def test_stat_picture(tmp_path, capsys):

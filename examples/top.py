@@ -228,17 +228,17 @@ def _part(value: float | None, whole: float | None) -> float | None:
 
 
 def _load_style(share: float | None) -> str:
-    return "dim" if share is None else "bad" if share >= 0.95 else "warn" if share >= 0.75 else "good"
+    return c.level(share, 0.75, 0.95)
 
 
 def _heat_style(value: float | None) -> str:
-    return "dim" if value is None else "bad" if value >= 95 else "warn" if value >= 80 else "good"
+    return c.level(value, *c.HOT)
 
 
 def _pressure(s: ag.Snapshot) -> tuple[str, str]:
     """The kernel's own judgement of memory, and its colour."""
     level = s.system_memory_pressure.level if s.system_memory_pressure else c.DASH
-    return level, {"normal": "good", "warning": "warn", "critical": "bad"}.get(level, "dim")
+    return level, c.PRESSURE.get(level, "dim")
 
 
 def _thermal(s: ag.Snapshot) -> tuple[str, str]:
@@ -388,9 +388,9 @@ def panel_io(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     if m.beside.reason:
         yield Row("", c.DASH, bar=False, note=m.beside.reason)
         return
-    yield Row("Disk", c.speed(v["disk_read"]), None, "disk", None, "write %s" % c.speed(v["disk_write"]), bar=False)
-    yield Row("Used", c.size(v["disk_used"]), _part(v["disk_used"], v["disk_total"]), None, None, "of %s" % c.size(v["disk_total"]))
-    yield Row("Network", c.speed(v["net_in"]), None, "net", None, "out %s" % c.speed(v["net_out"]), bar=False)
+    yield Row("Disk read", c.speed(v["disk_read"]), None, "disk", None, "write %s" % c.speed(v["disk_write"]), bar=False)
+    yield Row("Disk used", c.size(v["disk_used"]), _part(v["disk_used"], v["disk_total"]), None, None, "of %s" % c.size(v["disk_total"]))
+    yield Row("Net in", c.speed(v["net_in"]), None, "net", None, "out %s" % c.speed(v["net_out"]), bar=False)
 
 
 DRAW: dict[str, tuple[str, Callable[[Model, ag.Snapshot], Iterator[Row]]]] = {
@@ -1281,9 +1281,12 @@ def textual_app() -> Any:
             self.table.focus()
 
         def action_picture(self) -> None:
-            path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"), ".")
-            c.local_fonts(path)
-            self.notify("saved " + os.path.basename(path))
+            try:
+                path = self.save_screenshot(time.strftime("top-%Y%m%d-%H%M%S.svg"), ".")
+                c.local_fonts(path)
+                self.notify("saved " + os.path.basename(path))
+            except OSError as error:
+                self.notify("not saved: " + c.sentence(error), severity="error")
 
         async def action_quit(self) -> None:
             self._alive = False
@@ -1323,11 +1326,12 @@ def _once(device: ag.Device, args: argparse.Namespace, look: Look, export: c.Row
     return 0
 
 
-def _picture(app: Any, path: str, size: tuple[int, int], samples: int) -> int:
+def _picture(make: Callable[[], Any], path: str, size: tuple[int, int], samples: int) -> int:
     """The screen after some samples as an SVG, without a terminal."""
     import asyncio
 
     async def work() -> None:
+        app = make()        # here: before Python 3.10 a queue belongs to the loop that it was made in
         async with app.run_test(size=size) as pilot:
             for _ in range(samples):
                 await app.sample()
@@ -1348,10 +1352,6 @@ def _size(text: str) -> tuple[int, int]:
     return int(wide), int(high)
 
 
-def _theme(text: str) -> str:
-    return THEMES[int(text) % len(THEMES)] if text.isdigit() else text
-
-
 def _panels(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     if set(names) - set(HIDEABLE):
@@ -1366,7 +1366,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="refresh every TIME: 500ms, 0.5s, 2m, or 500 (a bare number from 100 is milliseconds, below it "
                              "seconds); default 1s")
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: what fits the terminal")
-    parser.add_argument("--theme", "--color", type=_theme, default=THEMES[0], metavar="NAME", help="%s, or 0 to %d" % (
+    parser.add_argument("--theme", "--color", default=THEMES[0], metavar="NAME", help="%s, or 0 to %d" % (
         ", ".join(THEMES), len(THEMES) - 1))
     parser.add_argument("--range", dest="span", type=c.seconds, default=60, metavar="TIME", help="of the histories: %s" % (
         ", ".join(name for _, name in RANGES)))
@@ -1402,17 +1402,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _interactive(device: ag.Device, args: argparse.Namespace, look: Look, export: c.RowWriter | None) -> int:
     try:
+        from textual.theme import BUILTIN_THEMES
         app_class = textual_app()
     except ImportError:
         print("top.py needs textual: pip install 'pyapplegpu[examples]', or pip install textual "
               "(--once works with rich alone)", file=sys.stderr)
         return 1
-    app = app_class(device, max(INTERVALS[0], args.interval), look, args.theme, export, clocked=args.svg is None)
-    if args.theme not in app.available_themes:
-        print("top.py: no theme %r; there are %s" % (args.theme, ", ".join(sorted(app.available_themes))), file=sys.stderr)
+    known = [name for name in THEMES if name in BUILTIN_THEMES]         # they differ between versions of Textual
+    theme = known[int(args.theme) % len(known)] if args.theme.isdigit() else args.theme
+    if theme not in BUILTIN_THEMES:
+        print("top.py: no theme %r; there are %s" % (theme, ", ".join(sorted(BUILTIN_THEMES))), file=sys.stderr)
         return 2
+    make = functools.partial(app_class, device, max(INTERVALS[0], args.interval), look, theme, export,
+                             clocked=args.svg is None)
     if args.svg:
-        return _picture(app, args.svg, args.size, args.samples)
+        return _picture(make, args.svg, args.size, args.samples)
+    if not sys.stdin.isatty() or not sys.stderr.isatty():       # Textual reads the one and draws on the other
+        print("top.py needs a terminal; --once prints one frame without, and stat.py -i goes on printing", file=sys.stderr)
+        return 1
+    app = make()
     app.run()
     return int(app.return_code or 0)
 
