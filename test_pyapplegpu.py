@@ -2843,7 +2843,7 @@ def tour(machine):
 
 
 OPTIONAL = {"CFBooleanGetValue", "CFDictionaryGetCount", "CFDictionaryGetKeysAndValues", "CFPropertyListCreateData",
-            "IOIteratorReset", "IOReportSimpleGetIntegerValue", "IOReportHistogramGetBucketCount",
+            "IOIteratorReset", "IORegistryEntryInPlane", "IOReportSimpleGetIntegerValue", "IOReportHistogramGetBucketCount",
             "IOReportHistogramGetBucketHits", "IOReportStateGetResidency", "MTLCreateSystemDefaultDevice"}
 USED = sorted(symbol for symbol in ag._PROTOTYPES if hasattr(Mac, symbol) and symbol not in (
     "CFRelease", "notify_cancel", "IOServiceClose", "IOObjectRelease", "objc_release", "vm_deallocate", "objc_autoreleasePoolPop"))
