@@ -8433,13 +8433,16 @@ def MetalFramework(name: str) -> None:
     """Load a system framework ("MetalPerformanceShaders", "QuartzCore", "MetalFX"), so that MetalClass finds its
     classes. NotSupported when this macOS has none of that name."""
     _objc()
+    if not isinstance(name, str):
+        raise _bad("a framework's name is a str, not %r" % (name,))
     _LIBRARIES.setdefault(name, "/System/Library/Frameworks/%s.framework/%s" % (name, name))
     _c.library(name)
 
 
 def MetalString(symbol: str, framework: str = "Metal") -> str:
-    """The text of an exported NSString constant, for example MetalString("MTLCommonCounterSetTimestamp")."""
-    _objc()
+    """The text of an exported NSString constant, for example MetalString("MTLCommonCounterSetTimestamp"); NotSupported
+    without the framework."""
+    MetalFramework(framework)
     text = _wrap(ctypes.c_void_p.from_address(_c.address(framework, symbol)).value)
     return text if isinstance(text, str) else ""
 
@@ -8573,7 +8576,7 @@ def MetalDevice(registry_id: int | None = None) -> MetalObject:
     for device in MetalDevices():
         if device.registryID() == registry_id:
             return device
-    raise _fail(ERROR_NOT_FOUND, None, "Metal", "no Metal device has the registry id %d" % registry_id)
+    raise _fail(ERROR_NOT_FOUND, None, "Metal", "no Metal device has the registry id %r" % (registry_id,))
 
 
 def MetalFamilies(device: MetalObject | None = None) -> tuple[str, ...]:
@@ -8803,10 +8806,10 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
 
 
 def _checked_length(device: MetalObject, length: Any) -> int:
-    number, most = length.__index__(), device.maxBufferLength()
-    if not 0 < number <= most:
-        raise _bad("a buffer holds 1 to %d bytes, not %d" % (most, number))
-    return int(number)
+    most = device.maxBufferLength()
+    if not hasattr(length, "__index__") or not 0 < length <= most:
+        raise _bad("a buffer holds 1 to %d bytes, not %r" % (most, length))
+    return int(length)
 
 
 def _bytes_of(data: Any) -> Any:
@@ -8850,9 +8853,9 @@ def MetalPages(length: int) -> memoryview:
 
 def _span(buffer: MetalObject) -> tuple[int, int]:
     """(length, address for the CPU or 0) of a buffer; asked once."""
+    _expect(buffer, "MTLBuffer")        # other classes keep other facts
     facts = buffer._facts
     if facts is None:
-        _expect(buffer, "MTLBuffer")
         facts = buffer._facts = (_ask(buffer._pointer, "length"), _ask(buffer._pointer, "contents") or 0)
     span: tuple[int, int] = facts
     return span
@@ -8890,8 +8893,8 @@ def MetalWrite(buffer: MetalObject, data: Any, offset: int = 0) -> None:
 
 
 def _in_buffer(size: int, offset: int, length: int) -> None:
-    if offset < 0 or length < 0 or offset + length > size:
-        raise _bad("%d bytes at %d do not lie in a buffer of %d" % (length, offset, size))
+    if not all(hasattr(n, "__index__") for n in (offset, length)) or not 0 <= offset <= offset + length <= size:
+        raise _bad("%r bytes at %r do not lie in a buffer of %d" % (length, offset, size))
 
 
 # ---- work: recorded, checked at once, and sent to Metal in one go by MetalCommit
@@ -8958,8 +8961,8 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
         raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows"
                    % (*block, limits.max_threads))
     bound = _bindings(arguments)
-    if len(textures) > 128:
-        raise _bad("a kernel takes at most 128 textures, not %d" % len(textures))
+    if len(textures) > 128 or not isinstance(label, (str, type(None))):
+        raise _bad("a kernel takes at most 128 textures, not %d, and a label is a str, not %r" % (len(textures), label))
     for objects, protocol in ((textures, "MTLTexture"), (uses, "MTLResource"), (wait, "MTLFence"),
                               ([update] if update is not None else (), "MTLFence")):
         for one in objects:
@@ -9014,7 +9017,7 @@ def _argument(index: int, value: Any) -> tuple[Any, ...]:
     if type(value) is tuple and len(value) == 2 and isinstance(value[0], MetalObject):
         value, offset = value
     if isinstance(value, MetalObject):
-        length = _span(value)[0] if _conforms(value, "MTLBuffer") else _expect(value, "MTLBuffer")
+        length = _span(value)[0]
         if not hasattr(offset, "__index__") or not 0 <= offset < length:
             raise _bad("argument %d: the offset %r is not inside a buffer of %d bytes" % (index, offset, length))
         return index, value, value._pointer, offset
@@ -9843,7 +9846,7 @@ def MetalPngRead(data: bytes) -> MetalImage:
     is meant to be transparent stays opaque."""
     import zlib
     try:
-        return _png_read(bytes(data))
+        return _png_read(bytes(_bytes_of(data)))
     except (zlib.error, struct.error, IndexError, KeyError):
         raise _bad("this PNG file is damaged") from None
 

@@ -4,7 +4,9 @@ Off macOS it runs on examples/fakeobjc.py, as the tests of the first half do. Dr
 what is checked is what was encoded. On a Mac the same tests talk to Metal; those that read the stand-in's books are skipped.
 """
 import array
+import contextlib
 import gc
+import inspect
 import os
 import random
 import re
@@ -816,6 +818,45 @@ class Defects(Base):
         with self.assertRaises(ZeroDivisionError):
             ag.MetalCommit(work)
         self.assertEncoded("blitCommandEncoder", "endEncoding")
+
+
+class Odd(Base):
+    """Any function, any arguments: an exception of Python's, and nothing that Metal would end the process over."""
+
+    @unittest.skipIf(MAC or not HAVE_CXX, "the stand-in tells of offences; Metal ends the process")
+    def test_odd_arguments(self):
+        source = "kernel void idle(device float *x [[buffer(0)]], uint i [[thread_position_in_grid]]) { }"
+        idle, through = ag.MetalFunction(ag.MetalCompile("#include <metal_stdlib>\nusing namespace metal;\n" + source), "idle"), ag.MetalFunction(ag.MetalCompile(SOURCE), "through")
+        texture, kernels = ag.MetalTexture(8, 8), [ag.MetalPipeline(idle), ag.MetalPipeline(idle, indirect=True)]
+        draws, passes = [ag.MetalRenderPipeline(*self.functions())], [ag.MetalRenderPass(texture)]
+        odd = [None, 0, 1, 2, 4, 8, 31, 32, 64, 256, 4096, 16384, 16385, 1 << 33, 1 << 64, -1, 0.5, float("inf"), "", "depth", "less", "private", "memoryless", "1D", "3D", "cube", "2DMultisample", "RGBA8Unorm",
+               "Depth32Float_Stencil8", "BC1_RGBA", "read atomic", b"", bytes(4097), bytearray(64), (), (1, 2), (0, 0, 1, 1), (0, 0, 8, 8, 0, 1), [1], {0: 1}, {0: ("float3",)}, True, object(), *kernels, *draws, *passes,
+               ag.MetalDevice(), ag.MetalQueue(), ag.MetalBuffer(64), ag.MetalBuffer(64, mode="private"), texture, ag.MetalTexture(8, 8, format="Depth32Float", usage="target"), ag.MetalTexture(8, 8, samples=4, usage="target"),
+               ag.MetalTexture(8, 8, depth=2, format="R8Unorm"), idle, through, *self.functions(), ag.MetalSampler(), ag.MetalDepthStencil(), ag.MetalFence(), ag.MetalEvent(), ag.MetalHeap(65536), ag.MetalHeap(65536, placement=True),
+               ag.MetalArchive(), [texture], (ag.MetalBuffer(64), 16)]
+        likely = {"work": lambda: ag.MetalBegin(profile=random.random() < 0.2), "pipeline": lambda: random.choice(kernels + draws), "target": lambda: passes[0], "timeout": lambda: 0.01,
+                  "commands": lambda: random.choice([commands, [(kernels[1], 4, odd[42])]])}
+        commands = ag.MetalIndirect([(kernels[1], 4, ag.MetalBuffer(64))])
+        functions = [one for name, one in vars(ag).items() if name.startswith("Metal") and inspect.isfunction(one) and name not in (
+            "MetalWrap", "MetalRelease", "MetalFramework", "MetalCompare", "MetalArchiveSave", "MetalTextureSave", "MetalCompile", "MetalKernel", "MetalSend", "MetalEncodeWait", "MetalEventWait")]
+        random.seed(7)
+        for _ in range(2500):
+            function, arguments, options = random.choice(functions), [], {}
+            for one in inspect.signature(function).parameters.values():
+                value = likely[one.name]() if one.name in likely and random.random() < 0.9 else random.choice(odd)
+                if one.kind == one.VAR_POSITIONAL:
+                    arguments += random.sample(odd, random.randrange(3))
+                elif one.kind == one.KEYWORD_ONLY and random.random() < 0.3:
+                    options[one.name] = value
+                elif one.kind == one.POSITIONAL_OR_KEYWORD and (one.default is one.empty or random.random() < 0.4):
+                    arguments.append(value)
+                elif one.kind == one.POSITIONAL_OR_KEYWORD:
+                    break
+            with contextlib.suppress(ag.AppleGPUError, TypeError, AttributeError, OverflowError):
+                function(*arguments, **options)
+                if arguments and isinstance(arguments[0], ag.MetalWork) and not arguments[0].committed_ns:
+                    ag.MetalWait(ag.MetalCommit(arguments[0]), 10)
+            self.assertEqual(fake.log(), "", (function.__name__, arguments, options))
 
 
 class Rest(Base):

@@ -951,9 +951,13 @@ class Errors(Base):
         bad("MTLFence", encode, work, kernel, 64, buffer, buffer, update=buffer)
         bad("MetalBegin is wanted", encode, None, kernel, 64, buffer, buffer, memory=[16])
         bad("128 textures", encode, work, kernel, 64, textures=[None] * 129)
+        bad("a label is a str", encode, work, kernel, 64, buffer, buffer, label=buffer)
         bad("do not lie", ag.MetalEncodeCopy, work, buffer, buffer, 4096, source_offset=4)
         bad("multiples of 4", ag.MetalEncodeCopy, work, buffer, buffer, 2)
         bad("do not lie", ag.MetalEncodeFill, work, buffer, 1, 0, 8192)
+        for other in (kernel, ag.MetalDevice(), ag.MetalFence(), ag.MetalDepthStencil(), "text", None):      # also those that keep facts of their own
+            for function in (ag.MetalContents, ag.MetalRead, lambda b: ag.MetalWrite(b, b"1"), lambda b: ag.MetalEncodeFill(work, b, 1), lambda b: ag.MetalEncodeCopy(work, buffer, b, 4)):
+                bad("MTLBuffer", function, other)
         for value in (256, -1, 1.0, None):
             bad("0 to 255", ag.MetalEncodeFill, work, buffer, value)
         bad("64-bit", ag.MetalEncodeSignal, work, ag.MetalEvent(), -1)
