@@ -8807,9 +8807,9 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
 
 def _checked_length(device: MetalObject, length: Any) -> int:
     most = device.maxBufferLength()
-    if not hasattr(length, "__index__") or not 0 < length <= most:
+    if not hasattr(length, "__index__") or not 0 < length.__index__() <= most:
         raise _bad("a buffer holds 1 to %d bytes, not %r" % (most, length))
-    return int(length)
+    return int(length.__index__())
 
 
 def _bytes_of(data: Any) -> Any:
@@ -10196,14 +10196,7 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
         raise _bad("the pipeline is for colours %r, depth %d, stencil %d, %d samples; the pass has %r, %d, %d, %d"
                    % (*pipeline._facts, *target._facts[2:]))
-    if depth is not None:
-        _expect(depth, "MTLDepthStencilState")
-        if depth._facts and target._facts and any(
-                needs and not has for needs, has in zip(depth._facts, target._facts[3:5])):
-            raise _bad("this state looks at depth or stencil, and the pass has no such texture")
-    elif stencil_reference:
-        raise _bad("a stencil reference needs a depth and stencil state (depth=)")
-    fresh = dict(_DRAW_STATES, **_window(target, None, None))
+    _check_depth(target, depth, stencil_reference)
     states = {"setRenderPipelineState:": pipeline, "setDepthStencilState:": depth,
               "setStencilReferenceValue:": _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"),
               "setCullMode:": _constant_of("MTLCullMode", cull),
@@ -10214,23 +10207,40 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
                    _constant_of("MTLIndexType", index_type), index_offset)]
     before = [("waitForFence:beforeStages:", f, 1) for f in wait if _expect(f, "MTLFence")]
     after = [("updateFence:afterStages:", update, 2)] if update is not None and _expect(update, "MTLFence") else []
-    last = work.operations[-1] if _work(work).operations and not work.committed_ns else ()
-    if last and not before and last[0] is _encode_draws and last[1] is target:
-        fresh = last[3]
-    changes = [(selector, value) for selector, value in states.items() if fresh[selector] != value]
-    if any(value is None and selector in ("setViewport:", "setScissorRect:") for selector, value in changes):
-        raise _bad("this pass does not tell its size: give the viewport and scissor of each draw, or of none")
-    if not last or fresh is not last[-1]:
-        _add_to(work, _encode_draws, target, [], fresh)
-    if label is not None:
-        changes, sends = [("pushDebugGroup:", label), *changes], [*sends, ("popDebugGroup",)]
-    work.operations[-1][2].extend([*before, *changes, *sends, *after])
-    fresh.update(states)
+    _record_draw(work, target, states, before, sends, after, label)
+
+
+def _check_depth(target: MetalObject, depth: MetalObject | None, stencil_reference: int) -> None:
+    """Metal ends the process over a state that looks at depth or stencil in a pass without them."""
+    if depth is None:
+        if stencil_reference:
+            raise _bad("a stencil reference needs a depth and stencil state (depth=)")
+        return
+    _expect(depth, "MTLDepthStencilState")
+    if depth._facts and target._facts and any(
+            needs and not has for needs, has in zip(depth._facts, target._facts[3:5])):
+        raise _bad("this state looks at depth or stencil, and the pass has no such texture")
 
 
 # What a new encoder has; a draw sends only what differs from what the encoder has by then.
 _DRAW_STATES = {"setRenderPipelineState:": None, "setDepthStencilState:": None, "setStencilReferenceValue:": 0,
                 "setCullMode:": 0, "setFrontFacingWinding:": 0, "setTriangleFillMode:": 0}
+
+
+def _record_draw(work: MetalWork, target: MetalObject, states: dict[str, Any], before: list[Any], sends: list[Any],
+                 after: list[Any], label: str | None) -> None:
+    last = work.operations[-1] if _work(work).operations and not work.committed_ns else ()
+    shared = bool(last) and not before and last[0] is _encode_draws and last[1] is target
+    now = last[3] if shared else dict(_DRAW_STATES, **_window(target, None, None))
+    changes = [(selector, value) for selector, value in states.items() if now[selector] != value]
+    if any(value is None and selector in ("setViewport:", "setScissorRect:") for selector, value in changes):
+        raise _bad("this pass does not tell its size: give the viewport and scissor of each draw, or of none")
+    if not shared:
+        _add_to(work, _encode_draws, target, [], now)
+    if label is not None:
+        changes, sends = [("pushDebugGroup:", label), *changes], [*sends, ("popDebugGroup",)]
+    work.operations[-1][2].extend([*before, *changes, *sends, *after])
+    now.update(states)
 
 
 def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]], _: Any) -> None:
