@@ -1657,6 +1657,9 @@ def test_readme_lists_every_function_with_its_signature():
     for name in functions:
         assert rows.get(name) == shown_signature(getattr(ag, name)), name
     assert set(rows) <= set(ag.__all__)
+    for name, kind, what in re.findall(r"^\| `(\w+)\(.*?\)` \| `(.*?)`: (.*) \|$", table, re.M):
+        function = getattr(ag, name)
+        assert (kind, what) == (inspect.signature(function).return_annotation, inspect.getdoc(function).splitlines()[0]), name
 
 
 def shown_signature(function):
@@ -5303,6 +5306,74 @@ def test_all_three_ways_to_start_are_one():
         outs.append(subprocess.run([sys.executable, *argv, "--recording", path_of("m4-macos27"), "--speed", "0"], cwd=HERE,
                                    env={k: v for k, v in os.environ.items() if k not in COLOURS}, stdout=subprocess.PIPE).stdout)
     assert outs[0] == outs[1] == outs[2] and b"17 / 15 / 15 %" in outs[0]
+
+
+# ---- README tells the truth
+
+def page(name):
+    with open(os.path.join(HERE, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def anchors(text):
+    """The anchors that headings make, as GitHub spells them."""
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("name", ("README.md", "examples/README.md"))
+def test_links_and_names_of_the_pages_exist(name):
+    text, folder = page(name), os.path.dirname(name)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = os.path.normpath(os.path.join(folder, path)) if path else name
+        assert link.startswith("http") or os.path.exists(os.path.join(HERE, target)), link
+        assert not anchor or anchor in anchors(page(target)), link
+    for path in re.findall(r"(?<![\w/.-])examples/[\w./-]+\.(?:py|json|svg|png)", text):
+        assert os.path.exists(os.path.join(HERE, path)), path
+    for word in re.findall(r"`((?:Library|Device|Memory|Ane|Cpu|Vpu|Process|System|Snapshot)[A-Z]\w+)", text):
+        assert hasattr(ag, word) or word.endswith("Get") or word in ("LibraryNotFound", "SystemMonitor"), word
+
+
+def test_readme_is_right_about_reasons_fields_and_keys():
+    text = page("README.md")
+    reasons = re.search(r"Reasons: (.*?)\. A rate", text, re.S).group(1)
+    assert set(re.findall(r"`(\w+)`", reasons)) == {v for k, v in vars(ag).items() if k.startswith("REASON_")}
+    fields = page("examples/README.md").partition("### Fields of --query-gpu")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z]\w*(?:\.\w+)+)`", fields))
+    assert named and named <= set(ag._query_table()) | set(ag._query_table(True)), named - set(ag._query_table())
+    for start, more in re.findall(r"`(apple\.\w+)\.\w+`((?: `\.\w+`)+)", fields):
+        assert all(start + end in ag._query_table() or start.rpartition(".")[0] + end in ag._query_table()
+                   for end in re.findall(r"`(\.\w+)`", more)), (start, more)
+    keys = re.findall(r"^\| (`.*?) \|", text.partition("### JSON")[2].partition("\n## ")[0], re.M)
+    patterns = [re.escape(key).replace("\\*", "\\w*").replace("<agent>", "[a-z]+").replace("_read/_write", "_(read|write)")
+                for row in keys for key in re.findall(r"`(.*?)`", row)]
+    data = json.loads(good("--json"))
+    assert not [key for key in data if not any(re.fullmatch(pattern, key) for pattern in patterns)]
+    assert all(any(re.fullmatch(pattern, key) for key in data) for pattern in patterns)
+
+
+def test_commands_of_the_readme():
+    """Each line of the command-line block is a command line that is understood; the first command shows a Mac."""
+    block = re.search(r"```\n(pyapplegpu .*?)```", page("README.md"), re.S).group(1)
+    count = 0
+    for line in block.splitlines():
+        words = re.split(r" {3,}", line)[0]
+        for alternative in words[len("pyapplegpu"):].split(" | "):
+            ag._arguments(alternative.split())
+            count += 1
+    assert count >= 16
+    for option in re.findall(r"`(--?[a-z][\w-]*)", page("README.md").partition("## Command line")[2].partition("\n## ")[0]):
+        assert option in ag._parser().format_help() or option in ag._CANNOT, option
+    first = re.search(r"^    python3 pyapplegpu\.py .*add: (--recording \S+)$", page("README.md"), re.M).group(1)
+    assert "17 / 15 / 15 %" in good(*first.replace("examples", os.path.join(HERE, "examples")).split(), recording=None)
+
+
+def test_python_of_the_readme():
+    use, vendored = re.findall(r"```python\n(.*?)```", page("README.md"), re.S)[:2]
+    child = "import os, sys; os.environ['PYAPPLEGPU_RECORDING'] = sys.argv[1]\n" + use + vendored.replace("from ._vendor ", "") + "print(limit)"
+    done = subprocess.run([sys.executable, "-c", child, path_of("m4-macos27")], cwd=HERE, stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout.splitlines()[:2] == ["Apple M4 17 %", "430571520 of 12713115648 bytes; 3601793024 to spare"]
+    assert done.stdout.splitlines()[-1] == "12713115648"
 
 
 # ---- README's picture: the default view, drawn; `python -c "import test_pyapplegpu as t; open(t.PICTURE, 'w').write(t.picture())"` draws it anew
