@@ -22,6 +22,8 @@ constant, `.source` names the interface, `.detail` what happened. NotSupported: 
 NotReady: a second sample is needed, or the driver's counter stands still. NoData: the part is off. NoPermission: another
 user's process, or a sandbox.
 
+Run as a program it is to a Mac what nvidia-smi is to an NVIDIA machine: python3 pyapplegpu.py --help.
+
 Contents, each section using only the ones above it:
     constants   errors   values   prototypes   bridge   sources   recording   decoders   chips   engine
     API (Library* Device* Memory* Ane* Cpu* Vpu* Process* System*)   Metal   NVML names   main
@@ -12146,10 +12148,8 @@ hostname;!host;;name of this Mac
 accounting.mode;=Disabled;;processes that ended are not remembered
 compute_mode;=Default;;any process may use the GPU
 fan.speed;fans.0.percent;%;speed of the first fan, of its own maximum
-clocks_event_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
-clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;its older name
-clocks_event_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
-clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;its older name
+clocks_event_reasons.sw_power_cap|clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
+clocks_event_reasons.hw_thermal_slowdown|clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
 memory.total;memory_total_bytes;MiB;what the GPU may use: wired limit, or Metal's working set
 memory.used;memory_used_bytes;MiB;in use by every process
 memory.free;memory_free_bytes;MiB;total - used; for what can really be had see apple.memory.headroom
@@ -12204,50 +12204,42 @@ apple.bandwidth.ane_read;memory_ane_read.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.ane_write;memory_ane_write.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.encode;encode_bandwidth.bytes_per_s;GB/s;video encoder, read and written
 apple.bandwidth.decode;decode_bandwidth.bytes_per_s;GB/s;video decoder, read and written"""
-# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix: ending ending"; drivers of 535 to 590 list these.
+# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix|prefix: ending ending"; drivers of 535 to 590 list these.
 _QUERY_NONE = """\
 : serial gpu_serial display_mode display_attached display_active persistence_mode addressing_mode vbios_version pstate
 : gpu_recovery_action compute_cap edpp_multiplier c2c.mode gpu_bus_id kmd_version accounting.buffer_size gpu.base.uuid
 pci.: bus_id domain bus device baseClass subClass device_id sub_device_id
 pcie.link.: gen.current gen.gpucurrent gen.max gen.gpumax gen.hostmax width.current width.max
-driver_model.: current pending
 inforom.: img image oem ecc pwr power checksum_validation
+driver_model.|gom.|gpu_operation_mode.|dramEncryption.mode.|ecc.mode.|mig.mode.: current pending
 reset_status.: reset_required drain_and_reset_recommended
 vgpu_driver_capability.: heterogenous_multivGPU
 vgpu_device_capability.: fractional_multiVgpu heterogeneous_timeSlice_profile heterogeneous_timeSlice_sizes
-gom.: current pending
-gpu_operation_mode.: current pending
-clocks_event_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
-clocks_event_reasons.: sw_thermal_slowdown sync_boost
-clocks_throttle_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
-clocks_throttle_reasons.: sw_thermal_slowdown sync_boost
+clocks_event_reasons.|clocks_throttle_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown
+clocks_event_reasons.|clocks_throttle_reasons.: hw_power_brake_slowdown sw_thermal_slowdown sync_boost
 clocks_event_reasons_counters.: sw_power_cap sync_boost sw_thermal_slowdown hw_thermal_slowdown hw_power_brake_slowdown
 memory.: reserved
 utilization.: memory encoder decoder jpeg ofa
 encoder.stats.: sessionCount averageFps averageLatency
-dramEncryption.mode.: current pending
-ecc.mode.: current pending
-ecc.errors.corrected.volatile.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.corrected.aggregate.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.uncorrected.volatile.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.uncorrected.volatile.: sram.parity sram.secded
-ecc.errors.uncorrected.aggregate.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.uncorrected.aggregate.sram.: parity secded thresholdExceeded l2 sm mcu pcie other
+ecc.errors.corrected.volatile.|ecc.errors.corrected.aggregate.: device_memory dram register_file l1_cache l2_cache
+ecc.errors.corrected.volatile.|ecc.errors.corrected.aggregate.: texture_memory cbu sram total
+ecc.errors.uncorrected.volatile.|ecc.errors.uncorrected.aggregate.: device_memory dram register_file l1_cache l2_cache
+ecc.errors.uncorrected.volatile.|ecc.errors.uncorrected.aggregate.: texture_memory cbu sram total sram.parity sram.secded
+ecc.errors.uncorrected.aggregate.sram.: thresholdExceeded l2 sm mcu pcie other
 retired_pages.: single_bit_ecc.count double_bit.count pending sbe dbe
 remapped_rows.: correctable uncorrectable correctable_inactive uncorrectable_inactive pending failure
 remapped_rows.histogram.: max high partial low none
 temperature.: gpu.tlimit memory
-power.: management default_limit min_limit max_limit
+power.: management
+power.|module.power.: default_limit min_limit max_limit
+module.: power.draw.average power.draw.instant power.limit enforced.power.limit
 clocks.current.: memory video
 clocks.: mem video applications.graphics applications.gr applications.memory applications.mem max.memory max.mem
 clocks.default_applications.: graphics gr memory mem
-mig.mode.: current pending
 gsp.mode.: current default
 protected_memory.: total used free
 fabric.: state status cliqueId clusterUuid
-platform.: chassis_serial_number slot_number tray_index host_id peer_type module_id gpu_fabric_guid
-module.: power.draw.average power.draw.instant power.limit enforced.power.limit power.default_limit power.min_limit
-module.: power.max_limit"""
+platform.: chassis_serial_number slot_number tray_index host_id peer_type module_id gpu_fabric_guid"""
 _SPELLED = {    # nvidia-smi heads a column with the long name
     "gr": "graphics", "mem": "memory", "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm",
     "clocks.mem": "clocks.current.memory", "clocks.video": "clocks.current.video",
@@ -12280,8 +12272,8 @@ def _query_table(apps: bool = False) -> dict[str, _Field]:
         for name in names.split("|"):
             table[name] = (names.split("|")[0] if apps else _heading(name), source, unit, what)
     for line in [] if apps else _QUERY_NONE.splitlines():
-        prefix, _, endings = line.partition(": ") if not line.startswith(": ") else ("", "", line[2:])
-        for name in (prefix + ending for ending in endings.split()):
+        prefixes, _, endings = line.partition(":")
+        for name in (prefix + ending for prefix in prefixes.split("|") for ending in endings.split()):
             unit = next((unit for start, unit in _NVIDIA_UNITS if name.startswith(start)), "")
             table[name] = (_heading(name), "", unit, "")
     return table
