@@ -5337,7 +5337,8 @@ def test_links_and_names_of_the_pages_exist(name):
         target = os.path.normpath(os.path.join(folder, path)) if path else name
         assert link.startswith("http") or os.path.exists(os.path.join(HERE, target)), link
         assert not anchor or anchor in anchors(page(target)), link
-    for path in re.findall(r"(?<![\w/.-])examples/[\w./-]+\.(?:py|json|svg|png)", text):
+    commands = re.findall(r"^    (?:\$ )?python3? (\w[\w./-]*\.py)", text, re.M)
+    for path in re.findall(r"(?<![\w/.-])examples/[\w./-]+\.(?:py|json|svg|png)", text) + commands:
         assert os.path.exists(os.path.join(HERE, path)), path
     for word in re.findall(r"`((?:Library|Device|Memory|Ane|Cpu|Vpu|Process|System|Snapshot)[A-Z]\w+)", text):
         assert hasattr(ag, word) or word.endswith("Get") or word in ("LibraryNotFound", "SystemMonitor"), word
