@@ -12066,8 +12066,8 @@ _SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("_mj", lambda v: "%.3f J" % (v / 1000)),
     ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
     ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
-    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
-    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]), ("_s", lambda v: "%.3f s" % v),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_s", lambda v: "%.3f s" % v), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]), ("_thermal_pressure", lambda v: THERMAL_PRESSURE[min(4, v)]),
 )
 _FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot
     "gpu": (("UUID", DeviceGetUUID), ("architecture", DeviceGetArchitecture), ("Metal_family", DeviceGetMetalFamily),
@@ -12086,7 +12086,7 @@ def _label(words: str) -> str:
 def _tell(name: str, value: Any, indent: str, why: str | None = None) -> list[str]:
     """A figure of any kind as indented lines."""
     unit = next((u for u in _SUFFIXES if ("_" + name).endswith(u[0])), None)
-    words = name[:-len(unit[0])] if unit and unit[0] != "_pressure_level" else name
+    words = name[:-len(unit[0])] if unit and "_pressure" not in unit[0] else name
     if unit and unit[0] == "_celsius" and "temperature" not in words:
         words += "_temperature"
     head = "%s%-*s: " % (indent, 44 - len(indent), _clean(_label(words or name)))

@@ -4763,7 +4763,8 @@ def test_query_all():
                  "        Power Limit                         : 40.000 W", "            P9                              :  58.33 %  1278 MHz",
                  "        GPU Read                            : 28.80 GB/s, estimated, saturated",
                  "            Tg0C                            : 27.3 C", "    Neural Engine", "        Process 4100",
-                 "            Battery Temperature             : 29.9 C", "        Pressure Level                      : nominal"):
+                 "            Battery Temperature             : 29.9 C", "        Pressure Level                      : nominal",
+                 "            Thermal Pressure                : nominal"):
         assert line in text, line
     assert "SRAM Power                          : N/A\n" in text
     assert "SRAM Power                          : N/A (Not Supported: there is no energy channel" in good("-qv", recording="m5max-macos27")
