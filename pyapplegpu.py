@@ -11642,7 +11642,7 @@ _CANNOT = frozenset("""
     -pm --persistence-mode -e --ecc-config -p --reset-ecc-errors --compute-mode -dm --driver-model -fdm --force-driver-model
     -gom --gom -lgc --lock-gpu-clocks -rgc --reset-gpu-clocks -lmc --lock-memory-clocks -rmc --reset-memory-clocks
     -lmcd --lock-memory-clocks-deferred -rmcd --reset-memory-clocks-deferred -ac --applications-clocks
-    -rac --reset-applications-clocks -acp --applications-clocks-permission -pl --power-limit -sc -cc --cuda-clocks
+    -rac --reset-applications-clocks -acp --applications-clocks-permission -pl --power-limit -cc --cuda-clocks
     -am --accounting-mode -caa --clear-accounted-apps --auto-boost-default --auto-boost-permission -mig
     --multi-instance-gpu -gtt --gpu-target-temp -vm --virt-mode -r --gpu-reset -t --toggle-led -B --list-excluded-gpus
     -u --unit --query-supported-clocks --query-accounted-apps --query-retired-pages --query-remapped-rows
@@ -11753,7 +11753,7 @@ def _arguments(argv: Sequence[str] | None) -> Any:
         args.every = (_bounded("-lms", args.loop_ms, 10, 86400000) or 0) / 1000
     args.speed = _bounded("--speed", args.speed, 0, 1000)
     args.seconds = _bounded("--seconds", args.seconds or "3", 0.1, 3600)
-    args.count = _bounded("-c", args.count, 1, 1e9)
+    args.count = int(_bounded("-c", args.count, 1, 1e9) or 0)
     _sections(args)
     args.columns = _columns(args) if args.scroll else []
     args.fields = [row for _, _, row in args.columns if row] if args.scroll else _fields(args)
@@ -12689,7 +12689,7 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
 
 def _run(args: Any) -> int:
     """Print once, so many times, or for ever, on a schedule that does not drift."""
-    devices, left = _open(args), args.count or 0
+    devices, left = _open(args), args.count
     asked = args.mode in ("query_gpu", "query_compute_apps") or args.scroll
     parts = _parts_of([row[1] for row in args.fields] + ["process"] * (args.mode == "pmon")) if asked else None
     if asked and not (args.mode[0] == "q" and args.noheader):

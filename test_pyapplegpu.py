@@ -4921,6 +4921,7 @@ def test_dmon():
         "# gpu    pwr  gtemp  mtemp     sm    mem    enc    dec    jpg    ofa   mclk   pclk",
         "# Idx      W      C      C      %      %      %      %      %      %    MHz    MHz"] + [
         "    0     40     27      -    100      -      -      -      -      -      -   1238"] * 2
+    assert len(good("dmon", "-c", "1.5", "-sc").splitlines()) == 3
     head, units, line = good("dmon", "-c", "1", "-s", "pm", "-o", "DT").splitlines()
     assert head == "#Date       Time        gpu    pwr  gtemp  mtemp     fb   bar1   ccpm"
     assert units == "#YYYYMMDD   HH:MM:SS    Idx      W      C      C     MB     MB     MB"
