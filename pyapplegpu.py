@@ -3946,11 +3946,11 @@ class _Replayed(_Sysctl):
             chosen.update(wanted)
         if refused:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
-        found = list(chosen.items())
+        kept = list(chosen.items())
         if keep is not None:
-            found = [found[i] for i in keep([channel for _, channel in found])]
-        raw = [part["channels"][i] for i, _ in found]
-        return _ReplayedSubscription(self._recording, self._clock, raw, [channel for _, channel in found]) if raw else None
+            kept = [kept[i] for i in keep([channel for _, channel in kept])]
+        raw = [part["channels"][i] for i, _ in kept]
+        return _ReplayedSubscription(self._recording, self._clock, raw, [channel for _, channel in kept]) if raw else None
 
     # -- SMC, HID --
 
