@@ -11645,7 +11645,7 @@ _CANNOT = frozenset("""
     -rac --reset-applications-clocks -acp --applications-clocks-permission -pl --power-limit -cc --cuda-clocks
     -am --accounting-mode -caa --clear-accounted-apps --auto-boost-default --auto-boost-permission -mig
     --multi-instance-gpu -gtt --gpu-target-temp -vm --virt-mode -r --gpu-reset -t --toggle-led -B --list-excluded-gpus
-    -u --unit --query-supported-clocks --query-accounted-apps --query-retired-pages --query-remapped-rows
+    -u --unit --query-accounted-apps --query-retired-pages --query-remapped-rows
     topo nvlink c2c clocks vgpu mig drain daemon replay stats encodersessions fbcsessions compute-policy boost-slider
     power-hint base-clocks conf-compute power-smoothing""".split())
 _JOBS = ("list_gpus", "query", "query_gpu", "query_compute_apps", "help_query_gpu", "help_query_compute_apps", "json",

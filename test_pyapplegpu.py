@@ -4950,7 +4950,7 @@ def test_a_file_instead_of_stdout(tmp_path):
     assert code == 1 and out == "" and "No such file" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", ("-pm 1", "-pl 200", "-lgc=1200,1500", "--gpu-reset", "--query-supported-clocks=gr", "topo -m", "mig"))
+@pytest.mark.parametrize("argv", ("-pm 1", "-pl 200", "-lgc=1200,1500", "--gpu-reset", "--query-retired-pages=gpu_uuid", "topo -m", "mig"))
 def test_what_macos_does_not_offer(argv):
     code, out, err = cli(*argv.split())
     assert (code, out) == (3, "") and err == "%s is not supported for this GPU: macOS offers no such thing.\n" % re.split("[ =]", argv)[0]
