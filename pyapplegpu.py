@@ -12012,7 +12012,7 @@ def _view_head(device: Device, s: Snapshot, width: int) -> list[str]:
     """When and what is replayed; then the Mac and its GPU."""
     when = _moment(s) + ("   rates over %.1f s" % s.interval_s if s.interval_s else "")
     machine = "%s   macOS %s   driver %s" % (s.system_model or "N/A", s.system_os_version or "N/A",
-                                             Try(SystemGetDriverVersion).value or "N/A")
+                                             s.system_driver_version or "N/A")
     gpu = "GPU %d  %s" % (DeviceGetIndex(device), _clean(s.gpu_name or "N/A"))
     gpu += ", %d cores" % s.gpu_core_count if s.gpu_core_count else ""
     shares = s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent
@@ -12118,7 +12118,8 @@ def _item_name(number: int, item: Any) -> str:
 
 def _query_all(device: Device, s: Snapshot, verbose: bool) -> str:
     head = [("Timestamp", _moment(s)), ("Source", _origin(s)), ("Library Version", __version__),
-            ("Driver Version", Try(SystemGetDriverVersion).value or "N/A"), ("Rates Over", _show("%.3f s", s.interval_s)), ("GPU", "%d" % DeviceGetIndex(device))]
+            ("Driver Version", s.system_driver_version or "N/A"), ("Rates Over", _show("%.3f s", s.interval_s)),
+            ("GPU", "%d" % DeviceGetIndex(device))]
     lines = ["=" * 18 + " pyapplegpu " + "=" * 18, ""] + ["%-44s: %s" % (k, _clean(v)) for k, v in head]
     fields = [field for row in _SNAPSHOT for field, _ in row[3]]
     for group in dict.fromkeys(field.split("_")[0] for field in fields):
@@ -12580,8 +12581,8 @@ def _report(args: Any, count: list[int]) -> list[str]:
     took = time.perf_counter() - began
     machine = os.uname().machine if hasattr(os, "uname") else sys.platform
     lines = ["pyapplegpu %s, Python %s, %s" % (__version__, sys.version.split()[0], machine)]
-    lines += ["%s, %s, macOS %s, driver %s" % tuple(Try(f).value or "N/A" for f in (
-        SystemGetModel, SystemGetChipName, SystemGetOsVersion, SystemGetDriverVersion))]
+    lines += ["%s, %s, macOS %s, driver %s" % tuple(fact or "N/A" for fact in (
+        s.system_model, s.system_chip_name, s.system_os_version, s.system_driver_version))]
     lines += [_origin(s), ""]
     wide = max(len(row[0]) for row in rows)
     lines += ["%-*s  %-10s %7s %6s  %s" % ((wide,) + row) for row in rows]
