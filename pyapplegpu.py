@@ -22,6 +22,8 @@ constant, `.source` names the interface, `.detail` what happened. NotSupported: 
 NotReady: a second sample is needed, or the driver's counter stands still. NoData: the part is off. NoPermission: another
 user's process, or a sandbox.
 
+Run as a program it is to a Mac what nvidia-smi is to an NVIDIA machine: python3 pyapplegpu.py --help.
+
 Contents, each section using only the ones above it:
     constants   errors   values   prototypes   bridge   sources   recording   decoders   chips   engine
     API (Library* Device* Memory* Ane* Cpu* Vpu* Process* System*)   Metal   NVML names   main
@@ -3944,11 +3946,11 @@ class _Replayed(_Sysctl):
             chosen.update(wanted)
         if refused:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
-        found = list(chosen.items())
+        kept = list(chosen.items())
         if keep is not None:
-            found = [found[i] for i in keep([channel for _, channel in found])]
-        raw = [part["channels"][i] for i, _ in found]
-        return _ReplayedSubscription(self._recording, self._clock, raw, [channel for _, channel in found]) if raw else None
+            kept = [kept[i] for i in keep([channel for _, channel in kept])]
+        raw = [part["channels"][i] for i, _ in kept]
+        return _ReplayedSubscription(self._recording, self._clock, raw, [channel for _, channel in kept]) if raw else None
 
     # -- SMC, HID --
 
@@ -11653,10 +11655,10 @@ _CANNOT = frozenset("""
     -pm --persistence-mode -e --ecc-config -p --reset-ecc-errors --compute-mode -dm --driver-model -fdm --force-driver-model
     -gom --gom -lgc --lock-gpu-clocks -rgc --reset-gpu-clocks -lmc --lock-memory-clocks -rmc --reset-memory-clocks
     -lmcd --lock-memory-clocks-deferred -rmcd --reset-memory-clocks-deferred -ac --applications-clocks
-    -rac --reset-applications-clocks -acp --applications-clocks-permission -pl --power-limit -sc -cc --cuda-clocks
+    -rac --reset-applications-clocks -acp --applications-clocks-permission -pl --power-limit -cc --cuda-clocks
     -am --accounting-mode -caa --clear-accounted-apps --auto-boost-default --auto-boost-permission -mig
     --multi-instance-gpu -gtt --gpu-target-temp -vm --virt-mode -r --gpu-reset -t --toggle-led -B --list-excluded-gpus
-    -u --unit --query-supported-clocks --query-accounted-apps --query-retired-pages --query-remapped-rows
+    -u --unit --query-accounted-apps --query-retired-pages --query-remapped-rows
     topo nvlink c2c clocks vgpu mig drain daemon replay stats encodersessions fbcsessions compute-policy boost-slider
     power-hint base-clocks conf-compute power-smoothing""".split())
 _JOBS = ("list_gpus", "query", "query_gpu", "query_compute_apps", "help_query_gpu", "help_query_compute_apps", "json",
@@ -11764,7 +11766,7 @@ def _arguments(argv: Sequence[str] | None) -> Any:
         args.every = (_bounded("-lms", args.loop_ms, 10, 86400000) or 0) / 1000
     args.speed = _bounded("--speed", args.speed, 0, 1000)
     args.seconds = _bounded("--seconds", args.seconds or "3", 0.1, 3600)
-    args.count = _bounded("-c", args.count, 1, 1e9)
+    args.count = int(_bounded("-c", args.count, 1, 1e9) or 0)
     _sections(args)
     args.columns = _columns(args) if args.scroll else []
     args.fields = [row for _, _, row in args.columns if row] if args.scroll else _fields(args)
@@ -12023,7 +12025,7 @@ def _view_head(device: Device, s: Snapshot, width: int) -> list[str]:
     """When and what is replayed; then the Mac and its GPU."""
     when = _moment(s) + ("   rates over %.1f s" % s.interval_s if s.interval_s else "")
     machine = "%s   macOS %s   driver %s" % (s.system_model or "N/A", s.system_os_version or "N/A",
-                                             Try(SystemGetDriverVersion).value or "N/A")
+                                             s.system_driver_version or "N/A")
     gpu = "GPU %d  %s" % (DeviceGetIndex(device), _clean(s.gpu_name or "N/A"))
     gpu += ", %d cores" % s.gpu_core_count if s.gpu_core_count else ""
     shares = s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent
@@ -12077,8 +12079,8 @@ _SUFFIXES: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("_mj", lambda v: "%.3f J" % (v / 1000)),
     ("_bytes_per_s", lambda v: "%.2f GB/s" % (v / 1e9)), ("_bytes", lambda v: "{:,} ({})".format(v, _size_text(v))),
     ("_mhz", lambda v: "%d MHz" % v), ("_celsius", lambda v: "%.1f C" % v), ("_ratio", lambda v: "%.4f" % v),
-    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
-    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]), ("_s", lambda v: "%.3f s" % v),
+    ("_ns", lambda v: "%.3f s" % (v / 1e9)), ("_s", lambda v: "%.3f s" % v), ("_flops", lambda v: "%.2f TFLOPS" % (v / 1e12)),
+    ("_pressure_level", lambda v: THERMAL_PRESSURE[min(4, v)]), ("_thermal_pressure", lambda v: THERMAL_PRESSURE[min(4, v)]),
 )
 _FACTS: dict[str, tuple[tuple[str, Callable[..., Any]], ...]] = {      # functions whose answer is in no snapshot
     "gpu": (("UUID", DeviceGetUUID), ("architecture", DeviceGetArchitecture), ("Metal_family", DeviceGetMetalFamily),
@@ -12097,7 +12099,7 @@ def _label(words: str) -> str:
 def _tell(name: str, value: Any, indent: str, why: str | None = None) -> list[str]:
     """A figure of any kind as indented lines."""
     unit = next((u for u in _SUFFIXES if ("_" + name).endswith(u[0])), None)
-    words = name[:-len(unit[0])] if unit and unit[0] != "_pressure_level" else name
+    words = name[:-len(unit[0])] if unit and "_pressure" not in unit[0] else name
     if unit and unit[0] == "_celsius" and "temperature" not in words:
         words += "_temperature"
     head = "%s%-*s: " % (indent, 44 - len(indent), _clean(_label(words or name)))
@@ -12129,7 +12131,8 @@ def _item_name(number: int, item: Any) -> str:
 
 def _query_all(device: Device, s: Snapshot, verbose: bool) -> str:
     head = [("Timestamp", _moment(s)), ("Source", _origin(s)), ("Library Version", __version__),
-            ("Driver Version", Try(SystemGetDriverVersion).value or "N/A"), ("Rates Over", _show("%.3f s", s.interval_s)), ("GPU", "%d" % DeviceGetIndex(device))]
+            ("Driver Version", s.system_driver_version or "N/A"), ("Rates Over", _show("%.3f s", s.interval_s)),
+            ("GPU", "%d" % DeviceGetIndex(device))]
     lines = ["=" * 18 + " pyapplegpu " + "=" * 18, ""] + ["%-44s: %s" % (k, _clean(v)) for k, v in head]
     fields = [field for row in _SNAPSHOT for field, _ in row[3]]
     for group in dict.fromkeys(field.split("_")[0] for field in fields):
@@ -12159,10 +12162,8 @@ hostname;!host;;name of this Mac
 accounting.mode;=Disabled;;processes that ended are not remembered
 compute_mode;=Default;;any process may use the GPU
 fan.speed;fans.0.percent;%;speed of the first fan, of its own maximum
-clocks_event_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
-clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;its older name
-clocks_event_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
-clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;its older name
+clocks_event_reasons.sw_power_cap|clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
+clocks_event_reasons.hw_thermal_slowdown|clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
 memory.total;memory_total_bytes;MiB;what the GPU may use: wired limit, or Metal's working set
 memory.used;memory_used_bytes;MiB;in use by every process
 memory.free;memory_free_bytes;MiB;total - used; for what can really be had see apple.memory.headroom
@@ -12217,50 +12218,42 @@ apple.bandwidth.ane_read;memory_ane_read.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.ane_write;memory_ane_write.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.encode;encode_bandwidth.bytes_per_s;GB/s;video encoder, read and written
 apple.bandwidth.decode;decode_bandwidth.bytes_per_s;GB/s;video decoder, read and written"""
-# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix: ending ending"; drivers of 535 to 590 list these.
+# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix|prefix: ending ending"; drivers of 535 to 590 list these.
 _QUERY_NONE = """\
 : serial gpu_serial display_mode display_attached display_active persistence_mode addressing_mode vbios_version pstate
 : gpu_recovery_action compute_cap edpp_multiplier c2c.mode gpu_bus_id kmd_version accounting.buffer_size gpu.base.uuid
 pci.: bus_id domain bus device baseClass subClass device_id sub_device_id
 pcie.link.: gen.current gen.gpucurrent gen.max gen.gpumax gen.hostmax width.current width.max
-driver_model.: current pending
 inforom.: img image oem ecc pwr power checksum_validation
+driver_model.|gom.|gpu_operation_mode.|dramEncryption.mode.|ecc.mode.|mig.mode.: current pending
 reset_status.: reset_required drain_and_reset_recommended
 vgpu_driver_capability.: heterogenous_multivGPU
 vgpu_device_capability.: fractional_multiVgpu heterogeneous_timeSlice_profile heterogeneous_timeSlice_sizes
-gom.: current pending
-gpu_operation_mode.: current pending
-clocks_event_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
-clocks_event_reasons.: sw_thermal_slowdown sync_boost
-clocks_throttle_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown hw_power_brake_slowdown
-clocks_throttle_reasons.: sw_thermal_slowdown sync_boost
+clocks_event_reasons.|clocks_throttle_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown
+clocks_event_reasons.|clocks_throttle_reasons.: hw_power_brake_slowdown sw_thermal_slowdown sync_boost
 clocks_event_reasons_counters.: sw_power_cap sync_boost sw_thermal_slowdown hw_thermal_slowdown hw_power_brake_slowdown
 memory.: reserved
 utilization.: memory encoder decoder jpeg ofa
 encoder.stats.: sessionCount averageFps averageLatency
-dramEncryption.mode.: current pending
-ecc.mode.: current pending
-ecc.errors.corrected.volatile.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.corrected.aggregate.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.uncorrected.volatile.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.uncorrected.volatile.: sram.parity sram.secded
-ecc.errors.uncorrected.aggregate.: device_memory dram register_file l1_cache l2_cache texture_memory cbu sram total
-ecc.errors.uncorrected.aggregate.sram.: parity secded thresholdExceeded l2 sm mcu pcie other
+ecc.errors.corrected.volatile.|ecc.errors.corrected.aggregate.: device_memory dram register_file l1_cache l2_cache
+ecc.errors.corrected.volatile.|ecc.errors.corrected.aggregate.: texture_memory cbu sram total
+ecc.errors.uncorrected.volatile.|ecc.errors.uncorrected.aggregate.: device_memory dram register_file l1_cache l2_cache
+ecc.errors.uncorrected.volatile.|ecc.errors.uncorrected.aggregate.: texture_memory cbu sram total sram.parity sram.secded
+ecc.errors.uncorrected.aggregate.sram.: thresholdExceeded l2 sm mcu pcie other
 retired_pages.: single_bit_ecc.count double_bit.count pending sbe dbe
 remapped_rows.: correctable uncorrectable correctable_inactive uncorrectable_inactive pending failure
 remapped_rows.histogram.: max high partial low none
 temperature.: gpu.tlimit memory
-power.: management default_limit min_limit max_limit
+power.: management
+power.|module.power.: default_limit min_limit max_limit
+module.: power.draw.average power.draw.instant power.limit enforced.power.limit
 clocks.current.: memory video
 clocks.: mem video applications.graphics applications.gr applications.memory applications.mem max.memory max.mem
 clocks.default_applications.: graphics gr memory mem
-mig.mode.: current pending
 gsp.mode.: current default
 protected_memory.: total used free
 fabric.: state status cliqueId clusterUuid
-platform.: chassis_serial_number slot_number tray_index host_id peer_type module_id gpu_fabric_guid
-module.: power.draw.average power.draw.instant power.limit enforced.power.limit power.default_limit power.min_limit
-module.: power.max_limit"""
+platform.: chassis_serial_number slot_number tray_index host_id peer_type module_id gpu_fabric_guid"""
 _SPELLED = {    # nvidia-smi heads a column with the long name
     "gr": "graphics", "mem": "memory", "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm",
     "clocks.mem": "clocks.current.memory", "clocks.video": "clocks.current.video",
@@ -12293,8 +12286,8 @@ def _query_table(apps: bool = False) -> dict[str, _Field]:
         for name in names.split("|"):
             table[name] = (names.split("|")[0] if apps else _heading(name), source, unit, what)
     for line in [] if apps else _QUERY_NONE.splitlines():
-        prefix, _, endings = line.partition(": ") if not line.startswith(": ") else ("", "", line[2:])
-        for name in (prefix + ending for ending in endings.split()):
+        prefixes, _, endings = line.partition(":")
+        for name in (prefix + ending for prefix in prefixes.split("|") for ending in endings.split()):
             unit = next((unit for start, unit in _NVIDIA_UNITS if name.startswith(start)), "")
             table[name] = (_heading(name), "", unit, "")
     return table
@@ -12601,8 +12594,8 @@ def _report(args: Any, count: list[int]) -> list[str]:
     took = time.perf_counter() - began
     machine = os.uname().machine if hasattr(os, "uname") else sys.platform
     lines = ["pyapplegpu %s, Python %s, %s" % (__version__, sys.version.split()[0], machine)]
-    lines += ["%s, %s, macOS %s, driver %s" % tuple(Try(f).value or "N/A" for f in (
-        SystemGetModel, SystemGetChipName, SystemGetOsVersion, SystemGetDriverVersion))]
+    lines += ["%s, %s, macOS %s, driver %s" % tuple(fact or "N/A" for fact in (
+        s.system_model, s.system_chip_name, s.system_os_version, s.system_driver_version))]
     lines += [_origin(s), ""]
     wide = max(len(row[0]) for row in rows)
     lines += ["%-*s  %-10s %7s %6s  %s" % ((wide,) + row) for row in rows]
@@ -12710,7 +12703,7 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
 
 def _run(args: Any) -> int:
     """Print once, so many times, or for ever, on a schedule that does not drift."""
-    devices, left = _open(args), args.count or 0
+    devices, left = _open(args), args.count
     asked = args.mode in ("query_gpu", "query_compute_apps") or args.scroll
     parts = _parts_of([row[1] for row in args.fields] + ["process"] * (args.mode == "pmon")) if asked else None
     if asked and not (args.mode[0] == "q" and args.noheader):

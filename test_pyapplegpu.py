@@ -1657,6 +1657,9 @@ def test_readme_lists_every_function_with_its_signature():
     for name in functions:
         assert rows.get(name) == shown_signature(getattr(ag, name)), name
     assert set(rows) <= set(ag.__all__)
+    for name, kind, what in re.findall(r"^\| `(\w+)\(.*?\)` \| `(.*?)`: (.*) \|$", table, re.M):
+        function = getattr(ag, name)
+        assert (kind, what) == (inspect.signature(function).return_annotation, inspect.getdoc(function).splitlines()[0]), name
 
 
 def shown_signature(function):
@@ -4760,7 +4763,8 @@ def test_query_all():
                  "        Power Limit                         : 40.000 W", "            P9                              :  58.33 %  1278 MHz",
                  "        GPU Read                            : 28.80 GB/s, estimated, saturated",
                  "            Tg0C                            : 27.3 C", "    Neural Engine", "        Process 4100",
-                 "            Battery Temperature             : 29.9 C", "        Pressure Level                      : nominal"):
+                 "            Battery Temperature             : 29.9 C", "        Pressure Level                      : nominal",
+                 "            Thermal Pressure                : nominal"):
         assert line in text, line
     assert "SRAM Power                          : N/A\n" in text
     assert "SRAM Power                          : N/A (Not Supported: there is no energy channel" in good("-qv", recording="m5max-macos27")
@@ -4917,6 +4921,7 @@ def test_dmon():
         "# gpu    pwr  gtemp  mtemp     sm    mem    enc    dec    jpg    ofa   mclk   pclk",
         "# Idx      W      C      C      %      %      %      %      %      %    MHz    MHz"] + [
         "    0     40     27      -    100      -      -      -      -      -      -   1238"] * 2
+    assert len(good("dmon", "-c", "1.5", "-sc").splitlines()) == 3
     head, units, line = good("dmon", "-c", "1", "-s", "pm", "-o", "DT").splitlines()
     assert head == "#Date       Time        gpu    pwr  gtemp  mtemp     fb   bar1   ccpm"
     assert units == "#YYYYMMDD   HH:MM:SS    Idx      W      C      C     MB     MB     MB"
@@ -4945,7 +4950,7 @@ def test_a_file_instead_of_stdout(tmp_path):
     assert code == 1 and out == "" and "No such file" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv", ("-pm 1", "-pl 200", "-lgc=1200,1500", "--gpu-reset", "--query-supported-clocks=gr", "topo -m", "mig"))
+@pytest.mark.parametrize("argv", ("-pm 1", "-pl 200", "-lgc=1200,1500", "--gpu-reset", "--query-retired-pages=gpu_uuid", "topo -m", "mig"))
 def test_what_macos_does_not_offer(argv):
     code, out, err = cli(*argv.split())
     assert (code, out) == (3, "") and err == "%s is not supported for this GPU: macOS offers no such thing.\n" % re.split("[ =]", argv)[0]
@@ -5017,6 +5022,15 @@ def nvidia_smi(tmp_path):
 def test_a_python_script_for_nvidia_smi(nvidia_smi):
     out = subprocess.run([sys.executable, "-c", GPUTIL], env=nvidia_smi, stdout=subprocess.PIPE, check=True, text=True).stdout
     assert out == "0 GPU- 0.17 12124.0 410.0 11713.0 27.0 Apple M4 [N/A] 74.0\n"
+
+
+def test_a_published_client_of_nvidia_smi(nvidia_smi):
+    """nvsmi parses --query-gpu and --query-compute-apps; unmodified, from PyPI."""
+    pytest.importorskip("nvsmi", reason="its test needs nvsmi: pip install nvsmi")
+    text = "import nvsmi; print([(g.name, g.gpu_util, g.mem_used, g.mem_total) for g in nvsmi.get_gpus()], " \
+           "sorted(p.pid for p in nvsmi.get_gpu_processes()))"
+    out = subprocess.run([sys.executable, "-c", text], env=nvidia_smi, stdout=subprocess.PIPE, check=True, text=True).stdout
+    assert out == "[('Apple M4', 17.0, 410.0, 12124.0)] [404, 444, 835]\n"
 
 
 def test_a_shell_script_for_nvidia_smi(nvidia_smi):
@@ -5303,6 +5317,76 @@ def test_all_three_ways_to_start_are_one():
         outs.append(subprocess.run([sys.executable, *argv, "--recording", path_of("m4-macos27"), "--speed", "0"], cwd=HERE,
                                    env={k: v for k, v in os.environ.items() if k not in COLOURS}, stdout=subprocess.PIPE).stdout)
     assert outs[0] == outs[1] == outs[2] and b"17 / 15 / 15 %" in outs[0]
+
+
+# ---- README tells the truth
+
+def page(name):
+    with open(os.path.join(HERE, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def anchors(text):
+    """The anchors that headings make, as GitHub spells them."""
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("name", ("README.md", "examples/README.md"))
+def test_links_and_names_of_the_pages_exist(name):
+    text, folder = page(name), os.path.dirname(name)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = os.path.normpath(os.path.join(folder, path)) if path else name
+        assert link.startswith("http") or os.path.exists(os.path.join(HERE, target)), link
+        assert not anchor or anchor in anchors(page(target)), link
+    commands = re.findall(r"^    (?:\$ )?python3? (\w[\w./-]*\.py)", text, re.M)
+    for path in re.findall(r"(?<![\w/.-])examples/[\w./-]+\.(?:py|json|svg|png)", text) + commands:
+        assert os.path.exists(os.path.join(HERE, path)), path
+    for word in re.findall(r"`((?:Library|Device|Memory|Ane|Cpu|Vpu|Process|System|Snapshot)[A-Z]\w+)", text):
+        assert hasattr(ag, word) or word.endswith("Get") or word in ("LibraryNotFound", "SystemMonitor"), word
+
+
+def test_readme_is_right_about_reasons_fields_and_keys():
+    text = page("README.md")
+    reasons = re.search(r"Reasons: (.*?)\. A rate", text, re.S).group(1)
+    assert set(re.findall(r"`(\w+)`", reasons)) == {v for k, v in vars(ag).items() if k.startswith("REASON_")}
+    fields = page("examples/README.md").partition("### Fields of --query-gpu")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z]\w*(?:\.\w+)+)`", fields))
+    assert named and named <= set(ag._query_table()) | set(ag._query_table(True)), named - set(ag._query_table())
+    for start, more in re.findall(r"`(apple\.[\w.]+)`((?: `\.\w+`)+)", fields):       # `apple.power.cpu` `.ane`: short for apple.power.ane
+        named |= {start.rpartition(".")[0] + end for end in re.findall(r"`(\.\w+)`", more)}
+    known = {**ag._query_table(), **ag._query_table(True)}
+    assert {name for name in named if name.startswith("apple.")} == {name for name in known if name.startswith("apple.")}
+    keys = re.findall(r"^\| (`.*?) \|", text.partition("### JSON")[2].partition("\n## ")[0], re.M)
+    patterns = [re.escape(key).replace("\\*", "\\w*").replace("<agent>", "[a-z]+").replace("_read/_write", "_(read|write)")
+                for row in keys for key in re.findall(r"`(.*?)`", row)]
+    data = json.loads(good("--json"))
+    assert not [key for key in data if not any(re.fullmatch(pattern, key) for pattern in patterns)]
+    assert all(any(re.fullmatch(pattern, key) for key in data) for pattern in patterns)
+
+
+def test_commands_of_the_readme():
+    """Each line of the command-line block is a command line that is understood; the first command shows a Mac."""
+    block = re.search(r"```\n(pyapplegpu .*?)```", page("README.md"), re.S).group(1)
+    count = 0
+    for line in block.splitlines():
+        words = re.split(r" {3,}", line)[0]
+        for alternative in words[len("pyapplegpu"):].split(" | "):
+            ag._arguments(alternative.split())
+            count += 1
+    assert count >= 16
+    for option in re.findall(r"`(--?[a-z][\w-]*)", page("README.md").partition("## Command line")[2].partition("\n## ")[0]):
+        assert option in ag._parser().format_help() or option in ag._CANNOT, option
+    first = re.search(r"^    python3 pyapplegpu\.py .*add: (--recording \S+)$", page("README.md"), re.M).group(1)
+    assert "17 / 15 / 15 %" in good(*first.replace("examples", os.path.join(HERE, "examples")).split(), recording=None)
+
+
+def test_python_of_the_readme():
+    use, vendored = re.findall(r"```python\n(.*?)```", page("README.md"), re.S)[:2]
+    child = "import os, sys; os.environ['PYAPPLEGPU_RECORDING'] = sys.argv[1]\n" + use + vendored.replace("from ._vendor ", "") + "print(limit)"
+    done = subprocess.run([sys.executable, "-c", child, path_of("m4-macos27")], cwd=HERE, stdout=subprocess.PIPE, check=True, text=True)
+    assert done.stdout.splitlines()[:2] == ["Apple M4 17 %", "430571520 of 12713115648 bytes; 3601793024 to spare"]
+    assert done.stdout.splitlines()[-1] == "12713115648"
 
 
 # ---- README's picture: the default view, drawn; `python -c "import test_pyapplegpu as t; open(t.PICTURE, 'w').write(t.picture())"` draws it anew

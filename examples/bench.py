@@ -6,7 +6,7 @@
 Everything runs on stand-ins at the C ABI (fakemac.py, fakeobjc.py), so Linux and macOS give the same counts; on a Mac the
 section "live" asks the real frameworks too. Peers are measured where they are installed, in this interpreter or in --path DIR:
 
-    pip install nvidia-ml-py mthreads-ml-py gpustat nvitop 'pyapplegpu[examples]' && pip install --no-deps metalstat
+    pip install nvidia-ml-py mthreads-ml-py gpustat nvitop '.[examples]' && pip install --no-deps metalstat
 
 Own time: what passes outside the stand-ins' functions, less what entering a Python callback costs, which no Mac pays.
 """

@@ -27,7 +27,7 @@ try:
     from rich.console import Console
     from rich.text import Text
 except ImportError:
-    sys.exit("stat.py needs rich: pip install 'pyapplegpu[examples]', or pip install rich")
+    sys.exit("stat.py needs rich: pip install rich")
 
 __all__ = ["main", "measure"]
 measure = _run.measure

@@ -25,7 +25,7 @@ import _common as c  # noqa: E402
 import _run  # noqa: E402
 from _common import ag  # noqa: E402
 
-pytest.importorskip("rich", reason="the tools need rich: pip install 'pyapplegpu[examples]'")
+pytest.importorskip("rich", reason="the tools need rich: pip install '.[examples]'")
 NAMES = sorted(name[:-5] for name in os.listdir(os.path.join(HERE, "recordings")) if name.endswith(".json"))
 
 
@@ -787,7 +787,7 @@ def test_memory_stays_flat():
 
 @pytest.fixture
 def pilot_app():
-    pytest.importorskip("textual", reason="the monitor needs textual: pip install 'pyapplegpu[examples]'")
+    pytest.importorskip("textual", reason="the monitor needs textual: pip install '.[examples]'")
 
     def run(name, work, size=(100, 40), samples=3, loop=True, **named):
         async def go():

@@ -1405,7 +1405,7 @@ def _interactive(device: ag.Device, args: argparse.Namespace, look: Look, export
         from textual.theme import BUILTIN_THEMES
         app_class = textual_app()
     except ImportError:
-        print("top.py needs textual: pip install 'pyapplegpu[examples]', or pip install textual "
+        print("top.py needs textual: pip install textual "
               "(--once works with rich alone)", file=sys.stderr)
         return 1
     known = [name for name in THEMES if name in BUILTIN_THEMES]         # they differ between versions of Textual
