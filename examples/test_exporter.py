@@ -88,6 +88,16 @@ class Server:
         finally:
             connection.close()
 
+    def begin(self, path: str = "/api/events", buffer: int | None = None) -> socket.socket:
+        """A connection that has asked, and read nothing; `buffer`: the kernel's for what it does not read."""
+        connection = socket.socket()
+        if buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        connection.settimeout(20)
+        connection.connect((self.host, self.port))
+        connection.sendall(b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
+        return connection
+
     def samples(self, path: str = "/metrics") -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         return parse(self.get(path)[2].decode())
 
@@ -451,16 +461,17 @@ def test_tls(tmp_path: Any) -> None:
 # ---- clients that misbehave, and endurance
 
 
-def closed_after(connection: socket.socket, patience: float) -> float:
-    """Seconds until the other side ended the connection."""
-    began = time.monotonic()
+def drain(connection: socket.socket, patience: float) -> tuple[float, int]:
+    """(seconds, bytes) until the other side ended the connection."""
+    began, total = time.monotonic(), 0
     connection.settimeout(patience)
     try:
-        while connection.recv(65536):
-            pass
+        while data := connection.recv(1 << 20):
+            total += len(data)
     except ConnectionError:
         pass
-    return time.monotonic() - began
+    connection.close()
+    return time.monotonic() - began, total
 
 
 def test_slow_sender_and_idle_connection() -> None:
@@ -479,36 +490,18 @@ def test_slow_sender_and_idle_connection() -> None:
         kept.sendall(b"GET")
         assert server.get("/metrics")[0] == 200
         for connection in (idle, slow, kept):
-            assert closed_after(connection, 5) < 4
-            connection.close()
+            assert drain(connection, 5)[0] < 4
 
 
 def test_a_reader_that_stops_reading() -> None:
     """Its connection is ended after --write-timeout; nobody waits for it meanwhile."""
     with serving("--write-timeout", "1s") as server:
-        stuck = []
-        for _ in range(5):
-            s = socket.socket()
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            s.connect((server.host, server.port))
-            s.sendall(b"GET /plotly.min.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            stuck.append(s)
+        stuck = [server.begin("/plotly.min.js", 4096) for _ in range(5)]
         began = time.monotonic()
         assert server.get("/metrics")[0] == 200 and time.monotonic() - began < 1
         time.sleep(2.5)
-        for s in stuck:       # what is left in the kernel's buffers, then the end; not the whole file
-            s.settimeout(5)
-            total = 0
-            try:
-                while True:
-                    data = s.recv(1 << 20)
-                    if not data:
-                        break
-                    total += len(data)
-            except ConnectionError:
-                pass
-            assert total < 4_000_000
-            s.close()
+        for connection in stuck:       # what is left in the kernel's buffers, then the end; not the whole file
+            assert drain(connection, 5)[1] < 4_000_000
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="needs a second loopback address")
@@ -527,8 +520,7 @@ def test_one_address_cannot_take_every_connection() -> None:
 
 def read_event(server: Server) -> dict[str, Any]:
     """Open an event stream, take one event, go away."""
-    with socket.create_connection((server.host, server.port), timeout=20) as s:
-        s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    with server.begin() as s:
         data = b""
         while not re.search(rb"data: .*\n\n", data):
             more = s.recv(65536)
@@ -567,8 +559,7 @@ def test_a_thousand_scrapes_and_streams() -> None:
 def test_cost_of_watching() -> None:
     """An open dashboard's event stream: share of a core (budget 1.5 %; shown, a shared machine cannot judge it)."""
     with serving("--no-dashboard") as server:
-        with socket.create_connection((server.host, server.port), timeout=20) as s:
-            s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        with server.begin():
             time.sleep(1.5)
             cpu = server.cpu()
             time.sleep(5)
@@ -579,12 +570,8 @@ def test_cost_of_watching() -> None:
 
 def test_too_many_streams_do_not_stop_scrapes() -> None:
     with serving("--no-dashboard", "--max-streams", "3") as server:
-        held = []
-        for _ in range(3):
-            s = socket.create_connection((server.host, server.port), timeout=10)
-            s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            assert b"200" in s.recv(100)
-            held.append(s)
+        held = [server.begin() for _ in range(3)]
+        assert all(b"200" in s.recv(100) for s in held)
         assert server.get("/api/events")[0] == 503 and server.get("/metrics")[0] == 200
         for s in held:
             s.close()
@@ -659,8 +646,7 @@ def test_a_mac_that_does_not_answer() -> None:
 
 def test_stop_is_prompt_with_streams_open() -> None:
     with serving("--no-dashboard") as server:
-        s = socket.create_connection((server.host, server.port), timeout=10)
-        s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        s = server.begin()
         s.recv(100)
         began = time.monotonic()
         text = server.stop(signal.SIGINT)
