@@ -31,10 +31,11 @@ import socket
 import ssl
 import sys
 import tempfile
+import threading
 import time
 from array import array
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Sequence
 
 import _common as common
@@ -490,7 +491,7 @@ class History:
 
 
 class Sampler:
-    """Takes snapshots in one thread; the event loop never waits for the Mac."""
+    """Takes snapshots in a thread, one at a time; the event loop never waits for the Mac."""
 
     FRESH = 0.25        # seconds a snapshot serves everybody: a flood of scrapes costs what one costs
     PATIENCE = 8.0      # seconds a Mac may take to answer
@@ -506,7 +507,6 @@ class Sampler:
         self.news = asyncio.Condition()
         self.event = b""
         self._task: asyncio.Task[Sampled] | None = None
-        self._thread = ThreadPoolExecutor(1, "snapshot")
         self._wake = asyncio.Event()
 
     def take(self) -> Sampled:
@@ -521,8 +521,21 @@ class Sampler:
             self._task = asyncio.create_task(self._take())
         return await asyncio.wait_for(asyncio.shield(self._task), self.PATIENCE)
 
+    def _in_thread(self) -> Future[Sampled]:
+        future: Future[Sampled] = Future()
+
+        def work() -> None:
+            future.set_running_or_notify_cancel()
+            try:
+                future.set_result(self.take())
+            except BaseException as error:      # whoever waits gets it
+                future.set_exception(error)
+        # Not an executor, whose threads are waited for at the end: a Mac that never answers must not hold up Ctrl-C.
+        threading.Thread(target=work, name="snapshot", daemon=True).start()
+        return future
+
     async def _take(self) -> Sampled:
-        sampled = await asyncio.get_running_loop().run_in_executor(self._thread, self.take)
+        sampled = await asyncio.wrap_future(self._in_thread())
         self.latest = sampled
         if sampled.snapshot is not None:
             self.history.add(sampled.snapshot)

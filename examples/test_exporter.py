@@ -644,6 +644,20 @@ def test_a_mac_that_does_not_answer() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_mac_that_never_answers_does_not_hold_up_the_end(how: int) -> None:
+    code = ("import sys, time; sys.path.insert(0, %r); import exporter; exporter.Sampler.take = lambda self: time.sleep(60); "
+            "sys.exit(exporter.main(['--no-dashboard', '--port', '0', '--recording', %r]))" % (HERE, path_of("m4pro")))
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None and process.stderr.readline().startswith("exporter: http")
+            time.sleep(0.5)
+            process.send_signal(how)
+            assert process.wait(10) in (0, -how) and "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
 def test_stop_is_prompt_with_streams_open() -> None:
     with serving("--no-dashboard") as server:
         s = server.begin()
