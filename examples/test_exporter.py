@@ -814,7 +814,7 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         browser.run("scrollTo(0, 0)")
         box = browser.run("(() => { const r = document.querySelector('#utilisation .nsewdrag').getBoundingClientRect();"
                           " return [r.x, r.y, r.width, r.height]; })()")
-        x, y = box[0] + box[2] * 0.3, box[1] + box[3] / 2
+        x, y = box[0] + box[2] * 0.45, box[1] + box[3] / 2
         browser.mouse("mouseMoved", x, y)
         browser.mouse("mousePressed", x, y, "left", 1)
         for i in range(1, 6):
@@ -824,8 +824,10 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         same = ("['utilisation', 'clock', 'power'].map((i) => document.getElementById(i).layout.xaxis.range"
                 ".map((v) => Math.round(new Date(v).getTime() / 1000)).join())")
         assert browser.until("new Set(%s).size === 1" % same)
-        assert browser.until("state.t.length > 1 && state.t[0] > unixOf(state.zoom[0]) - 1000 && "
-                             "performance.getEntriesByType('resource').some((e) => e.name.includes('until='))")
+        # and what is drawn was asked for anew: that span and a little more
+        window = "(([a, b]) => state.t.every((t) => t >= a - (b - a) / 5 && t <= b + (b - a) / 5))(state.zoom.map(unixOf))"
+        assert browser.until("performance.getEntriesByType('resource').some((e) => e.name.includes('until='))")
+        assert browser.until("state.t.length > 1 && " + window), browser.run("[state.t, state.zoom.map(unixOf)]")
         # a legend button hides its line
         button = "document.querySelector('#utilisation-card .legend [data-column=cpu_utilization_percent]')"
         browser.run(button + ".click()")

@@ -401,7 +401,7 @@ function drawStates() {
   const data = [{ type: "bar", x: named.map((x) => escape(x.name) + (tight ? " \u00b7 " : "<br>") + clock(x)), y: named.map((x) => 100 * x.ratio),
     text: named.map((x) => (x.ratio >= 0.005 ? (100 * x.ratio).toFixed(0) : "")), textposition: "outside", cliponaxis: false, textangle: 0,
     marker: { color: named.map((x) => state.colours[x.mhz === null ? "c8" : "c1"]) }, hovertemplate: "%{y:.1f} %<extra></extra>" }];
-  Plotly.react(place, data, { ...base, showlegend: false, bargap: 0.25, hovermode: "closest", dragmode: false, margin: { l: 44, r: 8, t: 16, b: tight ? 64 : 40 },
+  Plotly.react(place, data, { ...base, height: place.clientHeight, bargap: 0.25, hovermode: "closest", dragmode: false, margin: { l: 44, r: 8, t: 16, b: tight ? 64 : 40 },
     xaxis: { type: "category", tickfont: { size: 10 }, tickangle: tight ? -90 : 0, fixedrange: true, linecolor: state.colours.line },
     yaxis: { ...base.yaxis, range: [0, 112], tickvals: [0, 25, 50, 75, 100] } }, { ...CONFIG, displayModeBar: false });
 }
