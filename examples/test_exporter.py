@@ -164,6 +164,9 @@ def run(*options: str, **named: Any) -> subprocess.CompletedProcess[str]:
                           timeout=60, **named)
 
 
+PROMETHEUS = os.path.join(HERE, "prometheus")
+needs_prometheus = pytest.mark.skipif(not (shutil.which("prometheus") and shutil.which("promtool")),
+                                      reason="prometheus is not installed (Debian: apt-get install prometheus)")
 on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads memory and CPU time from /proc")
 
 # ---- figures
@@ -496,6 +499,7 @@ def test_slow_sender_and_idle_connection() -> None:
 def test_a_reader_that_stops_reading() -> None:
     """Its connection is ended after --write-timeout; nobody waits for it meanwhile."""
     with serving("--write-timeout", "1s") as server:
+        server.get("/metrics")      # the first one also opens the sources
         stuck = [server.begin("/plotly.min.js", 4096) for _ in range(5)]
         began = time.monotonic()
         assert server.get("/metrics")[0] == 200 and time.monotonic() - began < 1
@@ -669,6 +673,61 @@ def test_stop_is_prompt_with_streams_open() -> None:
         server.start()
 
 
+# ---- ten Macs under a real Prometheus: begun here, so that their counters have gone on when the last tests ask for rates
+
+HOSTS = {name: name for name in NAMES} | {"rack-9": "m5max-macos27", "rack-10": "m4pro"}
+
+
+class Rack:
+    """Exporters over the eight recordings, two twice as other hosts, and Prometheus over them."""
+
+    def __init__(self, folder: Any, stack: ExitStack) -> None:
+        self.servers = {}
+        for host, name in HOSTS.items():
+            self.servers[host] = Server("--no-dashboard", "--interval", "0", recording=name)
+            stack.callback(self.servers[host].stop)
+        for server in self.servers.values():
+            server.ready()
+        self.prometheus = Prometheus(folder, [{"targets": ["127.0.0.1:%d" % s.port], "labels": {"host": h}}
+                                              for h, s in self.servers.items()])
+        stack.callback(self.prometheus.stop)
+        assert self.prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 40), (folder / "log").read_text()[-2000:]
+        self.began = time.monotonic()
+        self.truths: dict[str, dict[str, Any]] = {}
+
+    def wait(self, seconds: float) -> None:
+        """Until it has run so long."""
+        time.sleep(max(0.0, seconds - (time.monotonic() - self.began)))
+
+    def truth(self, name: str) -> dict[str, Any]:
+        if name not in self.truths:
+            self.truths[name] = over_a_round(name)
+        return self.truths[name]
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: Any) -> Iterator[Rack]:
+    with ExitStack() as stack:
+        yield Rack(tmp_path_factory.mktemp("rack"), stack)
+
+
+@needs_prometheus
+@on_linux
+def test_rack_is_up(rack: Rack) -> None:
+    """Gauges and facts are the recordings'; what is frozen says so."""
+    by_host = rack.prometheus.by_host
+    used, limit = by_host("applegpu_memory_used_bytes"), by_host("applegpu_memory_limit_bytes")
+    chips = {labels["host"]: labels["chip"] for labels, _ in rack.prometheus.query("applegpu_info")}
+    for host, name in HOSTS.items():
+        truth = rack.truth(name)
+        assert used.get(host) in truth["used"], host
+        assert limit.get(host) == truth["limit"], host
+        assert chips[host] == truth["chip"], host
+    frozen = by_host('applegpu_metric_available{metric="%s", of="cpu", reason="frozen"}' % ENERGY)
+    assert frozen == {"m3max-macos27": 0}
+    assert "vm-macos15" not in by_host(ENERGY)
+
+
 # ---- the page
 
 
@@ -741,6 +800,12 @@ def test_page_shows_the_recording(browser: Any) -> None:
         assert browser.requests() and all(url.startswith(server.url) for url in browser.requests()), browser.requests()
         assert "Share" not in browser.run("document.body.innerHTML")        # plotly's button that sends a chart away
         assert browser.run("performance.getEntriesByName(location.href + 'plotly.min.js').length") == 1
+
+
+def test_page_has_a_sentence_for_every_reason() -> None:
+    with open(os.path.join(HERE, "dashboard", "app.js"), encoding="utf-8") as file:
+        said = re.search(r"const REASONS = \{(.*?)\};", file.read(), re.S)
+    assert said and set(re.findall(r"(\w+): \"", said.group(1))) == {v for k, v in vars(ag).items() if k.startswith("REASON_")}
 
 
 def test_page_says_why(browser: Any) -> None:
@@ -877,11 +942,6 @@ def test_names_are_text(browser: Any, tmp_path: Any) -> None:
 
 # ---- a rack under Prometheus
 
-needs_prometheus = pytest.mark.skipif(not (shutil.which("prometheus") and shutil.which("promtool")),
-                                      reason="prometheus is not installed (Debian: apt-get install prometheus)")
-PROMETHEUS = os.path.join(HERE, "prometheus")
-
-
 def promtool(*arguments: str, **named: Any) -> str:
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, cwd=PROMETHEUS, **named)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -1005,95 +1065,82 @@ def over_a_round(name: str) -> dict[str, Any]:
 
 @needs_prometheus
 @on_linux
-def test_rack(tmp_path: Any, capsys: Any) -> None:
-    """Ten exporters over the eight recordings (two twice, as other hosts) under a real Prometheus."""
-    hosts = {name: name for name in NAMES} | {"rack-9": "m5max-macos27", "rack-10": "m4pro"}
-    with ExitStack() as stack:
-        servers = {}
-        for host, name in hosts.items():
-            servers[host] = Server("--no-dashboard", "--interval", "0", recording=name)
-            stack.callback(servers[host].stop)
-        for server in servers.values():
-            server.ready()
-        prometheus = Prometheus(tmp_path, [{"targets": ["127.0.0.1:%d" % s.port], "labels": {"host": h}}
-                                           for h, s in servers.items()])
-        stack.callback(prometheus.stop)
-        assert prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 40), (tmp_path / "log").read_text()[-2000:]
-        began = time.monotonic()
-        truth = {name: over_a_round(name) for name in NAMES}
+def test_rack_counters(rack: Rack) -> None:
+    """Watts and use over 20 s (of recordings whose round is 5 to 12 s), from the hardware's counters, and the fleet's sums."""
+    query, by_host = rack.prometheus.query, rack.prometheus.by_host
+    rack.wait(24)
+    watts = by_host('host_rail:applegpu_power_watts:rate5m{rail="gpu"}')
+    active = by_host("host:applegpu_active:ratio_rate5m")
+    for host, name in HOSTS.items():
+        truth = rack.truth(name)
+        for found, wanted in ((watts.get(host), truth["watts"]), (active.get(host), truth["active"])):
+            assert (found is None) == (wanted is None), (host, found, wanted)
+            if wanted is not None:
+                assert found == pytest.approx(wanted, rel=0.3, abs=0.05), host
+    fleet = query("fleet:applegpu_power_watts:sum")[0][1]
+    assert fleet == pytest.approx(sum(v for _, v in query("host:applegpu_power_watts:rate5m")), rel=0.2)
+    assert query("fleet:applegpu_hosts:count")[0][1] == 10
+    assert len(query("fleet:applegpu_active_ratio:quantile")) == 3
+    assert by_host("host:applegpu_joules_per_gpu_second:rate5m")["m5max-macos27"] == pytest.approx(40, rel=0.2)
 
-        # gauges and facts are the recordings'
-        used = prometheus.by_host("applegpu_memory_used_bytes")
-        limit = prometheus.by_host("applegpu_memory_limit_bytes")
-        chips = {labels["host"]: labels["chip"] for labels, _ in prometheus.query("applegpu_info")}
-        for host, name in hosts.items():
-            assert used.get(host) in truth[name]["used"], host
-            assert limit.get(host) == truth[name]["limit"], host
-            assert chips[host] == truth[name]["chip"], host
-        frozen = prometheus.by_host('applegpu_metric_available{metric="%s", of="cpu", reason="frozen"}' % ENERGY)
-        assert frozen == {"m3max-macos27": 0}
-        assert "vm-macos15" not in prometheus.by_host(ENERGY)
 
-        # cost: shown, and linear in the number of hosts
-        lines, costs = [], {}
-        for count in (2, 5, 10):
-            some = list(servers.values())[:count]
-            cpu = sum(s.cpu() for s in some)
-            start = time.monotonic()
-            for _ in range(30):
-                for server in some:
-                    server.get("/metrics")
-            costs[count] = ((time.monotonic() - start) / 30, (sum(s.cpu() for s in some) - cpu) / 30)
-            lines.append("%2d hosts: a round of scrapes %.1f ms, %.1f ms of CPU (%.1f ms a host)" % (
-                count, 1e3 * costs[count][0], 1e3 * costs[count][1], 1e3 * costs[count][1] / count))
+@needs_prometheus
+@on_linux
+def test_rack_answers_grafana(rack: Rack) -> None:
+    """What the panels ask for is there, of all hosts and of the one that is selected."""
+    rack.wait(4)
+    for title, expression in panel_queries("20s", ".*"):
+        assert rack.prometheus.query(expression), (title, expression)
+    for title, expression in panel_queries("20s", "m4pro"):
+        found = rack.prometheus.query(expression)
+        assert found and {labels.get("host", "m4pro") for labels, _ in found} == {"m4pro"}, (title, expression)
 
-        # counters: watts and use over 20 s (of recordings whose round is 5 to 12 s)
-        time.sleep(max(0.0, 24 - (time.monotonic() - began)))
-        watts = prometheus.by_host('host_rail:applegpu_power_watts:rate5m{rail="gpu"}')
-        active = prometheus.by_host("host:applegpu_active:ratio_rate5m")
-        for host, name in hosts.items():
-            for found, wanted in ((watts.get(host), truth[name]["watts"]), (active.get(host), truth[name]["active"])):
-                assert (found is None) == (wanted is None), (host, found, wanted)
-                if wanted is not None:
-                    assert found == pytest.approx(wanted, rel=0.3, abs=0.05), host
-        # what Grafana's panels ask for is there, of the hosts that are selected
-        for title, expression in panel_queries("20s", ".*"):
-            assert prometheus.query(expression), (title, expression)
-        for title, expression in panel_queries("20s", "m4pro"):
-            found = prometheus.query(expression)
-            assert found and {labels.get("host", "m4pro") for labels, _ in found} == {"m4pro"}, (title, expression)
 
-        fleet = prometheus.query("fleet:applegpu_power_watts:sum")[0][1]
-        assert fleet == pytest.approx(sum(v for _, v in prometheus.query("host:applegpu_power_watts:rate5m")), rel=0.2)
-        assert prometheus.query("fleet:applegpu_hosts:count")[0][1] == 10
-        assert len(prometheus.query("fleet:applegpu_active_ratio:quantile")) == 3
-        price = prometheus.by_host("host:applegpu_joules_per_gpu_second:rate5m")
-        assert price["m5max-macos27"] == pytest.approx(40, rel=0.2)
+@needs_prometheus
+@on_linux
+def test_rack_cost(rack: Rack, capsys: Any) -> None:
+    """Scrape cost: shown, and linear in the number of hosts."""
+    lines, costs = [], {}
+    for count in (2, 5, 10):
+        some = list(rack.servers.values())[:count]
+        cpu = sum(s.cpu() for s in some)
+        start = time.monotonic()
+        for _ in range(30):
+            for server in some:
+                server.get("/metrics")
+        costs[count] = ((time.monotonic() - start) / 30, (sum(s.cpu() for s in some) - cpu) / 30)
+        lines.append("%2d hosts: a round of scrapes %.1f ms, %.1f ms of CPU (%.1f ms a host)" % (
+            count, 1e3 * costs[count][0], 1e3 * costs[count][1], 1e3 * costs[count][1] / count))
+    lines.append("Prometheus: %.1f ms a scrape, %.0f samples a host, %d series" % (
+        1e3 * rack.prometheus.query("avg(scrape_duration_seconds)")[0][1],
+        rack.prometheus.query("avg(scrape_samples_scraped)")[0][1],
+        rack.prometheus.query("count({job=\"applegpu\"})")[0][1]))
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+    assert costs[10][0] / 10 < 2.5 * costs[2][0] / 2 + 0.005
 
-        # killed and started again: down is seen, and no counter is lost
-        victim, key = "rack-9", '{host="rack-9", rail="gpu"}'
-        before = prometheus.query(ENERGY + key + " and on() vector(1)")[0][1]
-        at = time.monotonic()
-        servers[victim].options[servers[victim].options.index("--port") + 1] = str(servers[victim].port)
-        servers[victim].stop(signal.SIGKILL)
-        assert prometheus.until('up{host="rack-9"} == 0', bool, 10) and prometheus.until(
-            'ALERTS{alertname="AppleGpuExporterDown", host="rack-9"}', bool, 10)
-        servers[victim].start()
-        prometheus.until('up{host="rack-9"} == 1', bool, 10)
-        time.sleep(3)
-        after = prometheus.query(ENERGY + key)[0][1]
-        elapsed = time.monotonic() - at
-        assert after - before == pytest.approx(39.99 * elapsed, rel=0.35)
-        for counter in (ENERGY, "applegpu_active_seconds_total", "applegpu_recoveries_total"):
-            assert all(v == 0 for _, v in prometheus.query("resets(%s[5m])" % counter)), counter
-        assert prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 10)[0][1] == 10
 
-        lines.append("exporter killed and back after %.1f s: %.0f J counted, %.0f J expected" % (
+@needs_prometheus
+@on_linux
+def test_rack_loses_no_counter(rack: Rack, capsys: Any) -> None:
+    """An exporter killed and started again: down is seen, and every counter goes on."""
+    prometheus, victim, key = rack.prometheus, rack.servers["rack-9"], '{host="rack-9", rail="gpu"}'
+    rack.wait(4)
+    before = prometheus.query(ENERGY + key + " and on() vector(1)")[0][1]
+    at = time.monotonic()
+    victim.options[victim.options.index("--port") + 1] = str(victim.port)
+    victim.stop(signal.SIGKILL)
+    assert prometheus.until('up{host="rack-9"} == 0', bool, 10) and prometheus.until(
+        'ALERTS{alertname="AppleGpuExporterDown", host="rack-9"}', bool, 10)
+    victim.start()
+    prometheus.until('up{host="rack-9"} == 1', bool, 10)
+    time.sleep(3)
+    after = prometheus.query(ENERGY + key)[0][1]
+    elapsed = time.monotonic() - at
+    with capsys.disabled():
+        print("\nexporter killed and back after %.1f s: %.0f J counted, %.0f J expected" % (
             elapsed, after - before, 39.99 * elapsed))
-        duration = prometheus.query("avg(scrape_duration_seconds)")[0][1]
-        samples = prometheus.query("avg(scrape_samples_scraped)")[0][1]
-        lines.append("Prometheus: %.1f ms a scrape, %.0f samples a host, %d series" % (
-            1e3 * duration, samples, prometheus.query("count({job=\"applegpu\"})")[0][1]))
-        with capsys.disabled():
-            print("\n" + "\n".join(lines))
-        assert costs[10][0] / 10 < 2.5 * costs[2][0] / 2 + 0.005
+    assert after - before == pytest.approx(39.99 * elapsed, rel=0.35)
+    for counter in (ENERGY, "applegpu_active_seconds_total", "applegpu_recoveries_total"):
+        assert all(v == 0 for _, v in prometheus.query("resets(%s[5m])" % counter)), counter
+    assert prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 10)[0][1] == 10
