@@ -149,6 +149,13 @@ def natives(mac: Any) -> int:
     return sum(count for name, count in mac.calls.items() if ":" not in name)
 
 
+def of_kinds(mac: Any, operation: Callable[[], Any], kinds: tuple[str, ...]) -> int:
+    """Native calls of an operation whose names begin so."""
+    before = dict(mac.calls)
+    operation()
+    return sum(count - before.get(name, 0) for name, count in mac.calls.items() if name.startswith(kinds))
+
+
 class Cost:
     """Native calls, opcodes and own µs of one operation, asked after each instant of the recording."""
 
@@ -274,6 +281,7 @@ def section_readings(quick: bool) -> None:
             rows.extend(done)
 
 
+STRINGS = ("CFString", "IOReportChannelGet", "IOReportStateGetName")
 # No budget of the design, but a guard: a fifth more than the largest of these Macs took on 3.11 when this was written.
 OPCODES = {"engine utilisation + memory": 9000, "power reading": 30000, "full snapshot": 300000}
 
@@ -295,12 +303,17 @@ def section_reading(quick: bool, name: str) -> None:
                 feed = ag._library.engine.main
                 mac.advance()
                 before = natives(mac)
-                feed.subscription.sample()
+                strings = of_kinds(mac, feed.subscription.sample, STRINGS)
                 sampling, wanted = natives(mac) - before, len(feed.channels)
+            elif what.startswith("engine"):
+                mac.advance()
+                heavy = of_kinds(mac, operation, ("IOReport", "IOConnect", "IOHID", "objc_", "sel_", "MTL"))
         listed = sum(channel.group in ("Energy Model", "GPU Stats") for channel in mac.replay.channels)
         total = (natives(mac), ag.MemoryGetTotal(dev))[0]
         row(COUNT, "native calls of MemoryGetTotal, later calls", (ag.MemoryGetTotal(dev), natives(mac) - total)[1] // 2, most=2)
     theirs = metalstat_costs(data, turns, entering)
+    row(COUNT, "calls to IOReport, SMC, HID, Objective-C or Metal, engine utilisation + memory", heavy, most=0)
+    row(COUNT, "string conversions of a sample", strings, most=0)
     row(COUNT, "native calls of a sample of %d wanted channels (%d listed)" % (wanted, listed), sampling, most=10 + 4 * wanted)
     for what, cost in mine.items():
         other = theirs.get(what)
@@ -586,6 +599,144 @@ def section_tools(quick: bool) -> None:
     row(TIME, "a scrape: text of %d bytes" % len(text), min(took[1]), "ms")
 
 
+# ---- what watching costs, over the player
+
+def section_watching(quick: bool) -> None:
+    """Shares of a core at 1 Hz: the live monitor in a terminal, the exporter with one event stream."""
+    if sys.platform == "win32":
+        return
+    missing = [name for name in ("psutil", "textual", "uvicorn", "starlette") if not found(name)]
+    if missing:
+        row(TIME, "share of a core at 1 Hz", "%s %s" % (", ".join(missing), NOT_HERE))
+        return
+    import fcntl
+    import pty
+    import socket
+    import struct
+    import termios
+    record = os.path.join(RECORDINGS, "m4-macos27.json")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 42, 120, 0, 0))
+    monitor = subprocess.Popen([sys.executable, os.path.join(HERE, "top.py"), "--recording", record], stdin=theirs, stdout=theirs, stderr=theirs,
+                               env=dict(os.environ, TERM="xterm-256color"), start_new_session=True)
+    os.close(theirs)
+    server = subprocess.Popen([sys.executable, os.path.join(HERE, "exporter.py"), "--no-dashboard", "--port", "0", "--recording", record],
+                              stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        port = int(server.stderr.readline().rpartition(":")[2].rstrip("/\n"))
+        with socket.create_connection(("127.0.0.1", port)) as stream:
+            stream.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            shares = shares_of((monitor, server), (ours, stream.fileno()), *((1, 1) if quick else (5, 10)))
+    finally:
+        for process in (monitor, server):
+            process.kill()
+            process.wait()
+        os.close(ours)
+    row(TIME, "share of a core at 1 Hz: top.py, 120 x 42", shares[0], "%", most=None if quick else 3)
+    row(TIME, "share of a core at 1 Hz: exporter.py with an event stream", shares[1], "%", most=None if quick else 1.5)
+
+
+def shares_of(processes: Any, readable: tuple[int, ...], settle: float, span: float) -> list[float]:
+    """Percent of a core each process takes over `span` seconds, while what they write is read."""
+    import select
+    psutil: Any = importlib.import_module("psutil")
+
+    def used() -> list[float]:
+        return [sum(psutil.Process(process.pid).cpu_times()[:2]) for process in processes]
+
+    def reading(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for one in select.select(readable, [], [], max(0.0, end - time.monotonic()))[0]:
+                os.read(one, 1 << 16)
+    reading(settle)
+    before, began = used(), time.monotonic()
+    reading(span)
+    took = time.monotonic() - began
+    return [100 * (after - was) / took for was, after in zip(before, used())]
+
+
+RACK = """
+import asyncio, sys
+sys.path[:0] = sys.argv[1:3]
+import exporter
+async def rack():
+    args = exporter._parser().parse_args(["--recording", sys.argv[3], "--no-dashboard", "--interval", "0", "--port", "0"])
+    args.token = args.hosts = None
+    serving = []
+    for _ in range(int(sys.argv[4])):
+        sampler = exporter.Sampler(exporter.open_device(args), args)
+        listener = exporter._listen("127.0.0.1", 0)
+        serving.append(exporter._server(exporter.application(sampler, args), args, sampler).serve(sockets=[listener]))
+        print(listener.getsockname()[1], flush=True)
+    await asyncio.gather(*serving)
+asyncio.run(rack())
+"""
+
+
+def section_rack(quick: bool) -> None:
+    """1 to 100 exporters (in one process: a hundred Macs would not share two cores) under one real Prometheus."""
+    missing = [name for name in ("psutil", "uvicorn", "starlette", "prometheus_client") if not found(name)]
+    if missing or not shutil.which("prometheus"):
+        row(TIME, "exporters under one Prometheus", "%s %s" % (", ".join(missing) or "prometheus", NOT_HERE))
+        return
+    done = {count: under_prometheus(count, 2 if count > 10 else 0.5, 1 if quick else 6) for count in ((2,) if quick else (1, 10, 100))}
+    hosts = "%s exporters under one Prometheus" % ", ".join(map(str, done))
+    row(COUNT, hosts + ": samples of a scrape", " / ".join("%d" % one["samples"] for one in done.values()))
+    if not quick:
+        row(RATIO, "CPU time of the exporter for a scrape, 100 under one Prometheus / 1", done[100]["exporter"] / max(0.1, done[1]["exporter"]), "x")
+    row(TIME, hosts + ": CPU time of the exporter for a scrape", " / ".join("%.1f" % one["exporter"] for one in done.values()), "ms")
+    row(TIME, hosts + ": CPU time of Prometheus for a scrape", " / ".join("%.1f" % one["prometheus"] for one in done.values()), "ms")
+    row(TIME, hosts + ": a scrape, start to end", " / ".join("%.0f" % one["duration"] for one in done.values()), "ms")
+
+
+def under_prometheus(count: int, every: float, span: float) -> dict[str, float]:
+    """What a scrape costs each side, in ms, once all are up."""
+    import socket
+    import urllib.parse
+    import urllib.request
+    psutil: Any = importlib.import_module("psutil")
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    rack = subprocess.Popen([sys.executable, "-c", RACK, ROOT, HERE, os.path.join(RECORDINGS, "m4-macos27.json"), str(count)],
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert rack.stdout is not None
+    targets = ["127.0.0.1:" + rack.stdout.readline().strip() for _ in range(count)]
+
+    def ask(query: str) -> float:
+        try:
+            where = "http://127.0.0.1:%d/api/v1/query?query=" % port + urllib.parse.quote(query)
+            with urllib.request.urlopen(where, timeout=10) as answer:
+                return float(json.loads(answer.read())["data"]["result"][0]["value"][1])
+        except (OSError, ValueError, IndexError):
+            return 0.0
+
+    with tempfile.TemporaryDirectory() as folder:
+        with open(os.path.join(folder, "prometheus.yml"), "w") as file:
+            json.dump({"global": {"scrape_interval": "%dms" % (1000 * every), "scrape_timeout": "%dms" % (1000 * every)},
+                       "scrape_configs": [{"job_name": "rack", "static_configs": [{"targets": targets}]}]}, file)
+        keeper = subprocess.Popen(["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:%d" % port],
+                                  cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            end = time.monotonic() + 30
+            while ask("sum(up)") < count:
+                if time.monotonic() > end:
+                    raise RuntimeError("only %d of %d exporters are up" % (ask("sum(up)"), count))
+                time.sleep(0.5)
+            before = [sum(psutil.Process(process.pid).cpu_times()[:2]) for process in (rack, keeper)]
+            time.sleep(span)
+            used = [sum(psutil.Process(process.pid).cpu_times()[:2]) for process in (rack, keeper)]
+            scrapes = count * span / every
+            return {"exporter": 1e3 * (used[0] - before[0]) / scrapes, "prometheus": 1e3 * (used[1] - before[1]) / scrapes,
+                    "duration": 1e3 * ask("avg(scrape_duration_seconds)"), "samples": ask("avg(scrape_samples_scraped)")}
+        finally:
+            for process in (rack, keeper):
+                process.kill()
+                process.wait()
+
+
 # ---- Metal
 
 def section_metal(quick: bool) -> None:
@@ -613,7 +764,7 @@ def raw_send(ag: Any, receiver: Any, selector: str, result: Any, *kinds: Any) ->
 
 
 def metal_sends(ag: Any, quick: bool) -> None:
-    loops, rounds = (300, 3) if quick else (3000, 200)
+    loops, rounds = (30, 3) if quick else (300, 200)
     device, queue = ag.MetalDevice(), ag.MetalQueue()
     buffer = ag.MetalBuffer(4096)
 
@@ -637,13 +788,46 @@ def metal_sends(ag: Any, quick: bool) -> None:
         for what, most, mine, (send, pointer, selector), arguments in kinds:
             names = {"buffer": buffer, "device": device, "pair": (0, 16), "span": Range(0, 16), "send": send, "p": pointer, "s": selector}
             timers = timeit.Timer(mine, globals=names), timeit.Timer("send(p, s%s)" % arguments, globals=names)
-            pair: list[list[float]] = [[], []]
-            for _ in range(rounds):         # alternating: both meet the same neighbours
-                for taken, timer in zip(pair, timers):
-                    taken.append(timer.timeit(loops // 10) / (loops // 10) * 1e9)
+            pair = alternating(timers, loops, rounds)
             row(RATIO, "Metal send / raw ctypes call: " + what, min(pair[0]) / min(pair[1]), "x", most=most)
             row(TIME, "Metal send: " + what, min(pair[0]), "ns", "raw ctypes", min(pair[1]))
     del queue
+
+
+def metal_launch(ag: Any, kernel: Any, buffers: Any, queue: Any, quick: bool) -> None:
+    """One dispatch written to an open encoder by the library's own launch path, and by five ready ctypes sends."""
+    work = ag.MetalBegin(queue)
+    ag.MetalEncodeDispatch(work, kernel, 64, *buffers)
+
+    class Size(ctypes.Structure):
+        _fields_ = [("width", ctypes.c_uint64), ("height", ctypes.c_uint64), ("depth", ctypes.c_uint64)]
+    with ag.MetalPool():
+        commands = queue.commandBuffer()
+        encoder = commands.computeCommandEncoder()
+        word, index = ctypes.c_void_p, ctypes.c_uint64
+        pipe, place, key = raw_send(ag, encoder, "setComputePipelineState:", None, word)
+        bind, _, bind_key = raw_send(ag, encoder, "setBuffer:offset:atIndex:", None, word, index, index)
+        launch, _, launch_key = raw_send(ag, encoder, "dispatchThreads:threadsPerThreadgroup:", None, Size, Size)
+        first, second, third = (buffer._pointer for buffer in buffers)
+        names = {"encode": ag._encode_dispatch, "operation": work.operations[0], "place": place, "pipe": pipe, "key": key, "kernel": kernel._pointer,
+                 "bind": bind, "bind_key": bind_key, "a": first, "b": second, "c": third, "launch": launch, "launch_key": launch_key,
+                 "grid": Size(64, 1, 1), "group": Size(64, 1, 1)}
+        timers = (timeit.Timer("encode(place, operation)", globals=names), timeit.Timer(
+            "pipe(place, key, kernel); bind(place, bind_key, a, 0, 0); bind(place, bind_key, b, 0, 1); bind(place, bind_key, c, 0, 2); "
+            "launch(place, launch_key, grid, group)", globals=names))
+        pair = alternating(timers, 30, 3 if quick else 100)
+        encoder.endEncoding()
+    row(RATIO, "Metal launch path / raw ctypes calls: a dispatch of 5 sends", min(pair[0]) / min(pair[1]), "x", most=1.3)
+    row(TIME, "Metal launch path: a dispatch of 5 sends", min(pair[0]), "ns", "raw ctypes", min(pair[1]))
+
+
+def alternating(timers: Any, loops: int, rounds: int) -> list[list[float]]:
+    """ns a turn of each timer, round by round: all meet the same neighbours."""
+    took: list[list[float]] = [[] for _ in timers]
+    for _ in range(rounds):
+        for taken, timer in zip(took, timers):
+            taken.append(timer.timeit(loops) / loops * 1e9)
+    return took
 
 
 ADD = """#include <metal_stdlib>
@@ -672,6 +856,7 @@ def metal_dispatch(ag: Any, fake: Any, quick: bool) -> None:
     if fake:
         row(COUNT, "sends to encode and commit one compute dispatch", sent, most=12)
     row(TIME, "encode and commit one compute dispatch", min(took), "µs")
+    metal_launch(ag, kernel, (a, b, c), queue, quick)
 
 
 # ---- growth
@@ -802,7 +987,8 @@ def section_live(quick: bool) -> None:
 
 SECTIONS: dict[str, Callable[..., Any]] = {
     "import": section_import, "memory": section_memory, "readings": section_readings, "smc": section_smc, "poll": section_poll,
-    "nvml": section_nvml, "loop": section_loop, "tools": section_tools, "metal": section_metal, "growth": section_growth, "live": section_live}
+    "nvml": section_nvml, "loop": section_loop, "tools": section_tools, "watching": section_watching, "rack": section_rack, "metal": section_metal,
+    "growth": section_growth, "live": section_live}
 
 
 def again_raw(section: str, quick: bool) -> list[str]:
@@ -858,7 +1044,11 @@ def table() -> Iterator[str]:
 
 
 def machine() -> str:
-    return "%d-core %s %s, Python %s" % (os.cpu_count() or 0, platform.system(), platform.machine(), platform.python_version())
+    system = "%s %s" % (platform.system(), platform.machine())
+    if sys.platform == "darwin":
+        chip = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        system = "%s, macOS %s" % (chip.stdout.strip(), platform.mac_ver()[0])
+    return "%d-core %s, Python %s" % (os.cpu_count() or 0, system, platform.python_version())
 
 
 def main() -> int:

@@ -28,14 +28,15 @@ import plistlib
 import re
 import signal
 import socket
+import ssl
 import sys
 import tempfile
+import threading
 import time
 from array import array
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Sequence
-from urllib.parse import parse_qs
 
 import _common as common
 from _common import ag, source_name     # type: ignore[attr-defined]    # found beside this folder where not installed
@@ -55,8 +56,9 @@ class Metric(NamedTuple):
     series: tuple[tuple[str, str, float], ...]
 
 
-def _one(field: str, factor: float = 1.0) -> tuple[tuple[str, str, float], ...]:
-    return (("", field, factor),)
+def _plain(name: str, kind: str, text: str, field: str, factor: float = 1.0) -> Metric:
+    """A metric of one series, without a label."""
+    return Metric(name, kind, text, "", (("", field, factor),))
 
 
 _MILLI, _MEGA, _PERCENT = 0.001, 1e6, 0.01
@@ -64,22 +66,19 @@ METRICS = (
     Metric("applegpu_utilization_ratio", "gauge",
            "The driver's own instantaneous utilisation [registry PerformanceStatistics]",
            "kind", tuple((k, "gpu_%s_percent" % k, _PERCENT) for k in ("device", "renderer", "tiler"))),
-    Metric("applegpu_active_ratio", "gauge",
+    _plain("applegpu_active_ratio", "gauge",
            "Share of the interval the GPU was not idle, what powermetrics prints [ioreport GPU Stats]",
-           "", _one("gpu_active_ratio")),
-    Metric("applegpu_scaled_ratio", "gauge",
-           "Active share weighted by clock / highest clock [ioreport GPU Stats]",
-           "", _one("gpu_scaled_ratio")),
-    Metric("applegpu_active_seconds", "counter",
+           "gpu_active_ratio"),
+    _plain("applegpu_scaled_ratio", "gauge",
+           "Active share weighted by clock / highest clock [ioreport GPU Stats]", "gpu_scaled_ratio"),
+    _plain("applegpu_active_seconds", "counter",
            "Time the GPU was not idle since its driver started: rate() is the utilisation over any window "
            "[ioreport GPU Stats]",
-           "", _one("gpu_active_total_s")),
-    Metric("applegpu_frequency_hertz", "gauge",
-           "Mean clock while active, as requested by the driver [ioreport GPU Stats]",
-           "", _one("gpu_clock_mhz", _MEGA)),
-    Metric("applegpu_frequency_max_hertz", "gauge",
-           "Highest clock of the chip's table [registry]",
-           "", _one("gpu_max_clock_mhz", _MEGA)),
+           "gpu_active_total_s"),
+    _plain("applegpu_frequency_hertz", "gauge",
+           "Mean clock while active, as requested by the driver [ioreport GPU Stats]", "gpu_clock_mhz", _MEGA),
+    _plain("applegpu_frequency_max_hertz", "gauge",
+           "Highest clock of the chip's table [registry]", "gpu_max_clock_mhz", _MEGA),
     Metric("applegpu_energy_joules", "counter",
            "Energy as the hardware counts it; rate() is watts [ioreport Energy Model]",
            "rail", (("gpu", "gpu_energy_mj", _MILLI), ("cpu", "cpu_energy_mj", _MILLI),
@@ -90,94 +89,66 @@ METRICS = (
                ("cpu", "cpu_power_mw", _MILLI), ("ane", "ane_power_mw", _MILLI),
                ("dram", "memory_power_mw", _MILLI), ("encode", "encode_power_mw", _MILLI),
                ("decode", "decode_power_mw", _MILLI))),
-    Metric("applegpu_package_power_watts", "gauge",
-           "CPU + GPU + ANE, all three or none [ioreport Energy Model]",
-           "", _one("package_power_mw", _MILLI)),
-    Metric("applegpu_system_power_watts", "gauge",
-           "The whole machine [smc PSTR]",
-           "", _one("system_power_mw", _MILLI)),
-    Metric("applegpu_power_limit_watts", "gauge",
-           "Cap on the GPU's power, where one is set [registry MaxGPUAbsolutePower]",
-           "", _one("gpu_power_limit_mw", _MILLI)),
+    _plain("applegpu_package_power_watts", "gauge",
+           "CPU + GPU + ANE, all three or none [ioreport Energy Model]", "package_power_mw", _MILLI),
+    _plain("applegpu_system_power_watts", "gauge", "The whole machine [smc PSTR]", "system_power_mw", _MILLI),
+    _plain("applegpu_power_limit_watts", "gauge",
+           "Cap on the GPU's power, where one is set [registry MaxGPUAbsolutePower]", "gpu_power_limit_mw", _MILLI),
     Metric("applegpu_temperature_celsius", "gauge",
            "Mean or highest of the die's plausible sensors [smc, hid]",
            "sensor", (("gpu_mean", "gpu_temperature_celsius", 1), ("gpu_max", "gpu_temperature_max_celsius", 1),
                ("cpu_mean", "cpu_temperature_celsius", 1))),
-    Metric("applegpu_thermal_pressure_level", "gauge",
-           "0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping [notify]",
-           "", _one("thermal_pressure_level")),
-    Metric("applegpu_throttle_ratio", "gauge",
+    _plain("applegpu_thermal_pressure_level", "gauge",
+           "0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping [notify]", "thermal_pressure_level"),
+    _plain("applegpu_throttle_ratio", "gauge",
            "Share of the interval thermal management held the clock down [ioreport GPU_CLTM]",
-           "", _one("gpu_throttle.cltm_ratio")),
-    Metric("applegpu_power_budget_ratio", "gauge",
-           "Power granted of the GPU's maximum [ioreport GPU_PPM]",
-           "", _one("gpu_throttle.ppm_percent", _PERCENT)),
-    Metric("applegpu_recoveries", "counter",
-           "Times the driver restarted a hung GPU [registry recoveryCount]",
-           "", _one("gpu_recovery_count")),
-    Metric("applegpu_memory_used_bytes", "gauge",
-           "GPU memory in use by every process [registry In use system memory]",
-           "", _one("memory_used_bytes")),
-    Metric("applegpu_memory_allocated_bytes", "gauge",
-           "GPU memory allocated by every process [registry Alloc system memory]",
-           "", _one("memory_allocated_bytes")),
-    Metric("applegpu_memory_headroom_bytes", "gauge",
+           "gpu_throttle.cltm_ratio"),
+    _plain("applegpu_power_budget_ratio", "gauge",
+           "Power granted of the GPU's maximum [ioreport GPU_PPM]", "gpu_throttle.ppm_percent", _PERCENT),
+    _plain("applegpu_recoveries", "counter",
+           "Times the driver restarted a hung GPU [registry recoveryCount]", "gpu_recovery_count"),
+    _plain("applegpu_memory_used_bytes", "gauge",
+           "GPU memory in use by every process [registry In use system memory]", "memory_used_bytes"),
+    _plain("applegpu_memory_allocated_bytes", "gauge",
+           "GPU memory allocated by every process [registry Alloc system memory]", "memory_allocated_bytes"),
+    _plain("applegpu_memory_headroom_bytes", "gauge",
            "What the GPU may still take: the smaller of free RAM and limit - used [registry, mach]",
-           "", _one("memory_headroom_bytes")),
-    Metric("applegpu_memory_read_bytes_per_second", "gauge",
-           "DRAM bytes read [ioreport AMC Stats or PMP]",
-           "", _one("memory_read.bytes_per_s")),
-    Metric("applegpu_memory_write_bytes_per_second", "gauge",
-           "DRAM bytes written [ioreport AMC Stats or PMP]",
-           "", _one("memory_write.bytes_per_s")),
-    Metric("applegpu_memory_read_bytes", "counter",
-           "DRAM bytes read since start, where the chip counts bytes [ioreport AMC Stats]",
-           "", _one("memory_read_total_bytes")),
-    Metric("applegpu_memory_write_bytes", "counter",
-           "DRAM bytes written since start, where the chip counts bytes [ioreport AMC Stats]",
-           "", _one("memory_write_total_bytes")),
+           "memory_headroom_bytes"),
+    _plain("applegpu_memory_read_bytes_per_second", "gauge",
+           "DRAM bytes read [ioreport AMC Stats or PMP]", "memory_read.bytes_per_s"),
+    _plain("applegpu_memory_write_bytes_per_second", "gauge",
+           "DRAM bytes written [ioreport AMC Stats or PMP]", "memory_write.bytes_per_s"),
+    _plain("applegpu_memory_read_bytes", "counter",
+           "DRAM bytes read since start, where the chip counts bytes [ioreport AMC Stats]", "memory_read_total_bytes"),
+    _plain("applegpu_memory_write_bytes", "counter",
+           "DRAM bytes written since start, where the chip counts bytes [ioreport AMC Stats]", "memory_write_total_bytes"),
     Metric("applegpu_memory_agent_read_bytes_per_second", "gauge",
            "DRAM bytes read by one part of the chip [ioreport AMC Stats or PMP]",
            "agent", tuple((a, "memory_%s_read.bytes_per_s" % a, 1) for a in ag.AGENTS)),
     Metric("applegpu_memory_agent_write_bytes_per_second", "gauge",
            "DRAM bytes written by one part of the chip [ioreport AMC Stats or PMP]",
            "agent", tuple((a, "memory_%s_write.bytes_per_s" % a, 1) for a in ag.AGENTS)),
-    Metric("applegpu_memory_bandwidth_limit_bytes_per_second", "gauge",
-           "What Apple sells the chip with [table]",
-           "", _one("memory_max_bytes_per_s")),
+    _plain("applegpu_memory_bandwidth_limit_bytes_per_second", "gauge",
+           "What Apple sells the chip with [table]", "memory_max_bytes_per_s"),
     Metric("applegpu_media_bytes_per_second", "gauge",
            "DRAM traffic of a video engine [ioreport]",
            "engine", tuple((e, "%s_bandwidth.bytes_per_s" % e, 1) for e in ag.ENGINES)),
-    Metric("applegpu_ane_power_state", "gauge",
-           "The Neural Engine driver's power state [registry H11ANEIn]",
-           "", _one("ane_power_state")),
-    Metric("applegpu_cpu_total_utilization_ratio", "gauge",
-           "All CPU cores, scheduler ticks [mach]",
-           "", _one("cpu_utilization_percent", _PERCENT)),
-    Metric("applegpu_ram_total_bytes", "gauge",
-           "Main memory [sysctl hw.memsize]",
-           "", _one("system_memory.total_bytes")),
-    Metric("applegpu_ram_used_bytes", "gauge",
-           "App + wired + compressed, as Activity Monitor [mach vm_statistics64]",
-           "", _one("system_memory.used_bytes")),
-    Metric("applegpu_ram_available_bytes", "gauge",
-           "Total - used [mach vm_statistics64]",
-           "", _one("system_memory.available_bytes")),
-    Metric("applegpu_ram_wired_bytes", "gauge",
-           "Wired pages [mach vm_statistics64]",
-           "", _one("system_memory.wired_bytes")),
-    Metric("applegpu_ram_compressed_bytes", "gauge",
-           "Held by the compressor [mach vm_statistics64]",
-           "", _one("system_memory.compressed_bytes")),
-    Metric("applegpu_swap_used_bytes", "gauge",
-           "Swap in use [sysctl vm.swapusage]",
-           "", _one("system_swap.used_bytes")),
-    Metric("applegpu_swap_total_bytes", "gauge",
-           "Swap files [sysctl vm.swapusage]",
-           "", _one("system_swap.total_bytes")),
-    Metric("applegpu_battery_ratio", "gauge",
-           "Charge [registry AppleSmartBattery]",
-           "", _one("system_power_source.battery_percent", _PERCENT)),
+    _plain("applegpu_ane_power_state", "gauge",
+           "The Neural Engine driver's power state [registry H11ANEIn]", "ane_power_state"),
+    _plain("applegpu_cpu_total_utilization_ratio", "gauge",
+           "All CPU cores, scheduler ticks [mach]", "cpu_utilization_percent", _PERCENT),
+    _plain("applegpu_ram_total_bytes", "gauge", "Main memory [sysctl hw.memsize]", "system_memory.total_bytes"),
+    _plain("applegpu_ram_used_bytes", "gauge",
+           "App + wired + compressed, as Activity Monitor [mach vm_statistics64]", "system_memory.used_bytes"),
+    _plain("applegpu_ram_available_bytes", "gauge",
+           "Total - used [mach vm_statistics64]", "system_memory.available_bytes"),
+    _plain("applegpu_ram_wired_bytes", "gauge", "Wired pages [mach vm_statistics64]", "system_memory.wired_bytes"),
+    _plain("applegpu_ram_compressed_bytes", "gauge",
+           "Held by the compressor [mach vm_statistics64]", "system_memory.compressed_bytes"),
+    _plain("applegpu_swap_used_bytes", "gauge", "Swap in use [sysctl vm.swapusage]", "system_swap.used_bytes"),
+    _plain("applegpu_swap_total_bytes", "gauge", "Swap files [sysctl vm.swapusage]", "system_swap.total_bytes"),
+    _plain("applegpu_battery_ratio", "gauge",
+           "Charge [registry AppleSmartBattery]", "system_power_source.battery_percent", _PERCENT),
 )
 # Names whose series are not known beforehand, for the documentation and the tests: (name, kind, labels, help).
 DYNAMIC = (
@@ -282,6 +253,22 @@ class Sampled(NamedTuple):
     error: str
     seconds: float
     taken: float        # time.monotonic()
+
+
+def take(device: ag.Device, parts: Sequence[str], facts: dict[str, str], timeout: float = 0.1) -> Sampled:
+    """One snapshot; the first that succeeds fills `facts` too."""
+    began = time.monotonic()
+    try:
+        snapshot = ag.DeviceGetSnapshot(device, parts, timeout=timeout)
+        facts.update(facts or facts_of(device, snapshot))
+        return Sampled(snapshot, "", time.monotonic() - began, began)
+    except ag.AppleGPUError as error:
+        return Sampled(None, str(error), time.monotonic() - began, began)
+
+
+def parts_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """What a snapshot has to hold: processes only when asked for."""
+    return tuple(p for p in ag.PARTS if p != "processes" or args.processes)
 
 
 def families(sampled: Sampled, facts: dict[str, str], host_label: str | None = None, processes: bool = False,
@@ -475,16 +462,17 @@ class History:
         else:
             spans.append([t, t, why])
 
-    def answer(self, seconds: float, points: int = 600) -> dict[str, Any]:
-        """Columns over the last seconds, at most about `points` rows, a row of nulls where nobody measured."""
-        which = 0 if seconds <= self.tiers[0][0] * self.tiers[0][1] else 1
+    def answer(self, seconds: float, points: int = 600, until: float = math.inf) -> dict[str, Any]:
+        """Columns over the seconds before `until`, at most about `points` rows, a row of nulls where nobody measured."""
+        until = min(until, self.last)
+        which = 0 if self.last - until + seconds <= self.tiers[0][0] * self.tiers[0][1] else 1
         step, times, rings = self.tiers[which][0], self.times[which], self.rings[which]
-        rows = sorted((t, i) for i, t in enumerate(times) if self.last - seconds <= t <= self.last)
+        rows = sorted((t, i) for i, t in enumerate(times) if until - seconds <= t <= until)
         stride = max(1, -(-len(rows) // max(1, points)))
         places = self._with_breaks(rows[::-1][::stride][::-1], 3.5 * step * stride)
         columns = {c: [None if i is None or math.isnan(ring[i]) else ring[i] for _, i in places]
                    for c, ring in rings.items()}
-        gaps = {c: [g for g in spans if g[1] >= self.last - seconds] for c, spans in self.gaps.items()}
+        gaps = {c: [g for g in spans if until - seconds <= g[1] and g[0] <= until] for c, spans in self.gaps.items()}
         return {"time_unix_s": [round(t, 3) for t, _ in places], "step_s": step * stride, "columns": columns,
                 "gaps": {c: g for c, g in gaps.items() if g}}
 
@@ -503,14 +491,13 @@ class History:
 
 
 class Sampler:
-    """Takes snapshots in one thread; the event loop never waits for the Mac."""
+    """Takes snapshots in a thread, one at a time; the event loop never waits for the Mac."""
 
     FRESH = 0.25        # seconds a snapshot serves everybody: a flood of scrapes costs what one costs
     PATIENCE = 8.0      # seconds a Mac may take to answer
 
     def __init__(self, device: ag.Device, args: argparse.Namespace) -> None:
-        self.device, self.processes = device, args.processes
-        self.parts = tuple(p for p in ag.PARTS if p != "processes" or args.processes)
+        self.device, self.parts = device, parts_of(args)
         self.live, self.idle = args.live, args.interval
         self.history = History()
         self.history._idle = 2.5 * max(self.live, self.idle or 10)
@@ -520,19 +507,11 @@ class Sampler:
         self.news = asyncio.Condition()
         self.event = b""
         self._task: asyncio.Task[Sampled] | None = None
-        self._thread = ThreadPoolExecutor(1, "snapshot")
         self._wake = asyncio.Event()
 
     def take(self) -> Sampled:
         """In the thread."""
-        began = time.monotonic()
-        try:
-            snapshot = ag.DeviceGetSnapshot(self.device, self.parts)
-            if not self.facts:
-                self.facts = facts_of(self.device, snapshot)
-            return Sampled(snapshot, "", time.monotonic() - began, began)
-        except ag.AppleGPUError as error:
-            return Sampled(None, str(error), time.monotonic() - began, began)
+        return take(self.device, self.parts, self.facts)
 
     async def get(self) -> Sampled:
         """A snapshot taken now, or up to FRESH seconds ago; raises TimeoutError when the Mac does not answer."""
@@ -542,8 +521,21 @@ class Sampler:
             self._task = asyncio.create_task(self._take())
         return await asyncio.wait_for(asyncio.shield(self._task), self.PATIENCE)
 
+    def _in_thread(self) -> Future[Sampled]:
+        future: Future[Sampled] = Future()
+
+        def work() -> None:
+            future.set_running_or_notify_cancel()
+            try:
+                future.set_result(self.take())
+            except BaseException as error:      # whoever waits gets it
+                future.set_exception(error)
+        # Not an executor, whose threads are waited for at the end: a Mac that never answers must not hold up Ctrl-C.
+        threading.Thread(target=work, name="snapshot", daemon=True).start()
+        return future
+
     async def _take(self) -> Sampled:
-        sampled = await asyncio.get_running_loop().run_in_executor(self._thread, self.take)
+        sampled = await asyncio.wrap_future(self._in_thread())
         self.latest = sampled
         if sampled.snapshot is not None:
             self.history.add(sampled.snapshot)
@@ -713,7 +705,7 @@ class EventStream:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import PlainTextResponse
         if scope["method"] != "GET":
-            return await PlainTextResponse("GET only\n", 405)(scope, receive, send)
+            return await PlainTextResponse("GET only\n", 405, {"allow": "GET"})(scope, receive, send)
         if self.sampler.watchers >= self.most:
             return await PlainTextResponse("too many event streams\n", 503, {"retry-after": "5"})(scope, receive, send)
         with self.sampler.watching():
@@ -768,14 +760,15 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
         return Response(sampler.event_json(sampled), 200 if sampled.snapshot else 503, no_store, "application/json")
 
     async def history(request: Request) -> Response:
-        query = parse_qs(request.url.query)
+        asked = request.query_params
         try:
-            seconds, points = float(query.get("seconds", ["300"])[0]), int(query.get("points", ["600"])[0])
+            seconds, points = float(asked.get("seconds", 300)), int(asked.get("points", 600))
+            until = float(asked.get("until", "inf"))
         except ValueError:
-            seconds, points = -1.0, 0
-        if not (0 < seconds <= 1e6 and 0 < points <= 5000):
-            return PlainTextResponse("seconds and points must be positive numbers\n", 400)
-        return JSONResponse(sampler.history.answer(seconds, points), headers=no_store)
+            seconds, points, until = -1.0, 0, 0.0
+        if not (0 < seconds <= 1e6 and 0 < points <= 5000 and until > 0):
+            return PlainTextResponse("seconds, points and until must be positive numbers\n", 400)
+        return JSONResponse(sampler.history.answer(seconds, points, until), headers=no_store)
 
     async def health(request: Request) -> Response:
         try:
@@ -929,20 +922,18 @@ def write_textfile(path: str, text: bytes) -> None:
 
 def _run_once(device: ag.Device, args: argparse.Namespace) -> int:
     """--once and --textfile: no server. The first text already has the rates."""
-    parts = tuple(p for p in ag.PARTS if p != "processes" or args.processes)
     facts: dict[str, str] = {}
     while True:
-        began = time.monotonic()
-        snapshot = ag.DeviceGetSnapshot(device, parts, timeout=2.5)
-        facts = facts or facts_of(device, snapshot)
-        sampled = Sampled(snapshot, "", time.monotonic() - began, began)
+        sampled = take(device, parts_of(args), facts, timeout=2.5)
         text, _ = render(families(sampled, facts, args.host_label, args.processes, args.triton_names))
         if args.textfile:
             write_textfile(args.textfile, text)
         else:
             sys.stdout.write(text.decode())
+        if sampled.error:
+            print("exporter: %s" % sampled.error, file=sys.stderr, flush=True)
         if args.once:
-            return 0
+            return int(sampled.snapshot is None)
         time.sleep(args.interval or 10)
 
 
@@ -974,17 +965,8 @@ def metric_table() -> str:
 
 
 def _span(text: str) -> float:
-    """Seconds: "10", "0.5s", "500ms", "2m"; 0 is allowed."""
-    for unit, factor in (("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)):
-        if text.endswith(unit):
-            try:
-                value = float(text[:len(text) - len(unit)]) * factor
-            except ValueError:
-                break
-            if 0 <= value < 1e6:
-                return value
-            break
-    raise argparse.ArgumentTypeError("%r is not a time such as 10, 500ms, 0.5s or 2m" % text)
+    """Seconds, as everywhere in the tools, but 0 is allowed."""
+    return 0.0 if text.strip() in ("0", "0s") else common.seconds(text)
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -1034,6 +1016,11 @@ def _complete(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
     for path in (args.tls_cert, args.tls_key, args.token_file, args.recording):
         if path and not os.path.isfile(path):
             parser.error("no such file: %s" % path)
+    if args.tls_cert:
+        try:        # a password would be asked for on a terminal that a service has not
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(args.tls_cert, args.tls_key, password="")
+        except (OSError, ValueError) as error:
+            parser.error("--tls-cert and --tls-key are not a certificate with its unencrypted key: %s" % error)
     if not args.live:
         parser.error("--live must be longer than 0")
     args.token = os.environ.get("APPLEGPU_TOKEN") or None

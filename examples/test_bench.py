@@ -25,6 +25,10 @@ def test_every_section_ran(table: dict[str, Any]) -> None:
     assert [one["ours"] for one in table["rows"] if str(one["ours"]).startswith("failed")] == []
     assert {one["kind"] for one in table["rows"]} == {"counts", "ratios", "times"}
     assert table["machine"] and table["date"]
+    said = " ".join(one["what"] for one in table["rows"])
+    for part in ("import", "memory over a bare", "opcodes of nvmlDevice", "share of a core at 1 Hz", "under one Prometheus", "Metal",
+                 "process list"):
+        assert part in said
 
 
 def test_counts_keep_their_budgets(table: dict[str, Any]) -> None:
@@ -32,7 +36,7 @@ def test_counts_keep_their_budgets(table: dict[str, Any]) -> None:
     assert [one for one in counts if not one["met"]] == []
     said = " ".join(one["what"] for one in counts)
     for part in ("engine utilisation", "wanted channels", "first GPU temperature", "GPU and CPU temperature", "six getters", "first MemoryGetTotal",
-                 "97 to 1,500", "full snapshot"):
+                 "97 to 1,500", "full snapshot", "string conversions of a sample", "IOReport, SMC, HID, Objective-C or Metal"):
         assert part in said
 
 

@@ -57,11 +57,18 @@ class Server:
         if recording:
             self.options += ["--recording", recording if os.path.sep in recording else path_of(recording)]
         self.env = {**os.environ, **(env or {})}
-        self.start()
+        self.launch()
 
     def start(self) -> None:
+        self.launch()
+        self.ready()
+
+    def launch(self) -> None:
         self.process = subprocess.Popen([sys.executable, os.path.join(HERE, "exporter.py"), *self.options], text=True,
                                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self.env)
+
+    def ready(self) -> None:
+        """It listens, and says where."""
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
         found = re.match(r"exporter: (https?)://\[?([^\]]+?)\]?:(\d+)/$", line)
@@ -80,6 +87,16 @@ class Server:
             return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
         finally:
             connection.close()
+
+    def begin(self, path: str = "/api/events", buffer: int | None = None) -> socket.socket:
+        """A connection that has asked, and read nothing; `buffer`: the kernel's for what it does not read."""
+        connection = socket.socket()
+        if buffer:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        connection.settimeout(20)
+        connection.connect((self.host, self.port))
+        connection.sendall(b"GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path.encode())
+        return connection
 
     def samples(self, path: str = "/metrics") -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
         return parse(self.get(path)[2].decode())
@@ -111,10 +128,18 @@ class Server:
 def serving(*options: str, **named: Any) -> Iterator[Server]:
     server = Server(*options, **named)
     try:
+        server.ready()
         yield server
     finally:
         text = server.stop()
     assert "Traceback" not in text, text
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Server]:
+    """One exporter for the tests that only read."""
+    with serving("--no-dashboard") as server:
+        yield server
 
 
 def parse(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -139,6 +164,9 @@ def run(*options: str, **named: Any) -> subprocess.CompletedProcess[str]:
                           timeout=60, **named)
 
 
+PROMETHEUS = os.path.join(HERE, "prometheus")
+needs_prometheus = pytest.mark.skipif(not (shutil.which("prometheus") and shutil.which("promtool")),
+                                      reason="prometheus is not installed (Debian: apt-get install prometheus)")
 on_linux = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads memory and CPU time from /proc")
 
 # ---- figures
@@ -206,7 +234,7 @@ def test_names_follow_the_conventions() -> None:
     assert "| `applegpu_energy_joules_total` | counter |" in exporter.metric_table()
 
 
-def test_processes_only_on_request() -> None:
+def test_processes_only_on_request(plain: Server) -> None:
     _, without = scrape_of("m5max-macos27")
     assert not [n for n, _ in without if "process" in n and n != "applegpu_metric_available"]
     _, samples = scrape_of("m5max-macos27", processes=True)
@@ -214,9 +242,8 @@ def test_processes_only_on_request() -> None:
     assert samples["applegpu_process_gpu_seconds_total", mine] == pytest.approx(7.79)
     assert samples["applegpu_process_memory_bytes", mine] == 36507222016
     assert ("applegpu_process_memory_bytes", others) not in samples     # another user's
-    with serving("--no-dashboard") as server:
-        for path in ("/metrics", "/api/snapshot", "/api/history?seconds=60"):
-            assert b"WindowServer" not in server.get(path)[2], path
+    for path in ("/metrics", "/api/snapshot", "/api/history?seconds=60"):
+        assert b"WindowServer" not in plain.get(path)[2], path
 
 
 def test_host_label_and_triton_names() -> None:
@@ -236,10 +263,9 @@ def test_a_lost_gpu_is_down_not_zero() -> None:
         ("applegpu_up", ()): 0, ("applegpu_scrape_duration_seconds", ()): 0.1}
 
 
-def test_openmetrics() -> None:
+def test_openmetrics(plain: Server) -> None:
     from prometheus_client.openmetrics.parser import text_string_to_metric_families
-    with serving("--no-dashboard", "--processes") as server:
-        status, headers, body = server.get("/metrics", {"Accept": "application/openmetrics-text; version=1.0.0"})
+    status, headers, body = plain.get("/metrics", {"Accept": "application/openmetrics-text; version=1.0.0"})
     assert status == 200 and headers["content-type"].startswith("application/openmetrics-text")
     found = {f.name: f for f in text_string_to_metric_families(body.decode())}
     assert found["applegpu_energy_joules"].type == "counter" and body.endswith(b"# EOF\n")
@@ -287,6 +313,10 @@ def test_history_gaps() -> None:
     assert len(times) == 13 and all(a < b for a, b in zip(times, times[1:]))
     assert answer["columns"]["memory_used_bytes"][-2] is None      # the break
     assert history.answer(600, points=4)["time_unix_s"][-1] == times[-1]
+    window = history.answer(3, until=times[7])
+    assert window["time_unix_s"] == [t for t in times if times[7] - 3 <= t <= times[7]] and len(window["time_unix_s"]) > 2
+    assert "gpu_power_mw" in answer["gaps"] and "gpu_power_mw" not in window["gaps"] and window["gaps"]["cpu_power_mw"]
+    assert history.answer(3, until=times[0] - 1)["time_unix_s"] == []
     coarse = history.answer(86400)
     assert coarse["step_s"] == 10 and coarse["time_unix_s"][-1] == times[-1]
 
@@ -298,7 +328,9 @@ def test_history_gaps() -> None:
     (["--port", "65536"], "'65536' is not a number"), (["--port", "-1"], "expected one argument|not a number"),
     (["--nonsense"], "unrecognized"), (["--speed", "fast"], "invalid float"),
     (["--interval", "soon"], "is not a time"), (["--live", "0"], "longer than 0"),
-    (["--tls-cert", __file__], "go together"), (["--recording", "/nonexistent.json"], "no such file"),
+    (["--tls-cert", __file__], "go together"),
+    (["--tls-cert", __file__, "--tls-key", __file__], "not a certificate with its unencrypted key"),
+    (["--recording", "/nonexistent.json"], "no such file"),
     (["--token-file", "/nonexistent"], "no such file"), (["--token-file", os.devnull], "no such file|is empty"),
     (["--max-streams", "many"], "is not a number")])
 def test_bad_options(options: list[str], sentence: str) -> None:
@@ -320,19 +352,18 @@ def test_no_mac_is_a_sentence() -> None:
     assert done.returncode == 1 and "Apple" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_port_in_use_and_bad_host() -> None:
-    with serving("--no-dashboard") as server:
-        done = run("--no-dashboard", "--port", str(server.port), "--recording", path_of("m4pro"))
-        assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
-        assert server.get("/healthz")[0] == 200
+def test_port_in_use_and_bad_host(plain: Server) -> None:
+    done = run("--no-dashboard", "--port", str(plain.port), "--recording", path_of("m4pro"))
+    assert done.returncode == 1 and "in use" in done.stderr and "Traceback" not in done.stderr
+    assert plain.get("/healthz")[0] == 200
     done = run("--no-dashboard", "--host", "192.0.2.1", "--recording", path_of("m4pro"))
     assert done.returncode == 1 and "cannot listen" in done.stderr
 
 
-def test_two_exporters_on_one_machine() -> None:
+def test_two_exporters_on_one_machine(plain: Server) -> None:
     """The same Mac by two exporters: both answer, and agree on its counters."""
-    with serving("--no-dashboard") as one, serving("--no-dashboard") as two:
-        a, b, c = one.samples(), two.samples(), one.samples()
+    with serving("--no-dashboard") as other:
+        a, b, c = plain.samples(), other.samples(), plain.samples()
         key = (ENERGY, (("rail", "gpu"),))
         assert a[key] <= b[key] <= c[key] + 40 * 1.1 and b[key] > 91354
 
@@ -369,7 +400,11 @@ def test_pages_and_headers() -> None:
         assert server.get("/plotly.min.js", {"If-None-Match": tag})[0] == 304
         assert server.get("/api/snapshot", {"Host": "evil.example"})[0] == 421       # DNS rebinding
         assert server.get("/../exporter.py")[0] == 404 and server.get("/api/history?seconds=x")[0] == 400
-        assert server.get("/metrics", method="POST")[0] == 405 and server.get("/api/events", method="POST")[0] == 405
+        for wrong in ("seconds=nan", "seconds=0", "points=0", "points=1e3", "until=-1", "until=nan"):
+            assert server.get("/api/history?" + wrong)[0] == 400, wrong
+        for path in ("/metrics", "/api/events", "/"):
+            status, headers, _ = server.get(path, method="POST")
+            assert status == 405 and "GET" in headers["allow"], path
         snapshot = json.loads(server.get("/api/snapshot")[2])
         assert snapshot["schema"] == 1 and snapshot["source"] == "recording m5max-macos27"
         assert snapshot["processes"] is None and snapshot["reasons"]["processes"] == "not_asked"
@@ -387,6 +422,19 @@ def test_textfile_and_once(tmp_path: Any) -> None:
     assert parse(done.stdout).keys() == samples.keys()
     done = run("--once", "--textfile", str(tmp_path / "no" / "such.prom"), "--recording", path_of("m4pro"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_textfile_of_a_lost_gpu_says_down(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
+    """A file that stays as it was would say that all is well: what is written is that the GPU is down, and why is said."""
+    target = tmp_path / "applegpu.prom"
+
+    def lost(*_: Any, **__: Any) -> Any:
+        raise ag.AppleGPUError_GpuIsLost(detail="no accelerator answers")
+    assert exporter.main(["--once", "--textfile", str(target), "--recording", path_of("m4pro")]) == 0
+    monkeypatch.setattr(ag, "DeviceGetSnapshot", lost)
+    assert exporter.main(["--once", "--textfile", str(target), "--recording", path_of("m4pro")]) == 1
+    assert {name for name, _ in parse(target.read_text())} == {"applegpu_up", "applegpu_scrape_duration_seconds"}
+    assert parse(target.read_text())["applegpu_up", ()] == 0 and "accelerator" in capsys.readouterr().err
 
 
 def test_launchd_plist() -> None:
@@ -416,16 +464,17 @@ def test_tls(tmp_path: Any) -> None:
 # ---- clients that misbehave, and endurance
 
 
-def closed_after(connection: socket.socket, patience: float) -> float:
-    """Seconds until the other side ended the connection."""
-    began = time.monotonic()
+def drain(connection: socket.socket, patience: float) -> tuple[float, int]:
+    """(seconds, bytes) until the other side ended the connection."""
+    began, total = time.monotonic(), 0
     connection.settimeout(patience)
     try:
-        while connection.recv(65536):
-            pass
+        while data := connection.recv(1 << 20):
+            total += len(data)
     except ConnectionError:
         pass
-    return time.monotonic() - began
+    connection.close()
+    return time.monotonic() - began, total
 
 
 def test_slow_sender_and_idle_connection() -> None:
@@ -444,36 +493,19 @@ def test_slow_sender_and_idle_connection() -> None:
         kept.sendall(b"GET")
         assert server.get("/metrics")[0] == 200
         for connection in (idle, slow, kept):
-            assert closed_after(connection, 5) < 4
-            connection.close()
+            assert drain(connection, 5)[0] < 4
 
 
 def test_a_reader_that_stops_reading() -> None:
     """Its connection is ended after --write-timeout; nobody waits for it meanwhile."""
     with serving("--write-timeout", "1s") as server:
-        stuck = []
-        for _ in range(5):
-            s = socket.socket()
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            s.connect((server.host, server.port))
-            s.sendall(b"GET /plotly.min.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            stuck.append(s)
+        server.get("/metrics")      # the first one also opens the sources
+        stuck = [server.begin("/plotly.min.js", 4096) for _ in range(5)]
         began = time.monotonic()
         assert server.get("/metrics")[0] == 200 and time.monotonic() - began < 1
         time.sleep(2.5)
-        for s in stuck:       # what is left in the kernel's buffers, then the end; not the whole file
-            s.settimeout(5)
-            total = 0
-            try:
-                while True:
-                    data = s.recv(1 << 20)
-                    if not data:
-                        break
-                    total += len(data)
-            except ConnectionError:
-                pass
-            assert total < 4_000_000
-            s.close()
+        for connection in stuck:       # what is left in the kernel's buffers, then the end; not the whole file
+            assert drain(connection, 5)[1] < 4_000_000
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="needs a second loopback address")
@@ -492,8 +524,7 @@ def test_one_address_cannot_take_every_connection() -> None:
 
 def read_event(server: Server) -> dict[str, Any]:
     """Open an event stream, take one event, go away."""
-    with socket.create_connection((server.host, server.port), timeout=20) as s:
-        s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    with server.begin() as s:
         data = b""
         while not re.search(rb"data: .*\n\n", data):
             more = s.recv(65536)
@@ -532,24 +563,19 @@ def test_a_thousand_scrapes_and_streams() -> None:
 def test_cost_of_watching() -> None:
     """An open dashboard's event stream: share of a core (budget 1.5 %; shown, a shared machine cannot judge it)."""
     with serving("--no-dashboard") as server:
-        with socket.create_connection((server.host, server.port), timeout=20) as s:
-            s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            time.sleep(2)
+        with server.begin():
+            time.sleep(1.5)
             cpu = server.cpu()
-            time.sleep(8)
-            share = (server.cpu() - cpu) / 8
+            time.sleep(5)
+            share = (server.cpu() - cpu) / 5
     print("exporter with one event stream at 1 Hz: %.2f %% of a core" % (100 * share))
     assert share < 0.08
 
 
 def test_too_many_streams_do_not_stop_scrapes() -> None:
     with serving("--no-dashboard", "--max-streams", "3") as server:
-        held = []
-        for _ in range(3):
-            s = socket.create_connection((server.host, server.port), timeout=10)
-            s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            assert b"200" in s.recv(100)
-            held.append(s)
+        held = [server.begin() for _ in range(3)]
+        assert all(b"200" in s.recv(100) for s in held)
         assert server.get("/api/events")[0] == 503 and server.get("/metrics")[0] == 200
         for s in held:
             s.close()
@@ -622,16 +648,84 @@ def test_a_mac_that_does_not_answer() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_mac_that_never_answers_does_not_hold_up_the_end(how: int) -> None:
+    code = ("import sys, time; sys.path.insert(0, %r); import exporter; exporter.Sampler.take = lambda self: time.sleep(60); "
+            "sys.exit(exporter.main(['--no-dashboard', '--port', '0', '--recording', %r]))" % (HERE, path_of("m4pro")))
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None and process.stderr.readline().startswith("exporter: http")
+            time.sleep(0.5)
+            process.send_signal(how)
+            assert process.wait(10) in (0, -how) and "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
 def test_stop_is_prompt_with_streams_open() -> None:
     with serving("--no-dashboard") as server:
-        s = socket.create_connection((server.host, server.port), timeout=10)
-        s.sendall(b"GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        s = server.begin()
         s.recv(100)
         began = time.monotonic()
         text = server.stop(signal.SIGINT)
         assert time.monotonic() - began < 5 and "Traceback" not in text
         s.close()
         server.start()
+
+
+# ---- ten Macs under a real Prometheus: begun here, so that their counters have gone on when the last tests ask for rates
+
+HOSTS = {name: name for name in NAMES} | {"rack-9": "m5max-macos27", "rack-10": "m4pro"}
+
+
+class Rack:
+    """Exporters over the eight recordings, two twice as other hosts, and Prometheus over them."""
+
+    def __init__(self, folder: Any, stack: ExitStack) -> None:
+        self.servers = {}
+        for host, name in HOSTS.items():
+            self.servers[host] = Server("--no-dashboard", "--interval", "0", recording=name)
+            stack.callback(self.servers[host].stop)
+        for server in self.servers.values():
+            server.ready()
+        self.prometheus = Prometheus(folder, [{"targets": ["127.0.0.1:%d" % s.port], "labels": {"host": h}}
+                                              for h, s in self.servers.items()])
+        stack.callback(self.prometheus.stop)
+        assert self.prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 40), (folder / "log").read_text()[-2000:]
+        self.began = time.monotonic()
+        self.truths: dict[str, dict[str, Any]] = {}
+
+    def wait(self, seconds: float) -> None:
+        """Until it has run so long."""
+        time.sleep(max(0.0, seconds - (time.monotonic() - self.began)))
+
+    def truth(self, name: str) -> dict[str, Any]:
+        if name not in self.truths:
+            self.truths[name] = over_a_round(name)
+        return self.truths[name]
+
+
+@pytest.fixture(scope="module")
+def rack(tmp_path_factory: Any) -> Iterator[Rack]:
+    with ExitStack() as stack:
+        yield Rack(tmp_path_factory.mktemp("rack"), stack)
+
+
+@needs_prometheus
+@on_linux
+def test_rack_is_up(rack: Rack) -> None:
+    """Gauges and facts are the recordings'; what is frozen says so."""
+    by_host = rack.prometheus.by_host
+    used, limit = by_host("applegpu_memory_used_bytes"), by_host("applegpu_memory_limit_bytes")
+    chips = {labels["host"]: labels["chip"] for labels, _ in rack.prometheus.query("applegpu_info")}
+    for host, name in HOSTS.items():
+        truth = rack.truth(name)
+        assert used.get(host) in truth["used"], host
+        assert limit.get(host) == truth["limit"], host
+        assert chips[host] == truth["chip"], host
+    frozen = by_host('applegpu_metric_available{metric="%s", of="cpu", reason="frozen"}' % ENERGY)
+    assert frozen == {"m3max-macos27": 0}
+    assert "vm-macos15" not in by_host(ENERGY)
 
 
 # ---- the page
@@ -648,15 +742,22 @@ def browser() -> Iterator[Any]:
 
 
 UPDATES = "Number(document.documentElement.dataset.updates || 0)"
+FAST = ("--interval", "1", "--live", "500ms", "--speed", "2")       # a recorded second in half of one
 
 
 def look(browser: Any, server: Server, updates: int = 3) -> None:
-    browser.open("about:blank")     # the page of an earlier test still calls its server, which is gone
+    browser.open("about:blank")     # the last page must not ask its ended exporter once more
     browser.events.clear()
     browser.size(1360, 900)
     browser.scheme("light")
     browser.open(server.url)
     assert browser.until("%s >= %d" % (UPDATES, updates)), browser.troubles()
+
+
+def further(browser: Any, updates: int) -> None:
+    """Wait for so many more live updates."""
+    count = browser.run(UPDATES)
+    assert browser.until("%s >= %d" % (UPDATES, count + updates), 4 * updates)
 
 
 def tile(browser: Any, field: str) -> str:
@@ -675,7 +776,7 @@ def possible(name: str, field: str) -> set[Any]:
 
 
 def test_page_shows_the_recording(browser: Any) -> None:
-    with serving("--processes", "--interval", "1") as server:
+    with serving("--processes", *FAST) as server:
         look(browser, server)
         assert browser.run("document.querySelector('h1').textContent") == "Apple M5 Max, 40 GPU cores"
         assert "recording m5max-macos27" in browser.run("document.getElementById('about').textContent")
@@ -692,9 +793,8 @@ def test_page_shows_the_recording(browser: Any) -> None:
         row = browser.run("document.querySelector('#processes tbody tr').innerText.split('\\t')")
         assert row[:2] == ["python3.13", "4100"] and row[4] == "34.0 GB"
         # live
-        count, points = browser.run(UPDATES), browser.run("document.getElementById('clock').data[0].x.length")
-        browser.wait(4)
-        assert browser.run(UPDATES) >= count + 3
+        points = browser.run("document.getElementById('clock').data[0].x.length")
+        further(browser, 3)
         assert browser.run("document.getElementById('clock').data[0].x.length") > points
         assert browser.troubles() == []
         assert browser.requests() and all(url.startswith(server.url) for url in browser.requests()), browser.requests()
@@ -702,18 +802,28 @@ def test_page_shows_the_recording(browser: Any) -> None:
         assert browser.run("performance.getEntriesByName(location.href + 'plotly.min.js').length") == 1
 
 
+def test_page_has_a_sentence_for_every_reason() -> None:
+    with open(os.path.join(HERE, "dashboard", "app.js"), encoding="utf-8") as file:
+        said = re.search(r"const REASONS = \{(.*?)\};", file.read(), re.S)
+    assert said and set(re.findall(r"(\w+): \"", said.group(1))) == {v for k, v in vars(ag).items() if k.startswith("REASON_")}
+
+
 def test_page_says_why(browser: Any) -> None:
     """A frozen rail: no trace, a reason under the chart and in the table; nothing is drawn as 0."""
-    with serving("--interval", "1", recording="m3max-macos27") as server:
+    with serving(*FAST, recording="m3max-macos27") as server:
         look(browser, server)
         assert "frozen" in browser.run("document.querySelector('#power-card .note').textContent")
         assert "CPU" not in browser.run("document.getElementById('power').data.map((d) => d.name)")
-        assert "frozen" in browser.run("document.getElementById('missing').textContent")
+        missing = browser.run("[...document.querySelectorAll('#missing tbody tr')].map((r) => r.innerText)")
+        assert [row for row in missing if row.startswith("cpu_power_mw, cpu_energy_mj, package_power_mw") and "frozen" in row]
         assert "--processes" in browser.run("document.getElementById('processes').textContent")
         assert browser.run("document.getElementById('agents-card').hidden")
-    with serving("--interval", "1", recording="vm-macos15") as server:
+    with serving(*FAST, recording="vm-macos15") as server:
         look(browser, server)
         assert tile(browser, "gpu_power_mw") == "\u2013"
+        hidden = "[...document.querySelectorAll('.chart')].filter((c) => c.hidden).map((c) => c.id).join()"
+        assert browser.run(hidden) == "clock,states,power,bandwidth,agents,thermal,throttle"     # no axes without a figure
+        assert "virtual machine" in browser.run("document.querySelector('#clock-card .note').textContent")
         assert "virtual machine" in browser.run("document.querySelector('[data-field=gpu_power_mw] .more').textContent")
         assert browser.troubles() == []
 
@@ -727,7 +837,7 @@ def test_page_gaps(browser: Any, tmp_path: Any) -> None:
             channel["rows"][3:6] = [None] * 3
     target = tmp_path / "gaps.json"
     target.write_text(json.dumps(data))
-    with serving("--interval", "1", recording=str(target)) as server:
+    with serving(*FAST, recording=str(target)) as server:
         look(browser, server, 16)       # two rounds of 7 s
         page = "document.getElementById('%s')"
         clock = browser.run(page % "clock" + ".data[0].y")
@@ -759,7 +869,7 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         assert browser.run(live) == "false"
         held, shown = browser.run("state.zoom.join()"), "document.getElementById('memory').layout.xaxis.range.join()"
         assert browser.until("%s === '%s'" % (shown, held))
-        browser.wait(2.5)
+        further(browser, 2)
         assert browser.run(shown) == held
         browser.key("Escape", number=27)
         assert browser.until(live + " === 'true'")
@@ -769,7 +879,7 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         browser.run("scrollTo(0, 0)")
         box = browser.run("(() => { const r = document.querySelector('#utilisation .nsewdrag').getBoundingClientRect();"
                           " return [r.x, r.y, r.width, r.height]; })()")
-        x, y = box[0] + box[2] * 0.3, box[1] + box[3] / 2
+        x, y = box[0] + box[2] * 0.45, box[1] + box[3] / 2
         browser.mouse("mouseMoved", x, y)
         browser.mouse("mousePressed", x, y, "left", 1)
         for i in range(1, 6):
@@ -779,6 +889,10 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         same = ("['utilisation', 'clock', 'power'].map((i) => document.getElementById(i).layout.xaxis.range"
                 ".map((v) => Math.round(new Date(v).getTime() / 1000)).join())")
         assert browser.until("new Set(%s).size === 1" % same)
+        # and what is drawn was asked for anew: that span and a little more
+        window = "(([a, b]) => state.t.every((t) => t >= a - (b - a) / 5 && t <= b + (b - a) / 5))(state.zoom.map(unixOf))"
+        assert browser.until("performance.getEntriesByType('resource').some((e) => e.name.includes('until='))")
+        assert browser.until("state.t.length > 1 && " + window), browser.run("[state.t, state.zoom.map(unixOf)]")
         # a legend button hides its line
         button = "document.querySelector('#utilisation-card .legend [data-column=cpu_utilization_percent]')"
         browser.run(button + ".click()")
@@ -787,16 +901,16 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         browser.run("document.getElementById('utilisation').focus()")
         browser.key("Escape", number=27)
         assert browser.until(live + " === 'true'")
-        browser.wait(1)
+        further(browser, 2)
         browser.mouse("mouseMoved", box[0] + box[2] * 0.97, y)
-        browser.wait(2.5)      # live values go on coming; the label stays
+        further(browser, 3)      # live values go on coming; the label stays
         browser.mouse("mouseMoved", box[0] + box[2] * 0.96, y)
         assert browser.until("document.querySelector('#utilisation .hoverlayer').textContent.includes('GPU active')")
         assert browser.troubles() == []
 
 
 def test_page_widths_and_themes(browser: Any) -> None:
-    with serving("--interval", "1") as server:
+    with serving(*FAST) as server:
         look(browser, server)
         background = "getComputedStyle(document.body).backgroundColor"
         light = browser.run(background)
@@ -817,7 +931,7 @@ def test_names_are_text(browser: Any, tmp_path: Any) -> None:
     text = text.replace("python3.13", "<img src=x>").replace('["s","Apple M5 Max"]', '["s","<b onclick=x>M5</b>"]')
     target = tmp_path / "names.json"
     target.write_text(text)
-    with serving("--processes", "--interval", "1", recording=str(target)) as server:
+    with serving("--processes", *FAST, recording=str(target)) as server:
         look(browser, server)
         assert browser.run("document.querySelector('#processes tbody td').textContent") == "<img src=x>"
         assert browser.run("document.querySelector('h1').textContent").startswith("<b onclick=x>M5</b>")
@@ -827,11 +941,6 @@ def test_names_are_text(browser: Any, tmp_path: Any) -> None:
 
 
 # ---- a rack under Prometheus
-
-needs_prometheus = pytest.mark.skipif(not (shutil.which("prometheus") and shutil.which("promtool")),
-                                      reason="prometheus is not installed (Debian: apt-get install prometheus)")
-PROMETHEUS = os.path.join(HERE, "prometheus")
-
 
 def promtool(*arguments: str, **named: Any) -> str:
     done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60, cwd=PROMETHEUS, **named)
@@ -873,6 +982,14 @@ def test_rules_and_grafana_name_what_there_is() -> None:
     assert [v["name"] for v in dashboard["templating"]["list"]] == ["datasource", "host"]
     assert all('host=~"$host"' in t["expr"] for p in dashboard["panels"] for t in p["targets"])
     assert len({p["id"] for p in dashboard["panels"]}) == len(dashboard["panels"])
+
+
+def panel_queries(interval: str, host: str) -> list[tuple[str, str]]:
+    """(title, expression) of every panel of the Grafana dashboard, its variables filled in."""
+    with open(os.path.join(PROMETHEUS, "grafana-dashboard.json")) as file:
+        panels = json.load(file)["panels"]
+    return [(panel["title"], target["expr"].replace("$__rate_interval", interval).replace("$host", host))
+            for panel in panels for target in panel["targets"]]
 
 
 def free_port() -> int:
@@ -948,85 +1065,82 @@ def over_a_round(name: str) -> dict[str, Any]:
 
 @needs_prometheus
 @on_linux
-def test_rack(tmp_path: Any, capsys: Any) -> None:
-    """Ten exporters over the eight recordings (two twice, as other hosts) under a real Prometheus."""
-    hosts = {name: name for name in NAMES} | {"rack-9": "m5max-macos27", "rack-10": "m4pro"}
-    with ExitStack() as stack:
-        servers = {}
-        for host, name in hosts.items():
-            servers[host] = Server("--no-dashboard", "--interval", "0", recording=name)
-            stack.callback(servers[host].stop)
-        prometheus = Prometheus(tmp_path, [{"targets": ["127.0.0.1:%d" % s.port], "labels": {"host": h}}
-                                           for h, s in servers.items()])
-        stack.callback(prometheus.stop)
-        assert prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 40), (tmp_path / "log").read_text()[-2000:]
-        began = time.monotonic()
-        truth = {name: over_a_round(name) for name in NAMES}
+def test_rack_counters(rack: Rack) -> None:
+    """Watts and use over 20 s (of recordings whose round is 5 to 12 s), from the hardware's counters, and the fleet's sums."""
+    query, by_host = rack.prometheus.query, rack.prometheus.by_host
+    rack.wait(24)
+    watts = by_host('host_rail:applegpu_power_watts:rate5m{rail="gpu"}')
+    active = by_host("host:applegpu_active:ratio_rate5m")
+    for host, name in HOSTS.items():
+        truth = rack.truth(name)
+        for found, wanted in ((watts.get(host), truth["watts"]), (active.get(host), truth["active"])):
+            assert (found is None) == (wanted is None), (host, found, wanted)
+            if wanted is not None:
+                assert found == pytest.approx(wanted, rel=0.3, abs=0.05), host
+    fleet = query("fleet:applegpu_power_watts:sum")[0][1]
+    assert fleet == pytest.approx(sum(v for _, v in query("host:applegpu_power_watts:rate5m")), rel=0.2)
+    assert query("fleet:applegpu_hosts:count")[0][1] == 10
+    assert len(query("fleet:applegpu_active_ratio:quantile")) == 3
+    assert by_host("host:applegpu_joules_per_gpu_second:rate5m")["m5max-macos27"] == pytest.approx(40, rel=0.2)
 
-        # gauges and facts are the recordings'
-        used = prometheus.by_host("applegpu_memory_used_bytes")
-        limit = prometheus.by_host("applegpu_memory_limit_bytes")
-        chips = {labels["host"]: labels["chip"] for labels, _ in prometheus.query("applegpu_info")}
-        for host, name in hosts.items():
-            assert used.get(host) in truth[name]["used"], host
-            assert limit.get(host) == truth[name]["limit"], host
-            assert chips[host] == truth[name]["chip"], host
-        frozen = prometheus.by_host('applegpu_metric_available{metric="%s", of="cpu", reason="frozen"}' % ENERGY)
-        assert frozen == {"m3max-macos27": 0}
-        assert "vm-macos15" not in prometheus.by_host(ENERGY)
 
-        # counters: watts and use over 20 s (of recordings whose round is 5 to 12 s)
-        time.sleep(max(0.0, 24 - (time.monotonic() - began)))
-        watts = prometheus.by_host('host_rail:applegpu_power_watts:rate5m{rail="gpu"}')
-        active = prometheus.by_host("host:applegpu_active:ratio_rate5m")
-        for host, name in hosts.items():
-            for found, wanted in ((watts.get(host), truth[name]["watts"]), (active.get(host), truth[name]["active"])):
-                assert (found is None) == (wanted is None), (host, found, wanted)
-                if wanted is not None:
-                    assert found == pytest.approx(wanted, rel=0.3, abs=0.05), host
-        fleet = prometheus.query("fleet:applegpu_power_watts:sum")[0][1]
-        assert fleet == pytest.approx(sum(v for _, v in prometheus.query("host:applegpu_power_watts:rate5m")), rel=0.2)
-        assert prometheus.query("fleet:applegpu_hosts:count")[0][1] == 10
-        assert len(prometheus.query("fleet:applegpu_active_ratio:quantile")) == 3
-        price = prometheus.by_host("host:applegpu_joules_per_gpu_second:rate5m")
-        assert price["m5max-macos27"] == pytest.approx(40, rel=0.2)
+@needs_prometheus
+@on_linux
+def test_rack_answers_grafana(rack: Rack) -> None:
+    """What the panels ask for is there, of all hosts and of the one that is selected."""
+    rack.wait(4)
+    for title, expression in panel_queries("20s", ".*"):
+        assert rack.prometheus.query(expression), (title, expression)
+    for title, expression in panel_queries("20s", "m4pro"):
+        found = rack.prometheus.query(expression)
+        assert found and {labels.get("host", "m4pro") for labels, _ in found} == {"m4pro"}, (title, expression)
 
-        # killed and started again: down is seen, and no counter is lost
-        victim, key = "rack-9", '{host="rack-9", rail="gpu"}'
-        before = prometheus.query(ENERGY + key + " and on() vector(1)")[0][1]
-        at = time.monotonic()
-        servers[victim].options[servers[victim].options.index("--port") + 1] = str(servers[victim].port)
-        servers[victim].stop(signal.SIGKILL)
-        assert prometheus.until('up{host="rack-9"} == 0', bool, 10) and prometheus.until(
-            'ALERTS{alertname="AppleGpuExporterDown", host="rack-9"}', bool, 10)
-        servers[victim].start()
-        prometheus.until('up{host="rack-9"} == 1', bool, 10)
-        time.sleep(3)
-        after = prometheus.query(ENERGY + key)[0][1]
-        elapsed = time.monotonic() - at
-        assert after - before == pytest.approx(39.99 * elapsed, rel=0.35)
-        for counter in (ENERGY, "applegpu_active_seconds_total", "applegpu_recoveries_total"):
-            assert all(v == 0 for _, v in prometheus.query("resets(%s[5m])" % counter)), counter
-        assert prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 10)[0][1] == 10
 
-        # cost: shown, and linear in the number of hosts
-        lines = ["exporter killed and back after %.1f s: %.0f J counted, %.0f J expected" % (
-            elapsed, after - before, 39.99 * elapsed)]
-        costs = {}
-        for count in (2, 5, 10):
-            some = list(servers.values())[:count]
-            cpu = sum(s.cpu() for s in some)
-            start = time.monotonic()
-            for _ in range(30):
-                for server in some:
-                    server.get("/metrics")
-            costs[count] = ((time.monotonic() - start) / 30, (sum(s.cpu() for s in some) - cpu) / 30)
-            lines.append("%2d hosts: a round of scrapes %.1f ms, %.1f ms of CPU (%.1f ms a host)" % (
-                count, 1e3 * costs[count][0], 1e3 * costs[count][1], 1e3 * costs[count][1] / count))
-        duration = prometheus.query("avg(scrape_duration_seconds)")[0][1]
-        samples = prometheus.query("avg(scrape_samples_scraped)")[0][1]
-        lines.append("Prometheus: %.1f ms a scrape, %.0f samples a host, %d series" % (
-            1e3 * duration, samples, prometheus.query("count({job=\"applegpu\"})")[0][1]))
-        with capsys.disabled():
-            print("\n" + "\n".join(lines))
-        assert costs[10][0] / 10 < 2.5 * costs[2][0] / 2 + 0.005
+@needs_prometheus
+@on_linux
+def test_rack_cost(rack: Rack, capsys: Any) -> None:
+    """Scrape cost: shown, and linear in the number of hosts."""
+    lines, costs = [], {}
+    for count in (2, 5, 10):
+        some = list(rack.servers.values())[:count]
+        cpu = sum(s.cpu() for s in some)
+        start = time.monotonic()
+        for _ in range(30):
+            for server in some:
+                server.get("/metrics")
+        costs[count] = ((time.monotonic() - start) / 30, (sum(s.cpu() for s in some) - cpu) / 30)
+        lines.append("%2d hosts: a round of scrapes %.1f ms, %.1f ms of CPU (%.1f ms a host)" % (
+            count, 1e3 * costs[count][0], 1e3 * costs[count][1], 1e3 * costs[count][1] / count))
+    lines.append("Prometheus: %.1f ms a scrape, %.0f samples a host, %d series" % (
+        1e3 * rack.prometheus.query("avg(scrape_duration_seconds)")[0][1],
+        rack.prometheus.query("avg(scrape_samples_scraped)")[0][1],
+        rack.prometheus.query("count({job=\"applegpu\"})")[0][1]))
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+    assert costs[10][0] / 10 < 2.5 * costs[2][0] / 2 + 0.005
+
+
+@needs_prometheus
+@on_linux
+def test_rack_loses_no_counter(rack: Rack, capsys: Any) -> None:
+    """An exporter killed and started again: down is seen, and every counter goes on."""
+    prometheus, victim, key = rack.prometheus, rack.servers["rack-9"], '{host="rack-9", rail="gpu"}'
+    rack.wait(4)
+    before = prometheus.query(ENERGY + key + " and on() vector(1)")[0][1]
+    at = time.monotonic()
+    victim.options[victim.options.index("--port") + 1] = str(victim.port)
+    victim.stop(signal.SIGKILL)
+    assert prometheus.until('up{host="rack-9"} == 0', bool, 10) and prometheus.until(
+        'ALERTS{alertname="AppleGpuExporterDown", host="rack-9"}', bool, 10)
+    victim.start()
+    prometheus.until('up{host="rack-9"} == 1', bool, 10)
+    time.sleep(3)
+    after = prometheus.query(ENERGY + key)[0][1]
+    elapsed = time.monotonic() - at
+    with capsys.disabled():
+        print("\nexporter killed and back after %.1f s: %.0f J counted, %.0f J expected" % (
+            elapsed, after - before, 39.99 * elapsed))
+    assert after - before == pytest.approx(39.99 * elapsed, rel=0.35)
+    for counter in (ENERGY, "applegpu_active_seconds_total", "applegpu_recoveries_total"):
+        assert all(v == 0 for _, v in prometheus.query("resets(%s[5m])" % counter)), counter
+    assert prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 10)[0][1] == 10

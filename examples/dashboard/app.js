@@ -10,6 +10,7 @@ const REASONS = {
   absent: "not in this sample", source_failed: "the system call failed", recording: "not in the recording", no_limit: "no cap is set",
   not_asked: "not asked for", forked_child: "forked child",
 };
+const PASSING = ["gpu_asleep", "cpu_asleep", "first", "slept", "reset", "slow", "stale", "absent"];       // may be there in a moment
 const AGENTS = ["gpu", "cpu", "ane", "media", "display", "io"];
 const K = { percent: 1, ratio: 100, mw: 1e-3, bytes: 1 / 2 ** 30, rate: 1e-9, mhz: 1, celsius: 1 };
 
@@ -46,7 +47,7 @@ const COLUMNS = [...new Set(CHARTS.flatMap((c) => [...(c.stack || []), ...c.line
 const PRESSURE = ["nominal", "moderate", "heavy", "trapping", "sleeping"];
 
 const $ = (id) => document.getElementById(id);
-const state = { seconds: 300, zoom: null, paused: false, t: [], columns: {}, gaps: {}, latest: null, colours: {}, drawing: false, step: 1, hidden: new Set() };
+const state = { seconds: 300, zoom: null, paused: false, t: [], columns: {}, gaps: {}, latest: null, colours: {}, drawing: false, step: 1, asked: 0, hidden: new Set() };
 
 function element(tag, text, className) {
   const e = document.createElement(tag);
@@ -56,6 +57,7 @@ function element(tag, text, className) {
 }
 const escape = (text) => String(text).replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" }[c]));
 const local = (t) => t * 1000 - new Date(t * 1000).getTimezoneOffset() * 60000;      // plotly shows numbers as UTC
+const unixOf = (shown) => (shown + new Date(shown).getTimezoneOffset() * 60000) / 1000;
 const why = (reason) => REASONS[reason] || reason || "not available";
 
 // ---- figures of a snapshot
@@ -131,7 +133,7 @@ function table(id, head, rows, caption) {
   thead.append(tr);
   for (const row of rows) {
     const line = element("tr");
-    row.forEach((text) => line.append(element("td", text)));
+    for (const cell of row) line.append(cell instanceof Node ? cell : element("td", cell));
     tbody.append(line);
   }
   const parts = [thead, tbody];
@@ -139,21 +141,24 @@ function table(id, head, rows, caption) {
   $(id).replaceChildren(...(rows.length ? parts : [element("caption", caption || "nothing")]));
 }
 function drawTables(s) {
-  const cell = (c, field, text) => (c[field] === null ? why((c.reasons || {})[field]) : text(c[field]));
+  const cell = (c, field, text) => (c[field] === null ? element("td", why((c.reasons || {})[field]), "why") : text(c[field]));
   table("cpu", ["group", "kind", "cores", "use", "clock", "power"], (s.cpu_clusters || []).map((c) => [
-    c.name, c.core_type, cell(c, "cores", String), cell(c, "utilization_percent", (v) => v + " %"),
+    c.name || "all", c.core_type || "\u2013", cell(c, "cores", String), cell(c, "utilization_percent", (v) => v + " %"),
     cell(c, "clock_mhz", (v) => v + " MHz"), cell(c, "power_mw", (v) => wattText(v).join(" "))]),
   s.cpu_clusters ? "" : why(reasonOf(s, "cpu_clusters")));
   const asked = s.parts.includes("processes");
   table("processes", ["name", "pid", "GPU", "GPU time", "memory"], (s.processes || []).slice(0, 25).map((p) => [
     p.name, String(p.pid), p.gpu_percent === null ? "\u2013" : p.gpu_percent.toFixed(0) + " %",
-    timeText(p.gpu_time_ns / 1e9), p.footprint_bytes === null ? "another user's" : sizeText(p.footprint_bytes) + " GB"]),
+    timeText(p.gpu_time_ns / 1e9), p.footprint_bytes === null ? element("td", "another user's", "why") : sizeText(p.footprint_bytes) + " GB"]),
   asked ? (s.processes && !s.processes.length ? "none uses the GPU" : s.processes ? "" : why(reasonOf(s, "processes"))) : "Not asked for: start the exporter with --processes.");
-  table("missing", ["figure", "reason", "detail"], Object.entries(s.reasons).filter(([f]) => f !== "processes" || asked)
-    .map(([field, reason]) => [field, why(reason), (s.messages || {})[field] || ""]), "");
-  const now = Object.entries(s.reasons).filter(([, r]) => r !== "not_asked").length;
+  const missing = Object.entries(s.reasons).filter(([, reason]) => reason !== "not_asked"), same = new Map();
+  for (const [field, reason] of missing) {                       // figures that lack for one reason share a line
+    const detail = (s.messages || {})[field] || "", key = reason + "\n" + detail;
+    same.set(key, [[...(same.get(key) || [[]])[0], field], why(reason), detail]);
+  }
+  table("missing", ["figure", "reason", "detail"], [...same.values()].map(([fields, ...rest]) => [fields.join(", "), ...rest]), "");
   $("process-card").classList.toggle("wide", document.querySelectorAll(".grid .card:not([hidden]):not(#process-card):not(#missing-card)").length % 2 === 0);
-  $("missing-card").querySelector("h2").textContent = "Not available on this Mac now (" + now + ")";
+  $("missing-card").querySelector("h2").textContent = "Not available on this Mac now (" + missing.length + ")";
 }
 
 // ---- charts
@@ -328,12 +333,12 @@ function gapTrace(chart, t, low) {
 }
 const near = (x, y) => (x !== undefined && Math.abs(x - y) < Math.max(30, 4 * state.step) ? x : y);
 function gapShapes(chart, columns) {
-  const [from, to] = [since(), newest()], spans = new Map();
+  const [from, to] = view().map(unixOf), spans = new Map();
   for (const column of columns) {
     if (!present(state.columns[column] || [])) continue;        // missing for the whole range: the note says so
     for (const [a, b, reason] of spansOf(column)) {
       const key = a.toFixed(1) + reason;
-      if (b < from || spans.has(key)) continue;
+      if (b < from || a > to || spans.has(key)) continue;
       const before = state.t.filter((x) => x < a - 0.01).pop(), after = state.t.find((x) => x > b + 0.01);
       spans.set(key, [near(before, a), near(after, b), reason]);      // from the last value to the next
     }
@@ -358,15 +363,14 @@ function drawChart(chart, t, force) {
   const lacking = all.filter(([column]) => !present(state.columns[column] || []));
   $(chart.id + "-card").hidden = Boolean(chart.optional) && lacking.length === all.length;
   note(chart, lacking);
-  if ($(chart.id + "-card").hidden || !visible(place) || (!force && busy(place))) return;
+  place.hidden = Boolean(state.latest) && lacking.length === all.length && all.every(([column]) => !PASSING.includes(reasonOf(state.latest, column)));
+  if ($(chart.id + "-card").hidden || place.hidden || !visible(place) || (!force && busy(place))) return;
   const data = (chart.stack ? stackTraces(chart, t) : []).concat(
     shown(chart, chart.lines).flatMap(([line, y]) => lineTraces(chart, line, t, y)));
   const layout = { ...baseLayout(chart), shapes: gapShapes(chart, columns) };
   layout.yaxis.range = limits(chart, data);
+  layout.yaxis.showticklabels = data.length > 0;
   data.push(...gapTrace(chart, t, layout.yaxis.range[0]));
-  if (!data.length) {
-    layout.annotations = [{ text: "nothing to draw", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }];
-  }
   Plotly.react(place, data, layout, CONFIG).then(() => listen(place));
 }
 function note(chart, lacking) {
@@ -389,15 +393,17 @@ function drawStates() {
   const now = top ? "most: " + (top.mhz === null ? top.name : top.mhz + " MHz") + " " + (100 * top.ratio).toFixed(0) + "\u00a0%" : "";
   card.querySelector(".now").textContent = now;
   place.setAttribute("aria-label", "Clock states now: " + (now || "no value"));
-  if (!visible(place)) return;
-  const named = states.filter((x, i) => x.ratio > 0 || x.mhz !== null || i === 0);
+  place.hidden = !states.length;
+  if (place.hidden || !visible(place)) return;
+  const named = states.filter((x, i) => x.ratio > 0 || x.mhz !== null || i === 0), tight = place.clientWidth < 34 * named.length;
   const base = baseLayout({ unit: "%", range: [0, 102] });
-  const data = named.length ? [{ type: "bar", x: named.map((x) => escape(x.name) + "<br>" + (x.mhz === null ? (x.name === "OFF" || x.name === "IDLE" || x.name === "DOWN" ? "idle" : "?") : x.mhz)), y: named.map((x) => 100 * x.ratio),
+  const clock = (x) => (x.mhz !== null ? x.mhz : ["OFF", "IDLE", "DOWN"].includes(x.name) ? "idle" : "?");
+  const data = [{ type: "bar", x: named.map((x) => escape(x.name) + (tight ? " \u00b7 " : "<br>") + clock(x)), y: named.map((x) => 100 * x.ratio),
     text: named.map((x) => (x.ratio >= 0.005 ? (100 * x.ratio).toFixed(0) : "")), textposition: "outside", cliponaxis: false, textangle: 0,
-    marker: { color: named.map((x) => state.colours[x.mhz === null ? "c8" : "c1"]) }, hovertemplate: "%{y:.1f} %<extra></extra>" }] : [];
-  Plotly.react(place, data, { ...base, showlegend: false, bargap: 0.25, hovermode: "closest", dragmode: false, margin: { l: 44, r: 8, t: 16, b: 40 },
-    xaxis: { type: "category", tickfont: { size: innerWidth < 600 ? 9 : 10 }, tickangle: 0, fixedrange: true, linecolor: state.colours.line }, yaxis: { ...base.yaxis, range: [0, 112], tickvals: [0, 25, 50, 75, 100] } },
-  { ...CONFIG, displayModeBar: false });
+    marker: { color: named.map((x) => state.colours[x.mhz === null ? "c8" : "c1"]) }, hovertemplate: "%{y:.1f} %<extra></extra>" }];
+  Plotly.react(place, data, { ...base, height: place.clientHeight, bargap: 0.25, hovermode: "closest", dragmode: false, margin: { l: 44, r: 8, t: 16, b: tight ? 64 : 40 },
+    xaxis: { type: "category", tickfont: { size: 10 }, tickangle: tight ? -90 : 0, fixedrange: true, linecolor: state.colours.line },
+    yaxis: { ...base.yaxis, range: [0, 112], tickvals: [0, 25, 50, 75, 100] } }, { ...CONFIG, displayModeBar: false });
 }
 function draw(force = true) {
   state.force = state.force || force;
@@ -429,11 +435,12 @@ function zoomTo(range) {
   state.zoom = range;
   $("live").setAttribute("aria-pressed", "false");
   draw();
+  load();
 }
 function goLive() {
   state.zoom = null;
   $("live").setAttribute("aria-pressed", "true");
-  draw();
+  load();
 }
 function onKey(event) {
   const [a, b] = view(), width = b - a;
@@ -447,20 +454,21 @@ function onKey(event) {
 }
 function setRange(seconds) {
   state.seconds = seconds;
-  state.zoom = null;
   for (const b of $("ranges").children) b.setAttribute("aria-pressed", String(Number(b.dataset.seconds) === seconds));
-  $("live").setAttribute("aria-pressed", "true");
-  load();
+  goLive();
 }
 
 // ---- data
 
+// Live: the range up to now, which events then prolong. Zoomed: what is in view and a fifth more, as finely as it is kept.
 async function load() {
-  const points = Math.max(120, Math.min(600, innerWidth));
+  const points = Math.max(120, Math.min(600, innerWidth)), mine = ++state.asked, [a, b] = (state.zoom || []).map(unixOf);
+  const range = state.zoom ? [["seconds", Math.min(1.2 * (b - a), 1e6)], ["until", b + 0.1 * (b - a)]] : [["seconds", state.seconds]];
   try {
-    const answer = await fetch("api/history?seconds=" + state.seconds + "&points=" + points, { cache: "no-store" });
+    const answer = await fetch("api/history?" + new URLSearchParams([...range, ["points", points]]), { cache: "no-store" });
     if (!answer.ok) throw new Error("HTTP " + answer.status);
     const h = await answer.json();
+    if (mine !== state.asked) return;           // something else was asked for since
     state.t = h.time_unix_s;
     state.columns = h.columns;
     for (const agent of AGENTS) {
@@ -476,7 +484,7 @@ async function load() {
 }
 function append(s) {
   const t = s.time_unix_s, last = newest();
-  if (state.t.length && t <= last) return;
+  if (state.zoom || (state.t.length && t <= last)) return;
   if (state.t.length && t - last > Math.max(30, 4 * state.step)) {
     state.t.push(last + 0.001);
     for (const column of COLUMNS) (state.columns[column] = state.columns[column] || []).push(null);
@@ -495,15 +503,17 @@ function append(s) {
   }
   let old = 0;
   while (old < state.t.length && state.t[old] < t - state.seconds - 5) old++;
-  if (old && !state.zoom) {
+  if (old) {
     state.t.splice(0, old);
     for (const column of COLUMNS) state.columns[column].splice(0, old);
   }
   if (state.t.length > 2000) load();
 }
-function status(kind, text) {
+// Only the text is a live region: a screen reader must not speak the time once a second.
+function status(kind, text, more = "") {
   $("status").className = kind;
-  $("status-text").textContent = text;
+  if ($("status-text").textContent !== text) $("status-text").textContent = text;
+  $("status-more").textContent = more;
 }
 function show(s) {
   state.latest = s;
@@ -515,7 +525,7 @@ function show(s) {
   $("name").textContent = name + (s.gpu_core_count ? ", " + s.gpu_core_count + " GPU cores" : "");
   document.title = (s.gpu_active_ratio === null ? "" : (100 * s.gpu_active_ratio).toFixed(0) + " % \u00b7 ") + name;
   $("about").textContent = [s.system_model, s.system_os_version && "macOS " + s.system_os_version, s.source].filter(Boolean).join(" \u00b7 ");
-  status("ok", "live, " + new Date(s.time_unix_s * 1000).toLocaleTimeString() + (s.interval_s ? ", rates over " + s.interval_s.toFixed(1) + " s" : ""));
+  status("ok", "live", ", " + new Date(local(s.time_unix_s)).toISOString().slice(11, 19) + (s.interval_s ? ", rates over " + s.interval_s.toFixed(1) + " s" : ""));
 }
 function connect() {
   const events = new EventSource("api/events");
@@ -539,7 +549,7 @@ const THEMES = ["auto", "light", "dark"];
 function paint() {
   const chosen = localStorage.getItem("theme") || "auto", dark = matchMedia("(prefers-color-scheme: dark)").matches;
   document.documentElement.dataset.theme = chosen === "auto" ? (dark ? "dark" : "light") : chosen;
-  $("theme").textContent = chosen[0].toUpperCase() + chosen.slice(1);
+  $("theme").textContent = { auto: "\u25d0", light: "\u25cb", dark: "\u25cf" }[chosen] + " " + chosen[0].toUpperCase() + chosen.slice(1);
   $("theme").setAttribute("aria-label", "Colours: " + chosen);
   readColours();
   draw();
@@ -561,6 +571,7 @@ $("theme").addEventListener("click", () => {
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
 document.addEventListener("visibilitychange", () => draw());
+addEventListener("resize", () => draw());
 addEventListener("scroll", () => draw(false), { passive: true });
 makeTiles();
 makeCharts();
