@@ -1280,6 +1280,7 @@ class _Runtime:
         self.prototypes: dict[Any, Any] = {}
         self.methods: dict[Any, Any] = {}
         self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
+        self.makers: dict[str, tuple[Any, ...]] = {}    # init selector -> class, and the sends that make one
         self.text: tuple[Any, ...] | None = None        # the sends that read an NSString
         self.blocks: dict[int, list[Any]] = {}          # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}    # signature -> (invoke, descriptor)
@@ -1480,7 +1481,8 @@ class _Temporary:
         self._pointer, self.keep = pointer, keep
 
     def __del__(self) -> None:
-        _release(self._pointer)
+        if _runtime is not None and not _runtime.exiting:
+            _runtime.release(self._pointer)
 
 
 def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
@@ -1496,7 +1498,8 @@ def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
         if owned:
             _release(pointer)
         return one
-    kind = _mirror(runtime.class_of(pointer))
+    class_ = runtime.class_of(pointer)
+    kind = runtime.classes.get(class_) or _mirror(class_)
     if text and kind._objc_text:
         holder = _Temporary(pointer) if owned else None     # noqa: F841
         return _string_of(pointer)
@@ -1765,8 +1768,19 @@ def _truth(value: Any) -> bool:
 
 def _made(name: bytes, selector: str, *arguments: Any) -> _Temporary:
     """[[Class alloc] init...] as a temporary argument."""
-    with MetalPool():
-        pointer = _ask(_ask(_c.objc_getClass(name), "alloc"), selector, *arguments)
+    runtime = _objc()
+    maker = runtime.makers.get(selector)
+    if maker is None:
+        kind = _c.objc_getClass(name)
+        init = _prototype(_describe_method(kind, selector, None)), _selector_of(selector.encode())
+        maker = runtime.makers[selector] = (kind, *_prepare(kind, "alloc"), *init)
+    kind, alloc, alloc_key, send, key = maker
+    token = None if runtime.thread.pools else runtime.push()
+    try:
+        pointer = send(alloc(kind, alloc_key), key, *arguments)
+    finally:
+        if token is not None:
+            runtime.pop(token)
     if not pointer:
         raise _fail(ERROR_MEMORY, None, "objc", "%s could not be made" % name.decode())
     return _Temporary(pointer, arguments)
