@@ -1285,7 +1285,7 @@ class _Runtime:
         self.blocks: dict[int, list[Any]] = {}          # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}    # signature -> (invoke, descriptor)
         self.next_block = 0
-        self.hot: list[tuple[Any, int]] = []            # the prepared sends of _HOT
+        self.hot: list[Any] = []                        # the prepared sends of _HOT: function, selector, ...
         self.launchers: dict[str, tuple[Any, int]] = {}
         self.conforming: dict[tuple[type, str], bool] = {}
         self.device: Any = None                         # the default one, once asked for
@@ -1492,8 +1492,8 @@ def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
     runtime = _runtime or _objc()
     if not pointer:
         return None
-    reference = runtime.cache.get(pointer)
-    one = None if reference is None else reference()
+    known = runtime.cache.get(pointer)
+    one = None if known is None else known()
     if one is not None:
         if owned:
             _release(pointer)
@@ -1505,28 +1505,30 @@ def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
         return _string_of(pointer)
     if not owned:
         runtime.retain(pointer)
-    return _remember(runtime, pointer, kind)
-
-
-def _remember(runtime: _Runtime, pointer: int, kind: type[MetalObject]) -> MetalObject:
-    """Put an object, whose count is ours, in the cache. No lock unless another thread was first or an entry is dead."""
-    one = kind.__new__(kind)
-    one._pointer, one._facts = pointer, None
-    reference = _Reference(one, _dropped)
+    made: MetalObject = object.__new__(kind)
+    made._pointer, made._facts = pointer, None
+    reference = _Reference(made, _dropped)
     reference.pointer, reference.owned = pointer, True
-    if runtime.cache.setdefault(pointer, reference) is not reference:
-        with runtime.lock:
-            old = runtime.cache.get(pointer)
-            other = old() if old is not None else None
-            if other is None:
-                runtime.cache[pointer] = reference
-        if other is not None:
-            reference.owned = False
-            _release(pointer)
-            return other        # type: ignore[no-any-return]
-    if len(runtime.cache) > runtime.sweep_at:
+    cache = runtime.cache
+    if cache.setdefault(pointer, reference) is not reference:
+        return _replace(runtime, made, reference)
+    if len(cache) > runtime.sweep_at:
         _sweep(runtime)
-    return one
+    return made
+
+
+def _replace(runtime: _Runtime, made: MetalObject, reference: _Reference) -> MetalObject:
+    """The cache has an entry: a dead one makes room; when another thread was first, its object serves and our count
+    goes back."""
+    with runtime.lock:
+        old = runtime.cache.get(reference.pointer)
+        other: MetalObject | None = None if old is None else old()
+        if other is None:
+            runtime.cache[reference.pointer] = reference
+            return made
+    reference.owned = False
+    _release(reference.pointer)
+    return other
 
 
 def _dropped(reference: _Reference) -> None:
@@ -9019,8 +9021,9 @@ def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
     runtime = _runtime or _objc()
     found = runtime.launchers.get(selector)
     if found is None:
-        found = runtime.launchers[selector] = _prepare(getattr(pointer, "value", pointer), selector)
-    return found[0](pointer, found[1], *arguments)
+        found = runtime.launchers[selector] = _prepare(pointer, selector)
+    function, key = found
+    return function(pointer, key, *arguments)
 
 
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
@@ -9028,15 +9031,17 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
     is done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
     if _work(work).committed_ns:
         raise _bad("this work was committed already")
-    runtime = _objc()
+    runtime = _runtime or _objc()
     token = runtime.push()
     try:
-        parts, samples = _plan(work)
+        parts, samples = _plan(work) if work.profile else ([work.operations], None)
         for operations in parts:
             pointer = _call(work.queue._pointer, "commandBuffer")
             if not pointer:
                 raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
-            buffer = _set(_wrap(pointer), Label=work.label)
+            buffer = _wrap(pointer)
+            if work.label is not None:
+                buffer.setLabel_(work.label)
             _encode(pointer, operations, samples)
             if then is not None and operations is parts[-1]:
                 buffer.addCompletedHandler_(then)
@@ -9055,9 +9060,9 @@ def _host_ns() -> int:
 
 
 def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
-    """How a work becomes command buffers: one; or, profiled without usable counters, one per dispatch."""
+    """How a profiled work becomes command buffers: one; or, without usable counters, one per dispatch."""
     dispatches = [op for op in work.operations if op[0] == "dispatch"]
-    if not work.profile or not dispatches:
+    if not dispatches:
         return [work.operations], None
     work.labels = [op[-1] or op[1].label() or "dispatch %d" % n for n, op in enumerate(dispatches)]
     work.samples = _samples(work.queue.device(), 2 * len(dispatches))
@@ -9075,70 +9080,70 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
     encoder: Any = None
-    kind, count, memory = "", 0, ()
+    kind, count, memory, pointer = "", 0, (), 0
     try:
         for op in operations:
             wanted = op[0] if op[0] in ("dispatch", "blit") else ""
             if encoder is not None and (wanted != kind or samples is not None or wanted == "dispatch" and (
                     op[9] or op[10] or memory not in ((), op[6]))):     # fences; memory that the encoder would keep
-                encoder.ended = True        # nothing can interrupt between this and the call
-                encoder.end[0](encoder, encoder.end[1])
+                encoder.value = None        # nothing can interrupt between this and the call
+                encoder.end[0](pointer, encoder.end[1])
                 encoder = None
             if wanted and encoder is None:
-                create, key, *more = _encoder_maker(buffer, wanted, samples, count)
-                encoder = create(buffer, key, *[one._pointer for one in more])
-                if not encoder.value:
-                    encoder = None
+                encoder = _open_encoder(buffer, wanted, samples, count)
+                pointer = encoder.value
+                if not pointer:
                     raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
-                if sys.version_info < (3, 11):      # Ctrl-C between any two instructions, below too: its traceback then
-                    encoder.kept = bool(_objc().retain(encoder))        # holds the encoder longer than the pool does
             kind = wanted
             if wanted == "dispatch":
-                _encode_dispatch(encoder, op)
+                _encode_dispatch(pointer, op)
                 count, memory = count + 1, op[6]
             elif callable(op[0]):
                 op[0](buffer, *op[1:])
             else:
-                _call(encoder if wanted else buffer, op[1],
+                _call(pointer if wanted else buffer, op[1],
                       *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
-        if encoder is not None and not encoder.ended:
-            encoder.ended = True
-            encoder.end[0](encoder, encoder.end[1])
+        try:
+            if encoder is not None and encoder.value:
+                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
+                end(pointer, key)
+        finally:        # before Python 3.11 Ctrl-C can come in the lines above: then its owner ends the encoding here,
+            encoder = None      # before the pool goes
 
 
-def _encoder_maker(buffer: int, kind: str, samples: Any, count: int) -> tuple[Any, ...]:
-    """(function, selector, arguments...) that opens an encoder; with timestamps around dispatch number `count`."""
+def _open_encoder(buffer: int, kind: str, samples: Any, count: int) -> Any:
+    """The owner of a new encoder (of 0, when Metal makes none); with timestamps around dispatch number `count`."""
     if kind == "dispatch" and samples is not None:
         descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
         _set(descriptor.sampleBufferAttachments()[0], SampleBuffer=samples, StartOfEncoderSampleIndex=2 * count,
              EndOfEncoderSampleIndex=2 * count + 1)
-        return (*_opener(buffer, "computeCommandEncoderWithDescriptor:"), descriptor)
-    return _opener(buffer, "computeCommandEncoder" if kind == "dispatch" else "blitCommandEncoder")
+        create, key = _opener(buffer, "computeCommandEncoderWithDescriptor:")
+        return create(buffer, key, descriptor._pointer)
+    create, key = _opener(buffer, "computeCommandEncoder" if kind == "dispatch" else "blitCommandEncoder")
+    return create(buffer, key)
 
 
 def _opener(buffer: int, selector: str) -> tuple[Any, int]:
     """The send that opens an encoder. Its result is an owner made by ctypes itself, which ends the encoding when it is
     dropped: Metal aborts the process over an encoder let go while open, and Ctrl-C can come as the call returns."""
-    runtime = _objc()
+    runtime = _runtime or _objc()
     found = runtime.launchers.get(selector)
     if found is None:
         _, key = _prepare(buffer, selector)
-        word = ctypes.c_void_p
-        ending = _prototype((_Type("v"),)), _selector_of(b"endEncoding")
+        word, ending = ctypes.c_void_p, (_prototype((_Type("v"),)), _selector_of(b"endEncoding"))
 
         class OpenEncoder(ctypes.c_void_p):
-            ended = kept = False
+            __slots__ = ()
             end = ending
 
             def __del__(self) -> None:
-                if self.value and not self.ended:
-                    self.ended = True
-                    ending[0](self.value, ending[1])
-                if self.kept:
-                    runtime.release(self.value)
+                pointer = self.value
+                if pointer:
+                    self.value = None
+                    ending[0](pointer, ending[1])
 
-        function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(_objc().send)
+        function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(runtime.send)
         found = runtime.launchers[selector] = function, key
     return found
 
@@ -9147,31 +9152,32 @@ _HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:lengt
         "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:")
 
 
-def _encode_dispatch(encoder: Any, op: tuple[Any, ...]) -> None:
+def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
-    runtime = _objc()
+    runtime = _runtime or _objc()
     if not runtime.hot:
-        runtime.hot = [_prepare(encoder.value, selector) for selector in _HOT]
-    hot = runtime.hot
+        runtime.hot = [part for selector in _HOT for part in _prepare(encoder, selector)]
+    (set_pipeline, pipeline_key, set_buffer, buffer_key, set_bytes, bytes_key, by_threads_send, threads_key,
+     by_groups_send, groups_key) = runtime.hot
     if wait or label is not None or memory or textures or uses:
         _encode_rest(encoder, memory, textures, uses, wait, label)
-    send, key = hot[0]
-    send(encoder, key, pipeline._pointer)
-    (set_buffer, buffer_key), (set_bytes, bytes_key) = hot[1], hot[2]
+    set_pipeline(encoder, pipeline_key, pipeline._pointer)
     for one in bound:
         if len(one) == 4:
             set_buffer(encoder, buffer_key, one[1]._pointer, one[3], one[0])        # raises if released
         else:
             set_bytes(encoder, bytes_key, one[1], len(one[1]), one[0])
-    send, key = hot[3 if by_threads else 4]
-    send(encoder, key, grid, block)
+    if by_threads:
+        by_threads_send(encoder, threads_key, grid, block)
+    else:
+        by_groups_send(encoder, groups_key, grid, block)
     if label is not None:
         _call(encoder, "popDebugGroup")
     if update is not None:
         _call(encoder, "updateFence:", update._pointer)
 
 
-def _encode_rest(encoder: Any, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
+def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
     """What most dispatches have none of."""
     for fence in wait:
         _call(encoder, "waitForFence:", fence._pointer)     # raises if released, as all below
