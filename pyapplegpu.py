@@ -767,12 +767,15 @@ _UTF8 = 0x08000100          # kCFStringEncodingUTF8
 _SINT64, _FLOAT64 = 4, 6    # CFNumberType
 
 
+def _cf_made(made: Any, what: str) -> Any:
+    if not made:
+        raise _broken("CoreFoundation", "no " + what)
+    return made
+
+
 def _cf_string(text: str) -> Any:
     """An owned CFString."""
-    made = _c.CFStringCreateWithCString(None, text.encode(), _UTF8)
-    if not made:
-        raise _broken("CoreFoundation", "no CFString for %r" % text)
-    return made
+    return _cf_made(_c.CFStringCreateWithCString(None, text.encode(), _UTF8), "CFString for %r" % text)
 
 
 def _cf_key(text: str) -> Any:
@@ -785,18 +788,13 @@ def _cf_key(text: str) -> Any:
 
 def _cf_number(value: int) -> Any:
     """An owned CFNumber."""
-    made = _c.CFNumberCreate(None, _SINT64, ctypes.byref(ctypes.c_int64(value)))
-    if not made:
-        raise _broken("CoreFoundation", "no CFNumber for %d" % value)
-    return made
+    return _cf_made(_c.CFNumberCreate(None, _SINT64, ctypes.byref(ctypes.c_int64(value))), "CFNumber for %d" % value)
 
 
 def _cf_dictionary(values: Mapping[str, Any]) -> Any:
     """An owned mutable CFDictionary of str, int or already made CF objects; it retains what it holds."""
-    made = _c.CFDictionaryCreateMutable(None, 0, _c.address("CoreFoundation", "kCFTypeDictionaryKeyCallBacks"),
-                                        _c.address("CoreFoundation", "kCFTypeDictionaryValueCallBacks"))
-    if not made:
-        raise _broken("CoreFoundation", "no CFDictionary")
+    callbacks = [_c.address("CoreFoundation", "kCFTypeDictionary%sCallBacks" % part) for part in ("Key", "Value")]
+    made = _cf_made(_c.CFDictionaryCreateMutable(None, 0, *callbacks), "CFDictionary")
     for key, value in values.items():
         if isinstance(value, int):
             value = _cf_number(value)
@@ -808,10 +806,8 @@ def _cf_dictionary(values: Mapping[str, Any]) -> Any:
 
 def _cf_array() -> Any:
     """An owned, empty, mutable CFArray that retains what it holds."""
-    made = _c.CFArrayCreateMutable(None, 0, _c.address("CoreFoundation", "kCFTypeArrayCallBacks"))
-    if not made:
-        raise _broken("CoreFoundation", "no CFArray")
-    return made
+    callbacks = _c.address("CoreFoundation", "kCFTypeArrayCallBacks")
+    return _cf_made(_c.CFArrayCreateMutable(None, 0, callbacks), "CFArray")
 
 
 def _cf_is(kind: str, ref: Any) -> bool:
@@ -1531,10 +1527,10 @@ def _replace(runtime: _Runtime, made: MetalObject, reference: _Reference) -> Met
     return other
 
 
-def _dropped(reference: _Reference) -> None:
+def _dropped(reference: _Reference, release: Callable[[int], None] = _release) -> None:
     if reference.owned:
         reference.owned = False
-        _release(reference.pointer)
+        release(reference.pointer)      # bound here: at exit the module's names go one by one
 
 
 def _sweep(runtime: _Runtime) -> None:
@@ -1768,6 +1764,10 @@ def _truth(value: Any) -> bool:
     raise TypeError("a BOOL takes True or False, not %r" % (value,))
 
 
+def _real(value: Any) -> float:
+    return float(value + 0.0)       # float alone would take a str
+
+
 def _made(name: bytes, selector: str, *arguments: Any) -> _Temporary:
     """[[Class alloc] init...] as a temporary argument."""
     runtime = _objc()
@@ -1917,7 +1917,7 @@ def _value_converter(kind: Any, memory: dict[Any, Any] | None = None) -> Callabl
     """Checks a value for a field, an array or by value: ctypes would cut integers and fill short tuples with zeros.
     Structs are taken as instances of the layout or sequences of the exact length; tuples seen before are kept."""
     if not issubclass(kind, ctypes.Structure):
-        return (lambda value: value + 0.0) if kind in (ctypes.c_float, ctypes.c_double) else lambda v: _integer(v, kind)
+        return _real if kind in (ctypes.c_float, ctypes.c_double) else lambda value: _integer(value, kind)
     parts: list[Callable[[Any], Any]] = [_value_converter(field[1]) for field in kind._fields_]
 
     def convert(value: Any) -> Any:
@@ -1999,8 +1999,10 @@ def _thunk(signature: str) -> tuple[Any, Any]:
         text = ctypes.create_string_buffer(signature.encode())
         # reserved, size of the literal, copy, dispose, signature, layout
         descriptor = (ctypes.c_uint64 * 6)(0, 40, runtime.harmless, _code_of(end), ctypes.addressof(text), 0)
+        keep = ctypes.pythonapi["Py_IncRef"]
+        keep.restype, keep.argtypes = None, (ctypes.py_object,)
         for immortal in (call, end, text, descriptor):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
+            keep(immortal)
         with runtime.lock:
             found = runtime.thunks.setdefault(signature, (call, descriptor))
     return found
@@ -2013,6 +2015,9 @@ def _code_of(callback: Any) -> int:
 def _block(function: Callable[..., Any], signature: str) -> int:
     """A heap block that calls `function`; whoever gets it releases it (_Block_release)."""
     runtime = _objc()
+    if runtime.harmless >> 47:      # only a Mac can confirm: in an arm64e process a function's address is signed
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_SOURCE_FAILED, "objc", "this Python is arm64e, where blocks made by it "
+                    "would crash; use an arm64 one")
     call, descriptor = _thunk(signature)
     with runtime.lock:
         runtime.next_block += 1
@@ -2084,7 +2089,7 @@ def _argument_lines(n: int, code: str) -> str:
     else:
         source = {
             "B": "p{n} = a{n} if a{n} is True or a{n} is False else truth(a{n})",
-            "d": "p{n} = a{n} if a{n}.__class__ is float else a{n} + 0.0",
+            "d": "p{n} = a{n} if a{n}.__class__ is float else real(a{n})",
             "@": "if a{n} is None: p{n} = None\nelse:\n    if a{n}.__class__ not in ok{n}: a{n} = k{n}(a{n})\n"
                  "    p{n} = a{n}._pointer",
             "{": "p{n} = a{n} if a{n}.__class__ is s{n} else None\nif a{n}.__class__ is tuple:\n"
@@ -2192,7 +2197,7 @@ def _build(selector: str, types: tuple[_Type, ...]) -> Any:
         "sel": _selector_of(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
         "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop,
         "retain": runtime.retain, "cached": runtime.cache.get, "nothing": type(None), "wrap": _wrap, "index": _index,
-        "too_big": _range_error, "truth": _truth, "unblock": _c._Block_release, "cell": ctypes.c_void_p,
+        "too_big": _range_error, "truth": _truth, "real": _real, "unblock": _c._Block_release, "cell": ctypes.c_void_p,
         "byref": ctypes.byref, "out": _optional_byref, "failure": _failure, "name_of": _selector_text,
         "bytes_at": ctypes.string_at}
     for n, (code, one) in enumerate(zip(codes, arguments)):

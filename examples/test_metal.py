@@ -253,7 +253,7 @@ class Sends(Base):
             wrong[place] = bad
             with self.assertRaises((OverflowError, TypeError)):
                 echo.a_b_c_d_e_f_g_h_i_j_k_(*wrong)
-        for place, bad in ((0, 1.0), (0, "1"), (0, None), (3, 2.0), (9, "x"), (9, None), (8, b"")):
+        for place, bad in ((0, 1.0), (0, "1"), (0, None), (3, 2.0), (9, "x"), (9, None), (8, b""), (9, 1j), (10, [1.0])):
             wrong = list(values)
             wrong[place] = bad
             with self.assertRaises(TypeError):
@@ -802,6 +802,17 @@ class Blocks(Base):
         for signature in ("v", "", "v@", "?"):
             with self.assertRaises((TypeError, ValueError)):
                 command.addCompletedHandler_(ag.MetalBlock(lambda c: None, signature))
+
+    @unittest.skipIf(MAC, "pretends")
+    def test_signed_pointers(self):
+        """In an arm64e process the address of a function has its signature in the bits over the 47th."""
+        command, runtime = self.handlers(), ag._objc()
+        harmless, runtime.harmless = runtime.harmless, runtime.harmless | 1 << 55
+        try:
+            with self.assertRaises(ag.AppleGPUError_NotSupported):
+                command.addCompletedHandler_(lambda c: None)
+        finally:
+            runtime.harmless = harmless
 
     def test_exit(self):
         """The interpreter ends while handlers, threads, objects and pools are about: no crash, no word."""
