@@ -35,6 +35,7 @@ import os
 import struct
 import sys
 import time
+from _operator import index as _index
 from _operator import itemgetter, mul, sub
 from _thread import RLock, _local, allocate_lock, get_ident  # noqa: F401
 from _weakref import ref as _weak       # what weakref would give, without the 0.5 ms of the rest of it
@@ -768,12 +769,15 @@ _UTF8 = 0x08000100          # kCFStringEncodingUTF8
 _SINT64, _FLOAT64 = 4, 6    # CFNumberType
 
 
+def _cf_made(made: Any, what: str) -> Any:
+    if not made:
+        raise _broken("CoreFoundation", "no " + what)
+    return made
+
+
 def _cf_string(text: str) -> Any:
     """An owned CFString."""
-    made = _c.CFStringCreateWithCString(None, text.encode(), _UTF8)
-    if not made:
-        raise _broken("CoreFoundation", "no CFString for %r" % text)
-    return made
+    return _cf_made(_c.CFStringCreateWithCString(None, text.encode(), _UTF8), "CFString for %r" % text)
 
 
 def _cf_key(text: str) -> Any:
@@ -786,18 +790,13 @@ def _cf_key(text: str) -> Any:
 
 def _cf_number(value: int) -> Any:
     """An owned CFNumber."""
-    made = _c.CFNumberCreate(None, _SINT64, ctypes.byref(ctypes.c_int64(value)))
-    if not made:
-        raise _broken("CoreFoundation", "no CFNumber for %d" % value)
-    return made
+    return _cf_made(_c.CFNumberCreate(None, _SINT64, ctypes.byref(ctypes.c_int64(value))), "CFNumber for %d" % value)
 
 
 def _cf_dictionary(values: Mapping[str, Any]) -> Any:
     """An owned mutable CFDictionary of str, int or already made CF objects; it retains what it holds."""
-    made = _c.CFDictionaryCreateMutable(None, 0, _c.address("CoreFoundation", "kCFTypeDictionaryKeyCallBacks"),
-                                        _c.address("CoreFoundation", "kCFTypeDictionaryValueCallBacks"))
-    if not made:
-        raise _broken("CoreFoundation", "no CFDictionary")
+    callbacks = [_c.address("CoreFoundation", "kCFTypeDictionary%sCallBacks" % part) for part in ("Key", "Value")]
+    made = _cf_made(_c.CFDictionaryCreateMutable(None, 0, *callbacks), "CFDictionary")
     for key, value in values.items():
         if isinstance(value, int):
             value = _cf_number(value)
@@ -809,10 +808,8 @@ def _cf_dictionary(values: Mapping[str, Any]) -> Any:
 
 def _cf_array() -> Any:
     """An owned, empty, mutable CFArray that retains what it holds."""
-    made = _c.CFArrayCreateMutable(None, 0, _c.address("CoreFoundation", "kCFTypeArrayCallBacks"))
-    if not made:
-        raise _broken("CoreFoundation", "no CFArray")
-    return made
+    callbacks = _c.address("CoreFoundation", "kCFTypeArrayCallBacks")
+    return _cf_made(_c.CFArrayCreateMutable(None, 0, callbacks), "CFArray")
 
 
 def _cf_is(kind: str, ref: Any) -> bool:
@@ -977,19 +974,22 @@ def _cf_text(ref: Any) -> str | None:
 # nothing describes is never sent: an unknown selector, a wrong class or a wrong count would end the process.
 
 _QUALIFIERS = "rnNoORVA"
-_SIZES = {"v": 0, "c": 1, "C": 1, "B": 1, "s": 2, "S": 2, "i": 4, "I": 4, "l": 4, "L": 4, "f": 4,
-          "q": 8, "Q": 8, "d": 8, "*": 8, ":": 8, "#": 8}
-_BITS = {"C": 8, "S": 16, "I": 32, "Q": 64, "c": 8, "s": 16, "i": 32, "q": 64}
+_KINDS: dict[str, Any] = {
+    "B": ctypes.c_bool, "c": ctypes.c_byte, "C": ctypes.c_ubyte, "s": ctypes.c_short, "S": ctypes.c_ushort,
+    "i": ctypes.c_int, "I": ctypes.c_uint, "q": ctypes.c_int64, "Q": ctypes.c_uint64, "f": ctypes.c_float,
+    "d": ctypes.c_double, "@": ctypes.c_void_p, "^": ctypes.c_void_p, "*": ctypes.c_void_p, ":": ctypes.c_void_p,
+    "#": ctypes.c_void_p}
 
-# Field names of structs passed by value, which encodings do not hold. The first of a layout serves "{?=...}".
-_STRUCTS = (
-    "MTLSize QQQ width height depth;MTLOrigin QQQ x y z;MTLRegion {QQQ}{QQQ} origin size;MTLSizeAndAlign QQ size align;"
-    "NSRange QQ location length;MTLScissorRect QQQQ x y width height;MTLClearColor dddd red green blue alpha;"
-    "MTLViewport dddddd originX originY width height znear zfar;MTLCoordinate2D ff x y;MTLSamplePosition ff x y;"
-    "MTLTextureSwizzleChannels CCCC red green blue alpha;MTLResourceID Q _impl;CGSize dd width height;"
-    "MTL4BufferRange QQ bufferAddress length;NSOperatingSystemVersion qqq majorVersion minorVersion patchVersion;"
-    "MTLAccelerationStructureSizes QQQ accelerationStructureSize buildScratchBufferSize refitScratchBufferSize;"
-    "MTLVertexAmplificationViewMapping II viewportArrayIndexOffset renderTargetArrayIndexOffset")
+# Structs passed by value: layout and field names, which encodings do not hold. The first of a layout serves "{?=...}".
+_STRUCTS = {
+    "MTLSize": "QQQ width height depth", "MTLOrigin": "QQQ x y z", "MTLRegion": "{QQQ}{QQQ} origin size",
+    "MTLSizeAndAlign": "QQ size align", "NSRange": "QQ location length", "MTLScissorRect": "QQQQ x y width height",
+    "MTLClearColor": "dddd red green blue alpha", "MTLViewport": "dddddd originX originY width height znear zfar",
+    "MTLCoordinate2D": "ff x y", "MTLSamplePosition": "ff x y", "MTLTextureSwizzleChannels": "CCCC red green blue alpha",
+    "MTLResourceID": "Q _impl", "CGSize": "dd width height", "MTL4BufferRange": "QQ bufferAddress length",
+    "NSOperatingSystemVersion": "qqq majorVersion minorVersion patchVersion",
+    "MTLAccelerationStructureSizes": "QQQ accelerationStructureSize buildScratchBufferSize refitScratchBufferSize",
+    "MTLVertexAmplificationViewMapping": "II viewportArrayIndexOffset renderTargetArrayIndexOffset"}
 _STRUCT_RESULTS = {"accelerationStructureSizesWithDescriptor:": "MTLAccelerationStructureSizes"}
 
 # Signatures of the blocks that Metal takes, for when the protocol's extended encoding cannot be had.
@@ -1019,7 +1019,8 @@ _BLOCKS = {
 }
 
 _OWNERSHIP = ("retain", "release", "autorelease", "dealloc")
-_VARIADIC = ("WithFormat:", "WithObjects:", "ObjectsAndKeys:", "orKeys:")
+_VARIADIC = ("WithFormat:", "AppendingFormat:", "appendFormat:", "raise:format:")
+_VARIADIC_ENDS = ("WithObjects:", "ObjectsAndKeys:", "keysAndValues:")
 
 # Encoder setters return at once, run no block and wait for nothing: keeping the GIL saves the 5 ms another thread may
 # take with each release (measured: 260 times in a program with one busy thread). Never commit, wait, new..., present.
@@ -1049,17 +1050,22 @@ class MetalError(AppleGPUError):
         return type(self), (self.domain, self._code, self.text)
 
 
-class _Type:
-    """One type of an encoding. `name`: the class or protocols of an object, a block's signature, a struct's tag."""
-    __slots__ = ("code", "size", "const", "name", "parts")
+# -- encodings
 
-    def __init__(self, code: str, size: int = 8, const: bool = False, name: str = "",
-                 parts: tuple[_Type, ...] = ()) -> None:
-        self.code, self.size, self.const, self.name, self.parts = code, size, const, name, parts
+class _Type(NamedTuple):
+    """One type of an encoding, and the ctypes type that carries it."""
+    code: str
+    kind: Any = None            # None: void
+    const: bool = False
+    name: str = ""              # the class or protocols of an object, a block's signature, a struct's tag, a target
+
+    @property
+    def size(self) -> int:
+        return ctypes.sizeof(self.kind) if self.kind else 0
 
     def layout(self) -> str:
         """A struct's members without names, for example "{QQ}{QQ}" without the outer braces."""
-        return "".join("{%s}" % p.layout() if p.code == "{" else p.code for p in self.parts)
+        return getattr(self.kind, "_code", "")
 
 
 def _match(text: str, i: int) -> int:
@@ -1075,108 +1081,95 @@ def _match(text: str, i: int) -> int:
     raise ValueError("unclosed bracket")
 
 
-def _skip(text: str, i: int) -> int:
-    """Index after the type at i; what a pointer points to needs no layout, and clang writes nothing for a vector."""
+def _end(text: str, i: int, named: bool = False) -> int:
+    """Index after the type at i; clang writes nothing at all for a vector, so there may be none. `named`: inside a
+    struct whose fields have names, where quotes after an object can be its class or the next field."""
     while text[i:i + 1] and text[i] in _QUALIFIERS + "^":
         i += 1
-    c = text[i:i + 1]
-    if not c or c.isdigit():
-        return i
-    if c in "{([":
+    c, after = text[i:i + 1], text[i + 1:i + 2]
+    if c and c in "{([":
         return _match(text, i)
-    return _object_type(text, i, False, False)[1] if c == "@" else i + 1
-
-
-def _object_type(text: str, i: int, const: bool, named: bool) -> tuple[_Type, int]:
-    after = text[i + 1:i + 2]
-    if after == "?":
-        if text[i + 2:i + 3] != "<":
-            return _Type("@?", 8, const), i + 2
-        end = _match(text, i + 2)
-        return _Type("@?", 8, const, text[i + 3:end - 1]), end
-    if after == '"':
+    if c + after == "@?":
+        return _match(text, i + 2) if text[i + 2:i + 3] == "<" else i + 2
+    if c + after == '@"':
         end = text.index('"', i + 2) + 1
-        if not named or text[end:end + 1] in ('"', "}"):        # else the quotes hold the next field's name
-            return _Type("@", 8, const, text[i + 2:end - 1]), end
-    return _Type("@", 8, const), i + 1
-
-
-def _struct_type(text: str, i: int, const: bool, atomic: bool) -> tuple[_Type, int]:
-    end = _match(text, i)
-    tag, equals, _ = text[i + 1:end - 1].partition("=")
-    if not equals or atomic or "<" in tag or "::" in tag:
-        raise ValueError("struct %s cannot be passed by value" % (tag or "?"))
-    i += len(tag) + 2
-    named, parts = text[i] == '"', []
-    while text[i] != "}":
-        if text[i] == '"':
-            i = text.index('"', i + 1) + 1
-        count = 1
-        if text[i] == "[":
-            stop = _match(text, i)
-            digits = text[i + 1:stop].rstrip("]")
-            count = int("".join(c for c in digits[:len(digits) - len(digits.lstrip("0123456789"))]) or 0)
-            part, _ = _parse_type(text, i + 1 + len(str(count)), named)
-            i = stop
-        else:
-            part, i = _parse_type(text, i, named)
-        parts += [part] * count
-    size = align = 0
-    for part in parts:
-        step = _alignment(part)
-        size, align = -(-size // step) * step + part.size, max(align, step)
-    if not size:
-        raise ValueError("struct %s is incomplete" % (tag or "?"))
-    return _Type("{", -(-size // align) * align, const, tag, tuple(parts)), end
-
-
-def _alignment(part: _Type) -> int:
-    return max(map(_alignment, part.parts)) if part.code == "{" else part.size
-
-
-def _parse_type(text: str, i: int, named: bool = False) -> tuple[_Type, int]:
-    """The type at i and the index after it; ValueError for what ctypes cannot pass faithfully (never a guess)."""
-    start = i
-    while text[i:i + 1] and text[i] in _QUALIFIERS:
-        i += 1
-    const, c = "r" in text[start:i], text[i:i + 1]
-    if c == "@":
-        return _object_type(text, i, const, named)
-    if c == "^":
-        end = _skip(text, i + 1)
-        return _Type("^", 8, const, text[i + 1:end]), end
-    if c == "{":
-        return _struct_type(text, i, const, "A" in text[start:i])
-    if not c or c not in _SIZES:
-        raise ValueError("type %r is not supported" % text[i:i + 12])
-    return _Type({"l": "i", "L": "I"}.get(c, c), _SIZES[c], const), i + 1
+        return end if not named or text[end:end + 1] in ('"', "}") else i + 1
+    return i if not c or c.isdigit() else i + 1
 
 
 def _number(text: str, i: int) -> tuple[int | None, int]:
+    """(the number at i or None, index after it)."""
     j = i + (text[i:i + 1] == "-")
     while text[j:j + 1].isdigit():
         j += 1
     return (int(text[i:j]) if j > i else None), j
 
 
+def _parse_type(text: str, named: bool = False) -> _Type:
+    """The type that `text` is; ValueError for what ctypes cannot pass faithfully (never a guess)."""
+    bare = text.lstrip(_QUALIFIERS)
+    qualifiers, c = text[:len(text) - len(bare)], bare[:1]
+    const, length = "r" in qualifiers, len(bare)
+    if c == "{" and "A" not in qualifiers:
+        return _parse_struct(bare, const)
+    if c == "^":
+        return _Type(c, _KINDS[c], const, bare[1:])
+    if c == "@" and bare[1:2] == "?":
+        return _Type("@?", _KINDS[c], const, bare[3:-1])
+    if c == "@" and (length == 1 or bare[1] == '"'):
+        return _Type(c, _KINDS[c], const, bare[2:-1])
+    c = {"l": "i", "L": "I"}.get(c, c)
+    if length != 1 or c not in _KINDS and c != "v":
+        raise ValueError("type %r is not supported" % text[:12])
+    return _Type(c, _KINDS.get(c), const)
+
+
+def _parse_struct(text: str, const: bool) -> _Type:
+    tag, equals, body = text[1:-1].partition("=")
+    if not equals or "<" in tag or "::" in tag:
+        raise ValueError("struct %s cannot be passed by value" % (tag or "?"))
+    named, layout, i = body[:1] == '"', "", 0
+    while i < len(body):
+        if body[i] == '"':
+            i = body.index('"', i + 1) + 1
+        start, end, count = i, _end(body, i, named), 1
+        if body[i:i + 1] == "[":
+            number, start = _number(body, i + 1)
+            count, end = number or 0, end - 1
+        part = _parse_type(body[start:end], named)
+        layout += ("{%s}" % part.layout() if part.code == "{" else part.code[0].replace("^", "*")) * count
+        i = _end(body, i, named)
+    if not layout or "v" in layout:
+        raise ValueError("struct %s is incomplete" % (tag or "?"))
+    return _Type("{", _layout(layout), const, tag)
+
+
 def _parse_signature(text: str) -> tuple[_Type, ...]:
     """Result and arguments of a method or block encoding. Frame offsets must agree with the sizes: that finds vectors
     (clang writes nothing at all for one), packed structs and foreign long doubles."""
-    result, i = _parse_type(text, 0)
-    frame, i = _number(text, i)
-    types, offsets = [result], []
-    while i < len(text):
-        one, i = _parse_type(text, i)
-        offset, i = _number(text, i)
-        types.append(one)
+    types: list[_Type] = []
+    offsets, i = [], 0
+    while i < len(text) or not types:
+        end = _end(text, i)
+        types.append(_parse_type(text[i:end]))
+        offset, i = _number(text, end)
         offsets.append(offset)
     if any(t.code == "v" for t in types[1:]):
         raise ValueError("void argument")
-    if frame is not None:
-        for one, here, after in zip(types[1:], offsets, offsets[1:] + [frame]):
-            if here is None or after is None or after - here != (one.size if one.code == "{" else max(one.size, 4)):
+    if offsets[0] is not None:          # the size of the frame stands after the result
+        for one, here, after in zip(types[1:], offsets[1:], offsets[2:] + offsets[:1]):
+            size = one.size if one.code == "{" else max(one.size, 4)
+            if here is None or after is None or after - here != size:
                 raise ValueError("frame offsets of %r do not agree with its types" % text)
     return tuple(types)
+
+
+def _parse_method(text: str) -> tuple[_Type, ...]:
+    """Result and arguments of a method, without the receiver and the selector."""
+    types = _parse_signature(text)
+    if len(types) < 3 or types[1].code not in "@#" or types[2].code != ":":
+        raise ValueError("%r is no method" % text)
+    return types[:1] + types[3:]
 
 
 def _mangle(selector: str) -> str:
@@ -1192,11 +1185,69 @@ def _demangle(name: str) -> str:
 def _owns(selector: str) -> bool:
     """Whether the caller owns the result: families alloc, new, copy, mutableCopy, init (clang's rule)."""
     word = selector.lstrip("_")
-    for family in ("alloc", "new", "copy", "mutableCopy", "init"):
-        if word.startswith(family) and not word[len(family):len(family) + 1].islower():
-            return True
-    return False
+    return any(word.startswith(family) and not word[len(family):len(family) + 1].islower()
+               for family in ("alloc", "new", "copy", "mutableCopy", "init"))
 
+
+# -- structs
+
+class _Struct(ctypes.Structure):
+    """What structs passed by value can do here: they iterate, equal tuples and show their fields."""
+    _code = ""              # the layout
+    _names: Any = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return (getattr(self, name) for name in self._names)
+
+    def __eq__(self, other: Any) -> Any:
+        return tuple(self) == tuple(other) if isinstance(other, (tuple, _Struct)) else NotImplemented
+
+    def __repr__(self) -> str:
+        return "%s(%s)" % (type(self).__name__, ", ".join("%s=%r" % (n, getattr(self, n)) for n in self._names))
+
+
+_structs: dict[str, Any] = {}       # by layout and by name
+
+
+def _layout(layout: str) -> Any:
+    """The ctypes structure of a layout such as "QQQ" or "{QQQ}{QQQ}"; named structs derive from it."""
+    kind = _structs.get(layout)
+    if kind is None:
+        fields: list[tuple[str, Any]] = []
+        i = 0
+        while i < len(layout):
+            end = _end(layout, i)
+            part = layout[i:end]
+            fields.append(("f%d" % len(fields), _layout(part[1:-1]) if part[0] == "{" else _KINDS[part]))
+            i = end
+        kind = _structs.setdefault(layout, type("Struct", (_Struct,), {
+            "_fields_": fields, "_code": layout, "_names": [name for name, _ in fields]}))
+    return kind
+
+
+def _struct(name: str) -> Any:
+    """A struct of Metal by name (MTLSize, MTLRegion, NSRange, ...), derived from the plain one of its layout."""
+    kind = _structs.get(name)
+    if kind is None:
+        layout, *names = _STRUCTS[name].split(" ")
+        base = _layout(layout)
+        body: dict[str, Any] = {n: getattr(base, "f%d" % i) for i, n in enumerate(names)}
+        if name == "MTLRegion":
+            for i, (n, inner) in enumerate((("origin", "MTLOrigin"), ("size", "MTLSize"))):
+                body[n] = property(lambda self, at=24 * i, k=inner: _struct(k).from_buffer(self, at))   # type: ignore[misc]
+        kind = _structs.setdefault(name, type(name, (base,), dict(body, _names=names, _fields_=[])))
+    return kind
+
+
+def _struct_result(one: _Type, selector: str) -> Any:
+    """The named struct of a result, else the plain one."""
+    layout, tag = one.layout(), one.name.lstrip("_")
+    alike = [name for name, row in _STRUCTS.items() if row.split(" ")[0] == layout]
+    name = _STRUCT_RESULTS.get(selector) or (tag if tag in _STRUCTS else alike[0] if alike else "")
+    return _struct(name) if name else one.kind
+
+
+# -- the runtime
 
 class _Thread(_local):
     pools: Any = ()         # tokens of the pools open on this thread, outermost first
@@ -1211,79 +1262,52 @@ class _Reference(_weak):      # type: ignore[type-arg]
 
 
 class _Runtime:
-    """libobjc's functions, and what has been learnt about this program's classes. Made at the first use."""
-
-    thread: _Thread
-    lock: Any
-    cache: dict[int, _Reference]                # pointer -> the weak reference to its one Python object
-    sweep_at: int
-    classes: dict[int, type[MetalObject]]
-    structs: dict[str, Any]
-    blocks: dict[int, list[Any]]                # key -> [callable, heap block]
-    thunks: dict[str, tuple[Any, Any]]          # signature -> (invoke, descriptor)
-    next_block: int
-    exiting: bool
-    dead_counters: bool                         # counter samples that were zeros: do not ask again
-    device: Any                                 # the default one, once asked for
+    """What has been learnt about this program's classes and objects. Made at the first use."""
 
     def __init__(self) -> None:
-        if sys.platform != "darwin":
-            raise _fail(ERROR_LIBRARY_NOT_FOUND, None, "objc", "Metal is part of macOS; this is %s" % sys.platform)
         for name in ("Foundation", "CoreGraphics", "Metal"):       # without CoreGraphics there is no device
             _c.library(name)
-        self._functions()
-        self.thread = _Thread()
-        self.lock = RLock()
-        self.cache = {}
-        self.sweep_at = 1024
-        self.classes = {}
-        self.prototypes: dict[Any, Any] = {}
-        self.structs = {}
-        self.methods: dict[Any, Any] = {}
-        self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
-        self.text: tuple[Any, int, Any, int] | None = None      # the two sends that read an NSString
-        self.blocks = {}
-        self.thunks = {}
-        self.next_block = 0
-        self.hot: list[tuple[Any, int]] = []            # the prepared sends of _HOT
-        self.launchers: dict[str, tuple[Any, int]] = {}
-        self.conforming: dict[tuple[type, str], bool] = {}
-        self.device = None
-        self.dead_counters = False
-        self.exiting = False
-        self.named: dict[str, list[str]] = {}
-        for row in _STRUCTS.split(";"):
-            name, *rest = row.split(" ")
-            self.named[name] = rest
-
-    def _functions(self) -> None:
-        class Description(ctypes.Structure):
-            _fields_ = [("name", ctypes.c_void_p), ("types", ctypes.c_char_p)]
-
-        # Those that keep the GIL ("objc!") take no lock which another thread could hold while it wants the GIL; release
-        # and pool pop give it away, because they can run any dealloc.
         self.class_of, self.retain, self.release = _c.object_getClass, _c.objc_retain, _c.objc_release
         self.push, self.pop = _c.objc_autoreleasePoolPush, _c.objc_autoreleasePoolPop
-        self.get_class, self.get_protocol = _c.objc_getClass, _c.objc_getProtocol
-        self.class_name, self.superclass, self.is_meta = _c.class_getName, _c.class_getSuperclass, _c.class_isMetaClass
-        self.method_of, self.encoding = _c.class_getInstanceMethod, _c.method_getTypeEncoding
-        self.method_name, self.method_list = _c.method_getName, _c.class_copyMethodList
-        self.protocol_list, self.free = _c.class_copyProtocolList, _c.free
-        self.selector, self.selector_name = _c.sel_registerName, _c.sel_getName
-        self.described = _c.symbol("objc", "protocol_getMethodDescription")
-        self.described.restype = Description
-        self.described.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool)
-        self.block_copy, self.block_release = _c._Block_copy, _c._Block_release
+        self.thread = _Thread()
+        self.lock: Any = RLock()
+        self.exiting = False
+        self.cache: dict[int, _Reference] = {}          # pointer -> the weak reference to its one Python object
+        self.sweep_at = 1024
+        self.classes: dict[int, type[MetalObject]] = {}
+        self.prototypes: dict[Any, Any] = {}
+        self.methods: dict[Any, Any] = {}
+        self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
+        self.makers: dict[str, tuple[Any, ...]] = {}    # init selector -> class, and the sends that make one
+        self.text: tuple[Any, ...] | None = None        # the sends that read an NSString
+        self.blocks: dict[int, list[Any]] = {}          # key -> [callable, heap block]
+        self.thunks: dict[str, tuple[Any, Any]] = {}    # signature -> (invoke, descriptor)
+        self.next_block = 0
+        self.hot: list[Any] = []                        # the prepared sends of _HOT: function, selector, ...
+        self.launchers: dict[str, tuple[Any, int]] = {}
+        self.conforming: dict[tuple[type, str], bool] = {}
+        self.device: Any = None                         # the default one, once asked for
+        self.dead_counters = False                      # counter samples that were zeros: do not ask again
+        self.harmless = _c.address("System", "getpid")
         self.send = _c.address("objc", "objc_msgSend")
-        self.stack_block, self.harmless = _c.address("System", "_NSConcreteStackBlock"), _c.address("System", "getpid")
-        try:        # not in a public header: it alone names classes and block signatures (exported since 10.8)
-            self.extended = _c._protocol_getMethodTypeEncoding
-        except AppleGPUError:
-            self.extended = None
         try:        # only on x86_64: results over 16 bytes go through it, and BOOL is a signed char there
             self.stret = _c.address("objc", "objc_msgSend_stret")
         except AppleGPUError:
             self.stret = 0
+        self.described = self._description_of()
+
+    def _description_of(self) -> Callable[[int, int, bool, bool], bytes | None]:
+        """protocol method -> its encoding. The first choice alone names classes and block signatures; it is in no
+        public header (exported since 10.8)."""
+        try:
+            extended: Callable[[int, int, bool, bool], bytes | None] = _c._protocol_getMethodTypeEncoding
+            return extended
+        except AppleGPUError:
+            pair = type("Description", (ctypes.Structure,), {"_fields_": [("name", ctypes.c_void_p),
+                                                                          ("types", ctypes.c_char_p)]})
+            plain = _c.symbol("objc", "protocol_getMethodDescription")
+            plain.restype, plain.argtypes = pair, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_bool, ctypes.c_bool)
+            return lambda *which: plain(*which).types
 
 
 _runtime: _Runtime | None = None
@@ -1297,6 +1321,8 @@ def _objc() -> _Runtime:
     if _runtime is None:
         if _forked:
             raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "objc")
+        if sys.platform != "darwin":
+            raise _fail(ERROR_LIBRARY_NOT_FOUND, None, "objc", "Metal is part of macOS; this is %s" % sys.platform)
         with _runtime_lock:
             if _runtime is None:
                 import atexit
@@ -1327,11 +1353,26 @@ def _disarm() -> None:
         return
     runtime.exiting = True
     for _, descriptor in list(runtime.thunks.values()):
-        descriptor.copy = descriptor.dispose = runtime.harmless
+        descriptor[2] = descriptor[3] = runtime.harmless
     for entry in list(runtime.blocks.values()):
         if entry[1]:
             ctypes.c_uint64.from_address(entry[1] + 16).value = runtime.harmless    # with the GIL: none is freed now
     runtime.cache.clear()
+
+
+def _release(pointer: int) -> None:
+    """Give a count back, in a pool: a dealloc may autorelease, and without one that stays until the thread ends."""
+    runtime = _runtime
+    if runtime is None or runtime.exiting:
+        return
+    if runtime.thread.pools:
+        runtime.release(pointer)
+        return
+    token = runtime.push()
+    try:
+        runtime.release(pointer)
+    finally:
+        runtime.pop(token)
 
 
 # -- objects
@@ -1442,67 +1483,56 @@ class _Temporary:
             _runtime.release(self._pointer)
 
 
-def _wrap(pointer: int | None) -> Any:
-    """The Python object of a +0 result: None, a str for an NSString, else a MetalObject that retains it."""
-    runtime = _objc()
+def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
+    """The Python object of a result, inside a pool: None, a str for an NSString, else a MetalObject that holds one
+    count: a +0 result is retained; an owned one that is already wrapped gives its extra count back. text=False for what
+    alloc gives: a placeholder is a kind of NSString."""
+    runtime = _runtime or _objc()
     if not pointer:
         return None
-    reference = runtime.cache.get(pointer)
-    if reference is not None:
-        one = reference()
-        if one is not None:
-            return one
-    kind = _mirror(runtime.class_of(pointer))
-    if kind._objc_text:
-        return _string_of(pointer)
-    runtime.retain(pointer)
-    return _remember(runtime, pointer, kind)
-
-
-def _adopt(pointer: int | None, text: bool = True) -> Any:
-    """The Python object of a result we own. One already wrapped gives its extra count back; a result of alloc is never
-    read as text (a placeholder is a kind of NSString)."""
-    runtime = _objc()
-    if not pointer:
-        return None
-    reference = runtime.cache.get(pointer)
-    one = reference() if reference is not None else None
+    known = runtime.cache.get(pointer)
+    one = None if known is None else known()
     if one is not None:
-        runtime.release(pointer)
+        if owned:
+            _release(pointer)
         return one
-    kind = _mirror(runtime.class_of(pointer))
+    class_ = runtime.class_of(pointer)
+    kind = runtime.classes.get(class_) or _mirror(class_)
     if text and kind._objc_text:
-        owner = _Temporary(pointer)
-        return _string_of(owner._pointer)
-    return _remember(runtime, pointer, kind)
-
-
-def _remember(runtime: _Runtime, pointer: int, kind: type[MetalObject]) -> MetalObject:
-    """Put an object, whose count is ours, in the cache. No lock unless another thread was first or an entry is dead."""
-    one = kind.__new__(kind)
-    one._pointer, one._facts = pointer, None
-    reference = _Reference(one, _dropped)
+        holder = _Temporary(pointer) if owned else None     # noqa: F841
+        return _string_of(pointer)
+    if not owned:
+        runtime.retain(pointer)
+    made: MetalObject = object.__new__(kind)
+    made._pointer, made._facts = pointer, None
+    reference = _Reference(made, _dropped)
     reference.pointer, reference.owned = pointer, True
-    if runtime.cache.setdefault(pointer, reference) is not reference:
-        with runtime.lock:
-            old = runtime.cache.get(pointer)
-            other = old() if old is not None else None
-            if other is None:
-                runtime.cache[pointer] = reference
-        if other is not None:
-            reference.owned = False
-            runtime.release(pointer)
-            return other        # type: ignore[no-any-return]
-    if len(runtime.cache) > runtime.sweep_at:
+    cache = runtime.cache
+    if cache.setdefault(pointer, reference) is not reference:
+        return _replace(runtime, made, reference)
+    if len(cache) > runtime.sweep_at:
         _sweep(runtime)
-    return one
+    return made
 
 
-def _dropped(reference: _Reference) -> None:
-    runtime = _runtime
-    if reference.owned and runtime is not None and not runtime.exiting:
+def _replace(runtime: _Runtime, made: MetalObject, reference: _Reference) -> MetalObject:
+    """The cache has an entry: a dead one makes room; when another thread was first, its object serves and our count
+    goes back."""
+    with runtime.lock:
+        old = runtime.cache.get(reference.pointer)
+        other: MetalObject | None = None if old is None else old()
+        if other is None:
+            runtime.cache[reference.pointer] = reference
+            return made
+    reference.owned = False
+    _release(reference.pointer)
+    return other
+
+
+def _dropped(reference: _Reference, release: Callable[[int], None] = _release) -> None:
+    if reference.owned:
         reference.owned = False
-        runtime.release(reference.pointer)
+        release(reference.pointer)      # bound here: at exit the module's names go one by one
 
 
 def _sweep(runtime: _Runtime) -> None:
@@ -1515,33 +1545,32 @@ def _sweep(runtime: _Runtime) -> None:
 
 
 def _string_of(pointer: int) -> str:
-    """A str of an NSString, embedded NULs and all; "" for one with no UTF-8 form (a lone surrogate)."""
+    """A str of an NSString, inside a pool; "" for one with no UTF-8 form (a lone surrogate)."""
     runtime = _objc()
     if runtime.text is None:        # the same for every kind of string: not looked up by class again
-        runtime.text = _prepare(pointer, "lengthOfBytesUsingEncoding:") + _prepare(pointer, "UTF8String")
-    measure, key, read, other = runtime.text
-    token = runtime.push()
-    try:
-        length = measure(pointer, key, 4)
-        data = read(pointer, other) if length else None
-        return ctypes.string_at(data, length).decode("utf-8", "replace") if data else ""
-    finally:
-        runtime.pop(token)
+        read, key = _prepare(pointer, "UTF8String")
+        until_nul = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)(runtime.send)
+        runtime.text = (until_nul, read, key, *_prepare(pointer, "lengthOfBytesUsingEncoding:"))
+    until_nul, read, key, measure, length_key = runtime.text
+    data: bytes = until_nul(pointer, key) or b""
+    length = measure(pointer, length_key, 4)
+    if length != len(data):         # a NUL inside
+        data = ctypes.string_at(read(pointer, key), length)
+    return data.decode("utf-8", "replace")
 
 
 def _mirror(pointer: int) -> type[MetalObject]:
     """The Python class of an Objective-C class or metaclass, with one stub per method it implements itself."""
-    runtime = _objc()
-    kind = runtime.classes.get(pointer)
+    classes = _objc().classes
+    kind = classes.get(pointer)
     if kind is not None:
         return kind
-    parent = runtime.superclass(pointer)
+    parent, meta = _c.class_getSuperclass(pointer), _c.class_isMetaClass(pointer)
     base = _mirror(parent) if parent else MetalObject
-    name = runtime.class_name(pointer).decode()
+    name = _c.class_getName(pointer).decode()
     body: dict[str, Any] = {"__slots__": (), "__module__": __name__, "_objc_class": pointer}
-    meta = runtime.is_meta(pointer)
-    for method in _copied(runtime.method_list, pointer):
-        selector = runtime.selector_name(runtime.method_name(method)).decode()
+    for method in _copied(_c.class_copyMethodList, pointer):
+        selector = _c.sel_getName(_c.method_getName(method)).decode()
         if not hasattr(MetalObject, _mangle(selector)):
             body.setdefault(_mangle(selector), _Stub(selector))
     if name == "NSString" and not meta:
@@ -1549,50 +1578,57 @@ def _mirror(pointer: int) -> type[MetalObject]:
     if _forwards(pointer, parent):
         body["__getattr__"] = _forwarded
     mixin = None if meta else _MIXINS.get(name)
-    kind = type(name, (mixin, base) if mixin else (base,), body)
-    return runtime.classes.setdefault(pointer, kind)
+    return classes.setdefault(pointer, type(name, (mixin, base) if mixin else (base,), body))
 
 
 def _copied(function: Any, pointer: int) -> list[int]:
     """The pointers of a malloc'ed list that libobjc returns."""
-    runtime, count = _objc(), ctypes.c_uint()
+    count = ctypes.c_uint()
     items = function(pointer, ctypes.byref(count))
     if not items:
         return []
     try:
         return list((ctypes.c_void_p * count.value).from_address(items))
     finally:
-        runtime.free(items)
+        _c.free(items)
 
 
-def _forwards(pointer: int, parent: int | None) -> bool:
+def _forwards(kind: int, parent: int | None) -> bool:
     """Whether instances may answer selectors that their class does not show (proxies, capture wrappers)."""
-    runtime = _objc()
-    root = runtime.get_class(b"NSObject")
-    if not parent:
-        return bool(pointer != root)
-    if pointer == runtime.class_of(root):
-        return False
-    own = runtime.class_of(pointer) if not runtime.is_meta(pointer) else pointer
-    pairs = [(pointer, root, name) for name in (b"forwardingTargetForSelector:", b"methodSignatureForSelector:",
-                                                b"forwardInvocation:", b"respondsToSelector:")]
-    pairs.append((own, runtime.class_of(root), b"resolveInstanceMethod:"))
-    return any(runtime.method_of(one, runtime.selector(s)) != runtime.method_of(other, runtime.selector(s))
-               for one, other, s in pairs)
+    root = _c.objc_getClass(b"NSObject")
+    meta = _c.object_getClass(root)
+    if not parent or kind == meta:
+        return not parent and bool(kind != root)
+    pairs = [(kind, root, name) for name in (b"forwardingTargetForSelector:", b"methodSignatureForSelector:",
+                                             b"forwardInvocation:", b"respondsToSelector:")]
+    pairs.append((kind if _c.class_isMetaClass(kind) else _c.object_getClass(kind), meta, b"resolveInstanceMethod:"))
+    return any(_method_of(one, name) != _method_of(other, name) for one, other, name in pairs)
+
+
+def _selector_of(name: bytes) -> int:
+    return int(_c.sel_registerName(name))
+
+
+def _method_of(kind: int | None, name: bytes) -> int | None:
+    """The method of a class, 0 or None when it has none."""
+    method: int | None = _c.class_getInstanceMethod(kind, _selector_of(name)) if kind else None
+    return method
 
 
 class _Stub:
     """Stands for a method until it is first used; then the compiled function takes its place."""
-    __slots__ = ("selector",)
+    __slots__ = ("selector", "home")
+    home: Any
 
     def __init__(self, selector: str) -> None:
         self.selector = selector
 
+    def __set_name__(self, home: type, name: str) -> None:
+        self.home = home
+
     def __get__(self, one: MetalObject | None, owner: type[MetalObject]) -> Any:
-        name = _mangle(self.selector)
-        home: Any = next((k for k in owner.__mro__ if k.__dict__.get(name) is self), owner)
-        function = _method(home._objc_class, self.selector, one)
-        setattr(home, name, function)
+        function = _method(self.home._objc_class, self.selector, one)
+        setattr(self.home, _mangle(self.selector), function)
         return function if one is None else function.__get__(one, owner)
 
 
@@ -1600,8 +1636,7 @@ def _forwarded(self: MetalObject, name: str) -> Any:
     """__getattr__ of classes that forward; never kept on the class: two proxies of it may have different targets."""
     if name.startswith("__"):
         raise AttributeError(name)
-    runtime = _objc()
-    return _method(runtime.class_of(self._pointer), _demangle(name), self).__get__(self)
+    return _method(_c.object_getClass(self._pointer), _demangle(name), self).__get__(self)
 
 
 # -- what a method takes
@@ -1609,76 +1644,60 @@ def _forwarded(self: MetalObject, name: str) -> Any:
 def _describe_method(kind: int, selector: str, pointer: int | None) -> tuple[_Type, ...]:
     """Types of a method, from the class; else (proxies, private C++ types) from the forwarding target, the class's
     protocols, methodSignatureForSelector:. AttributeError when nothing describes it."""
-    runtime = _objc()
-    key = runtime.selector(selector.encode())
-    method, why = runtime.method_of(kind, key), "no such method"
+    key = _selector_of(selector.encode())
+    method, why = _c.class_getInstanceMethod(kind, key), "no such method"
     if method:
         try:
-            return _parse_method(runtime.encoding(method).decode())
+            return _parse_method(_c.method_getTypeEncoding(method).decode())
         except ValueError as error:
             why = str(error)
     elif not pointer or not _responds(kind, key, pointer):
-        raise AttributeError("%s does not answer %s" % (runtime.class_name(kind).decode(), selector))
-    types = (_from_target(kind, key, selector, pointer) or _from_protocols(kind, key)
+        raise AttributeError("%s does not answer %s" % (_c.class_getName(kind).decode(), selector))
+    types = (_from_target(kind, key, selector, pointer) or next(_from_protocols(kind, key), None)
              or _from_signature(kind, key, pointer))
     if types is None:
-        raise AttributeError("%s: %s cannot be called: %s" % (runtime.class_name(kind).decode(), selector, why))
+        raise AttributeError("%s: %s cannot be called: %s" % (_c.class_getName(kind).decode(), selector, why))
     return types
 
 
-def _parse_method(text: str) -> tuple[_Type, ...]:
-    types = _parse_signature(text)
-    if len(types) < 3 or types[1].code not in "@#" or types[2].code != ":":
-        raise ValueError("%r is no method" % text)
-    return types[:1] + types[3:]
-
-
 def _responds(kind: int, key: int, pointer: int) -> bool:
-    runtime = _objc()
-    if not runtime.method_of(kind, runtime.selector(b"respondsToSelector:")):
+    if not _method_of(kind, b"respondsToSelector:"):
         return True         # a proxy root class: methodSignatureForSelector: will tell
     return bool(_ask(pointer, "respondsToSelector:", key))
 
 
 def _from_target(kind: int, key: int, selector: str, pointer: int | None) -> tuple[_Type, ...] | None:
-    runtime = _objc()
-    if not pointer or not runtime.method_of(kind, runtime.selector(b"forwardingTargetForSelector:")):
+    if not pointer or not _method_of(kind, b"forwardingTargetForSelector:"):
         return None
     target = _ask(pointer, "forwardingTargetForSelector:", key)
     if not target or target == pointer:
         return None
     try:
-        return _describe_method(runtime.class_of(target), selector, target)
+        return _describe_method(_c.object_getClass(target), selector, target)
     except AttributeError:
         return None
 
 
-def _protocols(kind: int | None) -> Iterator[int]:
-    runtime = _objc()
-    if kind and runtime.is_meta(kind):
-        kind = runtime.get_class(runtime.class_name(kind))
-    while kind:
-        yield from _copied(runtime.protocol_list, kind)
-        kind = runtime.superclass(kind)
-
-
-def _from_protocols(kind: int, key: int) -> tuple[_Type, ...] | None:
-    runtime = _objc()
-    for protocol in _protocols(kind):
-        for required in (True, False):
-            text = runtime.described(protocol, key, required, not runtime.is_meta(kind)).types
-            if text:
-                try:
-                    return _parse_method(text.decode())
-                except ValueError:
-                    pass
-    return None
+def _from_protocols(kind: int, key: int) -> Iterator[tuple[_Type, ...]]:
+    """What the protocols of a class and its superclasses say of a method."""
+    described, instance = _objc().described, not _c.class_isMetaClass(kind)
+    up: int | None = kind if instance else _c.objc_getClass(_c.class_getName(kind))
+    while up:
+        for protocol in _copied(_c.class_copyProtocolList, up):
+            for required in (True, False):
+                text = described(protocol, key, required, instance)
+                if text:
+                    try:
+                        yield _parse_method(text.decode())
+                    except ValueError:
+                        pass
+        up = _c.class_getSuperclass(up)
 
 
 def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ...] | None:
-    runtime, name = _objc(), _selector_of(b"methodSignatureForSelector:")
-    method, proxy = runtime.method_of(kind, name), runtime.get_class(b"NSProxy")
-    if not pointer or not method or (proxy and method == runtime.method_of(proxy, name)):     # NSProxy's own raises
+    name = b"methodSignatureForSelector:"
+    method, proxy = _method_of(kind, name), _c.objc_getClass(b"NSProxy")
+    if not pointer or not method or (proxy and method == _method_of(proxy, name)):      # NSProxy's own raises
         return None
     signature = _ask(pointer, "methodSignatureForSelector:", key)
     if not signature:
@@ -1692,111 +1711,27 @@ def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ..
         return None
 
 
-def _selector_of(name: bytes) -> int:
-    return int(_objc().selector(name))
-
-
 def _extend(kind: int, selector: str, types: tuple[_Type, ...]) -> tuple[_Type, ...]:
     """The same types with class names and block signatures, where a protocol of the class tells them."""
-    runtime = _objc()
-    if runtime.extended is None or not any(t.code[0] == "@" for t in types[1:]):
+    if not any(t.code[0] == "@" for t in types[1:]):
         return types
-    key, instance = runtime.selector(selector.encode()), not runtime.is_meta(kind)
-    for protocol in _protocols(kind):
-        for required in (True, False):
-            text = runtime.extended(protocol, key, required, instance)
-            if not text:
-                continue
-            try:
-                fuller = _parse_method(text.decode())
-            except ValueError:
-                continue
-            if [t.code for t in fuller] == [t.code for t in types]:
-                return fuller
-    return types
+    key, codes = _selector_of(selector.encode()), [t.code for t in types]
+    return next((found for found in _from_protocols(kind, key) if [t.code for t in found] == codes), types)
 
 
 # -- prototypes and raw sends
 
-def _layout(layout: str) -> Any:
-    """The ctypes structure of a layout such as "QQQ" or "{QQQ}{QQQ}"; named structs derive from it."""
-    runtime = _objc()
-    kind = runtime.structs.get(layout)
-    if kind is None:
-        parts, i = [], 0
-        while i < len(layout):
-            end = _match(layout, i) if layout[i] == "{" else i + 1
-            part = layout[i:end]
-            parts.append(_layout(part[1:-1]) if part[0] == "{" else _simple(part))
-            i = end
-        fields = [("f%d" % n, part) for n, part in enumerate(parts)]
-        kind = type("Struct", (ctypes.Structure,), {
-            "_fields_": fields, "__iter__": _struct_iter, "__eq__": _struct_eq, "__repr__": _struct_repr,
-            "__hash__": None, "_names": tuple(n for n, _ in fields)})
-        kind = runtime.structs.setdefault(layout, kind)
-    return kind
-
-
-def _struct_iter(self: Any) -> Iterator[Any]:
-    return (getattr(self, name) for name in type(self)._names)
-
-
-def _struct_eq(self: Any, other: Any) -> Any:
-    if isinstance(other, (tuple, ctypes.Structure)) and hasattr(other, "__iter__"):
-        return tuple(self) == tuple(other)
-    return NotImplemented
-
-
-def _struct_repr(self: Any) -> str:
-    return "%s(%s)" % (type(self).__name__, ", ".join("%s=%r" % (n, getattr(self, n)) for n in type(self)._names))
-
-
-def _struct(name: str) -> Any:
-    """A struct of Metal by name (MTLSize, MTLRegion, NSRange, ...), derived from the plain one of its layout."""
-    runtime = _objc()
-    kind = runtime.structs.get(name)
-    if kind is None:
-        layout, *names = runtime.named[name]
-        base = _layout(layout)
-        inner = {"origin": "MTLOrigin", "size": "MTLSize"} if name == "MTLRegion" else {}
-        body: dict[str, Any] = {n: getattr(base, "f%d" % i) for i, n in enumerate(names) if n not in inner}
-        for i, n in enumerate(names):
-            if n in inner:
-                body[n] = property(lambda self, at=24 * i, k=inner[n]: _struct(k).from_buffer(self, at))    # type: ignore[misc]
-        body["_names"], body["_fields_"] = tuple(names), []
-        kind = runtime.structs.setdefault(name, type(name, (base,), body))
-    return kind
-
-
-def _struct_result(one: _Type, selector: str) -> Any:
-    layout, tag = one.layout(), one.name.lstrip("_")
-    name = _STRUCT_RESULTS.get(selector) or (tag if tag in _objc().named else "")
-    if not name:
-        name = next((n for n, (found, *_) in _objc().named.items() if found == layout), "")
-    return _struct(name) if name else _layout(layout)
-
-
-def _simple(code: str) -> Any:
-    return {"v": None, "B": ctypes.c_bool, "c": ctypes.c_byte, "C": ctypes.c_ubyte, "s": ctypes.c_short,
-            "S": ctypes.c_ushort, "i": ctypes.c_int, "I": ctypes.c_uint, "q": ctypes.c_int64, "Q": ctypes.c_uint64,
-            "f": ctypes.c_float, "d": ctypes.c_double}.get(code, ctypes.c_void_p)
-
-
 def _prototype(types: tuple[_Type, ...], selector: str = "", keep: bool = False) -> Any:
     """The ctypes function that sends with these types. 64-bit words are all one kind, so a hundred or so serve Metal."""
-    runtime = _objc()
-    result = types[0]
-    kinds = [_struct_result(result, selector) if result.code == "{" else _simple(result.code)] + 2 * [ctypes.c_void_p]
-    for one in types[1:]:
-        kinds.append(_layout(one.layout()) if one.code == "{"
-                     else ctypes.c_void_p if one.size == 8 and one.code != "d" else _simple(one.code))
+    runtime, result = _objc(), types[0]
+    kinds = [_struct_result(result, selector) if result.code == "{" else result.kind, ctypes.c_void_p, ctypes.c_void_p]
+    kinds += [ctypes.c_void_p if one.size == 8 and one.code not in "{d" else one.kind for one in types[1:]]
     key = (keep, *kinds)
     function = runtime.prototypes.get(key)
     if function is None:
         maker = ctypes.PYFUNCTYPE if keep else ctypes.CFUNCTYPE
         stret = runtime.stret and result.code == "{" and result.size > 16
-        function = maker(*kinds)(runtime.stret if stret else runtime.send)
-        function = runtime.prototypes.setdefault(key, function)
+        function = runtime.prototypes.setdefault(key, maker(*kinds)(runtime.stret if stret else runtime.send))
     return function
 
 
@@ -1808,7 +1743,7 @@ def _prepare(pointer: int, selector: str) -> tuple[Any, int]:
     if found is None:
         with MetalPool():
             types = _describe_method(kind, selector, pointer)
-        found = _prototype(types, selector, selector in _KEEP_GIL), runtime.selector(selector.encode())
+        found = _prototype(types, selector, selector in _KEEP_GIL), _selector_of(selector.encode())
         runtime.prepared[kind, selector] = found
     return found
 
@@ -1831,17 +1766,28 @@ def _truth(value: Any) -> bool:
     raise TypeError("a BOOL takes True or False, not %r" % (value,))
 
 
-def _made(name: bytes, selector: str, *arguments: Any, keep: Any = None) -> _Temporary:
+def _real(value: Any) -> float:
+    return float(value + 0.0)       # float alone would take a str
+
+
+def _made(name: bytes, selector: str, *arguments: Any) -> _Temporary:
     """[[Class alloc] init...] as a temporary argument."""
     runtime = _objc()
-    token = runtime.push()
+    maker = runtime.makers.get(selector)
+    if maker is None:
+        kind = _c.objc_getClass(name)
+        init = _prototype(_describe_method(kind, selector, None)), _selector_of(selector.encode())
+        maker = runtime.makers[selector] = (kind, *_prepare(kind, "alloc"), *init)
+    kind, alloc, alloc_key, send, key = maker
+    token = None if runtime.thread.pools else runtime.push()
     try:
-        pointer = _ask(_ask(runtime.get_class(name), "alloc"), selector, *arguments)
+        pointer = send(alloc(kind, alloc_key), key, *arguments)
     finally:
-        runtime.pop(token)
+        if token is not None:
+            runtime.pop(token)
     if not pointer:
         raise _fail(ERROR_MEMORY, None, "objc", "%s could not be made" % name.decode())
-    return _Temporary(pointer, keep)
+    return _Temporary(pointer, arguments)
 
 
 def _make_object(value: Any) -> _Temporary | None:
@@ -1852,6 +1798,8 @@ def _make_object(value: Any) -> _Temporary | None:
     if isinstance(value, bool):
         return _made(b"NSNumber", "initWithBool:", value)
     if isinstance(value, int):
+        if value + (1 << 63) >> 64:
+            _range_error(64, value)
         return _made(b"NSNumber", "initWithLongLong:", value)
     if isinstance(value, float):
         return _made(b"NSNumber", "initWithDouble:", value)
@@ -1859,74 +1807,72 @@ def _make_object(value: Any) -> _Temporary | None:
         data = bytes(value)
         return _made(b"NSData", "initWithBytes:length:", data, len(data))
     if isinstance(value, (list, tuple)):
-        items, array_ = _pointers(value)
-        return _made(b"NSArray", "initWithObjects:count:", array_, len(items), keep=items)
+        return _made(b"NSArray", "initWithObjects:count:", _pointers(value), len(value))
     if isinstance(value, dict):
-        keys, first = _pointers(list(value))
-        items, second = _pointers(list(value.values()))
-        return _made(b"NSDictionary", "initWithObjects:forKeys:count:", second, first, len(items), keep=(keys, items))
+        keys, items = _pointers(list(value)), _pointers(list(value.values()))
+        return _made(b"NSDictionary", "initWithObjects:forKeys:count:", items, keys, len(value))
     return None
 
 
-def _pointers(values: Sequence[Any]) -> tuple[list[Any], Any]:
-    """Objects and a C array of their pointers; the objects (strings may be made for it) must outlive the call."""
-    items = [v if isinstance(v, MetalObject) else _make_object(v) for v in values]
-    if any(item is None for item in items):
+def _pointers(values: Sequence[Any], nil: bool = False) -> Any:
+    """A C array of the pointers of objects, which it keeps alive (strings and numbers may be made for it)."""
+    items = [v if isinstance(v, MetalObject) or nil and v is None else _make_object(v) or v for v in values]
+    if not all(isinstance(item, (MetalObject, _Temporary)) or nil and item is None for item in items):
         raise TypeError("an array of objects takes objects, strings and numbers only")
-    return items, (ctypes.c_void_p * len(items))(*[getattr(item, "_pointer") for item in items])
+    array_: Any = (ctypes.c_void_p * len(items))(*[None if item is None else getattr(item, "_pointer") for item in items])
+    array_.keep = items
+    return array_
 
 
 _PYTHON_KINDS = {"NSString": str, "NSArray": (list, tuple), "NSNumber": (int, float), "NSDictionary": dict,
                  "NSData": (bytes, bytearray, memoryview)}
 
 
-def _object_converter(name: str, accepted: set[type]) -> Callable[[Any], Any]:
+def _object_converter(one: _Type, accepted: set[type]) -> Callable[[Any], Any]:
     """Checks an object argument against what the protocol declares, once per Python class: a wrong one would crash."""
-    family, _, rest = name.partition("<")
+    family, _, rest = one.name.partition("<")
     protocols = [p for p in rest.rstrip(">").split("><") if p and not p.startswith("OS_")]
-    python = _PYTHON_KINDS.get(family, ()) if name else (str, list, tuple, int, float, dict, bytes, bytearray)
+    wanted = "a class" if one.code == "#" else one.name or "an object or None"
+    python: Any = _PYTHON_KINDS.get(family, ()) if one.name else (str, list, tuple, int, float, dict, bytes, bytearray)
 
     def convert(value: Any) -> Any:
+        made = None
         if isinstance(value, MetalObject):
             with MetalPool():
-                fits = _is_kind(value._pointer, family, protocols)
-            if not fits:
-                raise TypeError("a %s is wanted here, not %r" % (name, value))
-            accepted.add(type(value))
-            return value
-        made = _make_object(value) if isinstance(value, python) else None   # type: ignore[arg-type]
+                if (_c.class_isMetaClass(_c.object_getClass(value._pointer)) if one.code == "#"
+                        else _is_kind(value._pointer, family, protocols)):
+                    accepted.add(type(value))
+                    return value
+        elif one.code == "@" and isinstance(value, python):
+            made = _make_object(value)
         if made is None:
-            raise TypeError("%s is wanted here, not %r" % (name or "an object or None", value))
+            raise TypeError("%s is wanted here, not %r" % (wanted, value))
         return made
     return convert
 
 
 def _is_kind(pointer: int, family: str, protocols: list[str]) -> bool:
-    runtime = _objc()
+    """Asked with messages, which wrappers forward; class_conformsToProtocol would look at the wrapper's class."""
     if family and family != "NSObject":
-        wanted = runtime.get_class(family.encode())
+        wanted = _c.objc_getClass(family.encode())
         if wanted and not _ask(pointer, "isKindOfClass:", wanted):
             return False
-    for name in protocols:      # a message, not class_conformsToProtocol: wrappers forward it
-        wanted = runtime.get_protocol(name.encode())
-        if wanted and not _ask(pointer, "conformsToProtocol:", wanted):
-            return False
-    return True
+    found = [_c.objc_getProtocol(name.encode()) for name in protocols]
+    return all(_ask(pointer, "conformsToProtocol:", wanted) for wanted in found if wanted)
 
 
 def _buffer(value: Any, const: bool) -> Any:
     """What ctypes passes as a pointer for bytes, ctypes objects and contiguous buffers (kept alive by the caller)."""
-    if isinstance(value, str):
-        raise TypeError("a pointer takes bytes, a buffer, an address or None, not str")
-    if isinstance(value, bytes):
-        if not const:
-            raise TypeError("the method may write here: bytes cannot be changed, pass a bytearray")
+    if value is None or isinstance(value, (ctypes.c_void_p, ctypes.c_char_p)):
         return value
-    if isinstance(value, ctypes.c_void_p):
+    if isinstance(value, (bytes, str)):
+        if not const or isinstance(value, str):
+            raise TypeError("a pointer takes a buffer, an address or None (bytes only where the method may not write), "
+                            "not %r" % (value,))
         return value
     if isinstance(value, ctypes.Structure.__base__):        # type: ignore[arg-type]
-        pointers = ctypes._Pointer, ctypes._CFuncPtr        # type: ignore[attr-defined]
         cell: Any = value
+        pointers = ctypes._Pointer, ctypes._CFuncPtr        # type: ignore[attr-defined]
         return cell if isinstance(value, pointers) else ctypes.byref(cell)
     if type(value) is type(ctypes.byref(ctypes.c_int())):
         return value
@@ -1936,11 +1882,9 @@ def _buffer(value: Any, const: bool) -> Any:
         return _address(value)
     if not view.c_contiguous:
         raise TypeError("the buffer is not contiguous")
-    if view.readonly:
-        if not const:
-            raise TypeError("the method may write here: the buffer is read-only")
-        return bytes(view)
-    return ctypes.byref((ctypes.c_char * 0).from_buffer(value))
+    if view.readonly and not const:
+        raise TypeError("the method may write here: the buffer is read-only")
+    return bytes(view) if view.readonly else ctypes.byref((ctypes.c_char * 0).from_buffer(value))
 
 
 def _address(value: Any) -> int:
@@ -1951,68 +1895,52 @@ def _address(value: Any) -> int:
 
 
 def _pointer_converter(one: _Type) -> Callable[[Any], Any]:
+    """Lists become C arrays where the method only reads what the pointer points to."""
     target, const = one.name.lstrip(_QUALIFIERS), one.const or one.name[:1] == "r"
-    if target[:1] == "@" and const:
-        return _sequence_of_objects
-    if const and target[:1] in "QqfdIi{" and target[:1]:
+    element: Any = None
+    converted: Callable[[Any], Any] = _address
+    if const and target[:1] in tuple("QqfdIi{"):
         try:
-            parsed = _parse_type(target, 0)[0]
+            element = _parse_type(target).kind
+            converted = _value_converter(element)
         except ValueError:
-            return lambda value: _buffer(value, const)
-        element = _layout(parsed.layout()) if parsed.code == "{" else _simple(parsed.code)
-        return lambda value: _sequence_of(value, element)
-    return lambda value: _buffer(value, const)
+            pass
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and const and target[:1] == "@":
+            return _pointers(value, nil=True)
+        if isinstance(value, (list, tuple)) and element is not None:
+            return (element * len(value))(*map(converted, value))
+        return _buffer(value, const)
+    return convert
 
 
-class _Sequence:
-    """A C array made for one argument, passed by address; keeps what it points to alive."""
-    __slots__ = ("keep", "_as_parameter_")
-
-    def __init__(self, array_: Any, keep: Any = None) -> None:
-        self.keep, self._as_parameter_ = (array_, keep), ctypes.byref(array_)
-
-
-def _sequence_of_objects(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        items = [None if v is None else v if isinstance(v, MetalObject) else _make_object(v) for v in value]
-        return _Sequence((ctypes.c_void_p * len(items))(*[None if i is None else i._pointer for i in items]), items)
-    return _buffer(value, True)
-
-
-def _sequence_of(value: Any, element: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return _Sequence((element * len(value))(*[tuple(v) if isinstance(v, ctypes.Structure) else v for v in value]))
-    return _buffer(value, True)
-
-
-def _struct_converter(kind: Any, memory: dict[Any, Any]) -> Callable[[Any], Any]:
-    """Structs are taken as instances of the layout or tuples of the exact length; tuples seen before are kept."""
-    parts = [field[1] for field in kind._fields_]
-    inner = [_struct_converter(p, {}) if issubclass(p, ctypes.Structure) else None for p in parts]
+def _value_converter(kind: Any, memory: dict[Any, Any] | None = None) -> Callable[[Any], Any]:
+    """Checks a value for a field, an array or by value: ctypes would cut integers and fill short tuples with zeros.
+    Structs are taken as instances of the layout or sequences of the exact length; tuples seen before are kept."""
+    if not issubclass(kind, ctypes.Structure):
+        return _real if kind in (ctypes.c_float, ctypes.c_double) else lambda value: _integer(value, kind)
+    parts: list[Callable[[Any], Any]] = [_value_converter(field[1]) for field in kind._fields_]
 
     def convert(value: Any) -> Any:
         if isinstance(value, kind):
             return value
         if not isinstance(value, (tuple, list)) or len(value) != len(parts):
             raise TypeError("a struct of %d values is wanted here, not %r" % (len(parts), value))
-        made = kind(*[_field(v, part) if sub is None else sub(v) for v, part, sub in zip(value, parts, inner)])
-        if isinstance(value, tuple) and len(memory) < 256 and not any(map(_mutable, value)):
-            memory[value] = made
+        made = kind(*[part(v) for part, v in zip(parts, value)])
+        if memory is not None and len(memory) < 256:
+            try:
+                memory[value] = made
+            except TypeError:       # a list in it: can change
+                pass
         return made
     return convert
 
 
-def _mutable(value: Any) -> bool:
-    return isinstance(value, (tuple, list, ctypes.Structure))
-
-
-def _field(value: Any, kind: Any) -> Any:
-    """A struct field with its range checked: ctypes would cut integers silently."""
-    if kind in (ctypes.c_float, ctypes.c_double):
-        return value + 0.0
-    number = value.__index__()
-    if kind(number).value != number:
-        raise OverflowError("%r does not fit the struct's field" % (value,))
+def _integer(value: Any, kind: Any) -> int:
+    number = _index(value)
+    if (kind(number).value or 0) != number:
+        _range_error(8 * ctypes.sizeof(kind), value)
     return number
 
 
@@ -2054,10 +1982,9 @@ def _thunk(signature: str) -> tuple[Any, Any]:
     found = runtime.thunks.get(signature)
     if found is None:
         types = _parse_signature(signature)
-        if types[0].code in "{@" or types[1].code != "@?":
+        if types[0].code in ("{", "@") or [t.code for t in types[1:2]] != ["@?"]:
             raise TypeError("a block of signature %r cannot be made" % signature)
         convert = [_wrap if t.code == "@" else None for t in types[2:]]
-        kinds = [_simple(t.code) if t.code != "{" else _layout(t.layout()) for t in types]
 
         def invoke(block: int, *values: Any) -> Any:
             entry = runtime.blocks.get(ctypes.c_uint64.from_address(block + 32).value)
@@ -2069,32 +1996,39 @@ def _thunk(signature: str) -> tuple[Any, Any]:
         def dispose(block: int) -> None:
             runtime.blocks.pop(ctypes.c_uint64.from_address(block + 32).value, None)
 
-        class Descriptor(ctypes.Structure):
-            _fields_ = [("reserved", ctypes.c_ulong), ("size", ctypes.c_ulong), ("copy", ctypes.c_void_p),
-                        ("dispose", ctypes.c_void_p), ("signature", ctypes.c_char_p)]
-
-        call = ctypes.CFUNCTYPE(*kinds)(invoke)
+        call = ctypes.CFUNCTYPE(*[t.kind for t in types])(invoke)
         end = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(dispose)
-        descriptor = Descriptor(0, 40, runtime.harmless, ctypes.cast(end, ctypes.c_void_p).value, signature.encode())
-        for immortal in (call, end, descriptor):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(immortal))
+        text = ctypes.create_string_buffer(signature.encode())
+        # reserved, size of the literal, copy, dispose, signature, layout
+        descriptor = (ctypes.c_uint64 * 6)(0, 40, runtime.harmless, _code_of(end), ctypes.addressof(text), 0)
+        keep = ctypes.pythonapi["Py_IncRef"]
+        keep.restype, keep.argtypes = None, (ctypes.py_object,)
+        for immortal in (call, end, text, descriptor):
+            keep(immortal)
         with runtime.lock:
             found = runtime.thunks.setdefault(signature, (call, descriptor))
     return found
 
 
+def _code_of(callback: Any) -> int:
+    return ctypes.cast(callback, ctypes.c_void_p).value or 0
+
+
 def _block(function: Callable[..., Any], signature: str) -> int:
     """A heap block that calls `function`; whoever gets it releases it (_Block_release)."""
     runtime = _objc()
+    if runtime.harmless >> 47:      # only a Mac can confirm: in an arm64e process a function's address is signed
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_SOURCE_FAILED, "objc", "this Python is arm64e, where blocks made by it "
+                    "would crash; use an arm64 one")
     call, descriptor = _thunk(signature)
     with runtime.lock:
         runtime.next_block += 1
         key = runtime.next_block
     entry = runtime.blocks[key] = [function, 0]
-    invoke = ctypes.cast(call, ctypes.c_void_p).value or 0
-    literal = (ctypes.c_uint64 * 5)(runtime.stack_block, 1 << 25 | 1 << 30, invoke,
+    # isa, flags (HAS_COPY_DISPOSE, HAS_SIGNATURE) and reserved, invoke, descriptor; then what it captures: the key
+    literal = (ctypes.c_uint64 * 5)(_c.address("System", "_NSConcreteStackBlock"), 1 << 25 | 1 << 30, _code_of(call),
                                     ctypes.addressof(descriptor), key)
-    entry[1] = runtime.block_copy(ctypes.byref(literal))
+    entry[1] = _c._Block_copy(ctypes.byref(literal))
     return int(entry[1])
 
 
@@ -2147,55 +2081,58 @@ class MetalPool:
 
 # -- compiled methods
 
-_RESULTS = {"v": "None", "@": "wrap(r)", "+": "adopt(r)", "a": "adopt(r, False)", "t": "r != 0", "#": "wrap(r)",
-            ":": "name_of(r)", "s": "bytes_at(r) if r else None", "x": "r"}
-
-
 def _argument_lines(n: int, code: str) -> str:
     """Source that checks argument n of a kind and leaves what is passed to C in p<n>."""
-    a = "a%d" % n
-    if code in _BITS:
-        bits = _BITS[code]
-        test = "{a} >> {b}" if code.isupper() else "{a} + %d >> {b}" % (1 << bits - 1)
-        return ("    if {a}.__class__ is not int: {a} = index({a})\n    if " + test + ": too_big({b}, {a})\n"
-                "    p{n} = {a}\n").format(a=a, b=bits, n=n)
-    return {
-        "B": "    p{n} = {a} if {a} is True or {a} is False else truth({a})\n",
-        "d": "    p{n} = {a} if {a}.__class__ is float else {a} + 0.0\n",
-        "@": "    if {a} is None: p{n} = None\n    else:\n        if {a}.__class__ not in ok{n}: {a} = k{n}({a})\n"
-             "        p{n} = {a}._pointer\n",
-        "^": "    p{n} = None if {a} is None else k{n}({a})\n",
-        "{": "    p{n} = {a} if {a}.__class__ is s{n} else {a}.__class__ is tuple and m{n}.get({a}) or k{n}({a})\n",
-        "k": "    p{n} = k{n}({a})\n", "u": "    p{n} = k{n}({a})\n", ":": "    p{n} = k{n}({a})\n",
-    }[code].format(a=a, n=n)
+    if code in "csiqCSIQ":
+        bits = 8 * ctypes.sizeof(_KINDS[code])
+        moved = "a{n}" if code.isupper() else "a{n} + %d" % (1 << bits - 1)
+        source = "if a{n}.__class__ is not int: a{n} = index(a{n})\nif %s >> %d: too_big(%d, a{n})\np{n} = a{n}" % (
+            moved, bits, bits)
+    else:
+        source = {
+            "B": "p{n} = a{n} if a{n} is True or a{n} is False else truth(a{n})",
+            "d": "p{n} = a{n} if a{n}.__class__ is float else real(a{n})",
+            "@": "if a{n} is None: p{n} = None\nelse:\n    if a{n}.__class__ not in ok{n}: a{n} = k{n}(a{n})\n"
+                 "    p{n} = a{n}._pointer",
+            "{": "p{n} = a{n} if a{n}.__class__ is s{n} else None\nif a{n}.__class__ is tuple:\n"
+                 "    try: p{n} = m{n}.get(a{n})\n    except TypeError: pass\nif p{n} is None: p{n} = k{n}(a{n})",
+        }.get(code, "p{n} = k{n}(a{n})")
+    return source.format(n=n)
+
+
+_RESULTS = {
+    "v": "return None", "x": "return r", "t": "return r != 0", "#": "return wrap(r)", "+": "return wrap(r, True)",
+    "alloc": "return wrap(r, True, False)", "init": "return wrap(r, True)", ":": "return name_of(r)",
+    "*": "return bytes_at(r) if r else None",
+    "@": "one = cached(r, nothing)()\nreturn wrap(r) if one is None else one"}
+
+
+def _send_lines(codes: str, result: str, error: bool) -> str:
+    """Source that sends and converts what comes back, inside a pool."""
+    passed = ["p", "sel"] + [("out(p%d)" if c == "u" else "p%d") % n for n, c in enumerate(codes)]
+    lines = ["retain(p)"] if result == "init" else []       # init consumes its receiver, which stays ours
+    lines += ["e = cell()"] if error else []
+    lines += ["r = send(%s)" % ", ".join(passed + ["byref(e)"] * error)]
+    lines += ["if not r: raise failure(e.value, sel)"] if error else []
+    lines += ["if p%d is not None: a%d.value = wrap(p%d.value)" % (n, n, n) for n, c in enumerate(codes) if c == "u"]
+    return "\n".join([*lines, _RESULTS[result]])
 
 
 def _source(codes: str, result: str, error: bool) -> str:
-    """Source of the function for a shape of signature: written twice, for an open pool and for one of its own."""
-    names = ["a%d" % n for n in range(len(codes))]
-    head = "def method(%s):\n    p = self._pointer\n" % ", ".join(["self"] + names)
-    head += "".join(_argument_lines(n, code) for n, code in enumerate(codes))
-    passed = ", ".join(["p", "sel"] + ["byref(p%d)" % n if c == "u" else "p%d" % n for n, c in enumerate(codes)]
-                       + ["byref(e)"] * error)
-    passed = passed.replace("byref(p", "ref(p")
-    lines = (["if init: retain(p)"] if result == "i" else []) + (["e = cell()"] if error else [])
-    lines += ["r = send(%s)" % passed]
-    if error:
-        lines += ["if not r: raise failure(e.value, sel)"]
-    lines += ["if p{n} is not None: a{n}.value = wrap(p{n}.value)".format(n=n) for n, c in enumerate(codes) if c == "u"]
-    lines += ["return " + ("adopt(r)" if result == "i" else _RESULTS[result])]
-    lines = [line.replace("if init: ", "") for line in lines]
-    blocks = [n for n, c in enumerate(codes) if c == "k"]
-    pad = "    "
+    """Source of the function for a shape of signature. The send is written twice, for an open pool and for one of its
+    own: that is quicker than any way of sharing it."""
+    send = _send_lines(codes, result, error)
+    body = "if thread.pools:\n%s\nt = push()\ntry:\n%s\nfinally:\n    pop(t)" % (_indented(send), _indented(send))
+    blocks = ["    if p%d: unblock(p%d)" % (n, n) for n, c in enumerate(codes) if c == "k"]
     if blocks:
-        head += pad + "try:\n"
-        pad += "    "
-    body = pad + "if thread.pools:\n" + "".join("%s    %s\n" % (pad, line) for line in lines)
-    body += pad + "t = push()\n" + pad + "try:\n" + "".join("%s    %s\n" % (pad, line) for line in lines)
-    body += pad + "finally:\n" + pad + "    pop(t)\n"
-    if blocks:
-        body += "    finally:\n" + "".join("        if p%d: unblock(p%d)\n" % (n, n) for n in blocks)
-    return head + body
+        body = "try:\n%s\nfinally:\n%s" % (_indented(body), "\n".join(blocks))
+    lines = ["p = self._pointer", *[_argument_lines(n, code) for n, code in enumerate(codes)], body]
+    return "def method(%s):\n%s\n" % (", ".join(["self"] + ["a%d" % n for n in range(len(codes))]),
+                                      _indented("\n".join(lines)))
+
+
+def _indented(source: str) -> str:
+    return "    " + source.replace("\n", "\n    ")
 
 
 _shapes: dict[tuple[str, str, bool], Any] = {}
@@ -2211,77 +2148,80 @@ def _shape(codes: str, result: str, error: bool) -> Any:
 
 
 def _argument_code(one: _Type) -> str:
+    """A letter for the way an argument is checked; u is an object returned through a pointer, k a block."""
     code = one.code
     if code == "c" and _objc().stret:
         return "B"              # BOOL on Intel
-    if code in _BITS or code in "B{:":
-        return code
     if code == "^" and one.name.lstrip(_QUALIFIERS)[:1] == "@" and not one.const and one.name[:1] != "r":
         return "u"
-    return {"@": "@", "#": "@", "@?": "k", "f": "d", "d": "d"}.get(code, "^")
+    return {"#": "@", "@?": "k", "f": "d", "*": "^"}.get(code, code)
 
 
 def _result_code(one: _Type, selector: str) -> str:
-    if one.code == "@":
-        if not _owns(selector):
-            return "@"
-        return {"a": "a", "i": "i"}.get(selector.lstrip("_")[0], "+")
-    return {"v": "v", "B": "x", "c": "t" if _objc().stret else "x", "#": "#", ":": ":", "*": "s"}.get(one.code, "x")
+    """A key of _RESULTS."""
+    if one.code == "@" and _owns(selector):
+        word = selector.lstrip("_")
+        return "alloc" if word.startswith("alloc") else "init" if word.startswith("init") else "+"
+    if one.code == "c" and _objc().stret:
+        return "t"
+    return one.code if one.code in ("v", "@", "#", ":", "*") else "x"
 
 
 def _refuse(selector: str) -> None:
     if selector in _OWNERSHIP:
         raise AttributeError("%s: the bridge counts references; MetalRelease(object) releases early" % selector)
-    if selector.startswith("performSelector") or selector.endswith(_VARIADIC):
+    if (selector.startswith("performSelector") or selector.endswith(_VARIADIC_ENDS)
+            or any(part in selector for part in _VARIADIC)):
         raise AttributeError("%s cannot be sent: its encoding does not tell all of its arguments" % selector)
 
 
 def _method(kind: int, selector: str, one: MetalObject | None = None) -> Any:
     """The Python function of a method: checks, converts, sends, converts back."""
     _refuse(selector)
-    runtime = _objc()
-    pointer = one._pointer if one is not None else None
+    methods, pointer = _objc().methods, None if one is None else one._pointer
     with MetalPool():
         types = _extend(kind, selector, _describe_method(kind, selector, pointer))
-    key = (selector, tuple((t.code, t.name, t.const, t.size) for t in types))
-    function = runtime.methods.get(key)
+    function = methods.get((selector, types))
     if function is None:
-        function = runtime.methods.setdefault(key, _build(runtime, selector, types))
+        function = methods.setdefault((selector, types), _build(selector, types))
     return function
 
 
-def _build(runtime: _Runtime, selector: str, types: tuple[_Type, ...]) -> Any:
-    from _operator import index
-    last = types[-1]
-    error = len(types) > 1 and selector.endswith("rror:") and last.code == "^" and last.name == "@" and not last.const
-    arguments = types[1:-1] if error else types[1:]
+def _build(selector: str, types: tuple[_Type, ...]) -> Any:
     if len(types) - 1 != selector.count(":"):
         raise AttributeError("%s: its encoding has %d arguments" % (selector, len(types) - 1))
+    runtime, last = _objc(), types[-1]
+    error = selector.endswith("rror:") and last.code == "^" and last.name == "@" and not last.const
+    arguments = types[1:-1] if error else types[1:]
+    codes = "".join(map(_argument_code, arguments))
     space: dict[str, Any] = {
-        "__builtins__": {"int": int, "float": float, "tuple": tuple},
-        "sel": runtime.selector(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
-        "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop, "retain": runtime.retain, "wrap": _wrap,
-        "adopt": _adopt, "index": index, "too_big": _range_error, "truth": _truth, "unblock": runtime.block_release,
-        "cell": ctypes.c_void_p, "byref": ctypes.byref, "ref": _optional_byref, "failure": _failure,
-        "name_of": _selector_text, "bytes_at": ctypes.string_at}
-    codes = ""
-    for n, one in enumerate(arguments):
-        code = _argument_code(one)
-        codes += code
-        if code == "@":
-            space["ok%d" % n] = accepted = set()        # type: ignore[var-annotated]
-            space["k%d" % n] = _object_converter(one.name, accepted)
-        elif code == "{":
-            space["s%d" % n], space["m%d" % n] = _layout(one.layout()), {}
-            space["k%d" % n] = _struct_converter(space["s%d" % n], space["m%d" % n])
-        elif code in "^ku:":
-            space["k%d" % n] = (_pointer_converter(one) if code == "^" else _out if code == "u" else
-                                _selector_argument if code == ":" else _block_converter(one, selector))
-    code = _shape(codes, _result_code(types[0], selector), error)
+        "__builtins__": {"int": int, "float": float, "tuple": tuple, "TypeError": TypeError},
+        "sel": _selector_of(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
+        "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop,
+        "retain": runtime.retain, "cached": runtime.cache.get, "nothing": type(None), "wrap": _wrap, "index": _index,
+        "too_big": _range_error, "truth": _truth, "real": _real, "unblock": _c._Block_release, "cell": ctypes.c_void_p,
+        "byref": ctypes.byref, "out": _optional_byref, "failure": _failure, "name_of": _selector_text,
+        "bytes_at": ctypes.string_at}
+    for n, (code, one) in enumerate(zip(codes, arguments)):
+        space.update(_converters(n, code, one, selector))
     make_function: Any = type(_build)
-    function = make_function(code, space, _mangle(selector))
+    function = make_function(_shape(codes, _result_code(types[0], selector), error), space, _mangle(selector))
     function.__doc__ = "-[%s] takes %s, returns %s" % (selector, [t.name or t.code for t in arguments], types[0].code)
     return function
+
+
+def _converters(n: int, code: str, one: _Type, selector: str) -> dict[str, Any]:
+    """What the source of argument n calls."""
+    if code == "@":
+        accepted: set[type] = set()
+        return {"ok%d" % n: accepted, "k%d" % n: _object_converter(one, accepted)}
+    if code == "{":
+        memory: dict[Any, Any] = {}
+        return {"s%d" % n: one.kind, "m%d" % n: memory, "k%d" % n: _value_converter(one.kind, memory)}
+    if code == "k":
+        return {"k%d" % n: _block_converter(one, selector)}
+    convert = {"u": _out, ":": _selector_argument}.get(code) or (_pointer_converter(one) if code == "^" else None)
+    return {"k%d" % n: convert}
 
 
 def _optional_byref(cell: Any) -> Any:
@@ -2289,15 +2229,14 @@ def _optional_byref(cell: Any) -> Any:
 
 
 def _selector_text(pointer: int | None) -> str | None:
-    return _objc().selector_name(pointer).decode() if pointer else None
+    return _c.sel_getName(pointer).decode() if pointer else None
 
 
 def _failure(pointer: int | None, selector: int) -> MetalError:
     """The exception of an NSError; some failures come without one (MTLBinaryArchive before macOS 15)."""
     if not pointer:
         return MetalError("", 0, "%s failed without saying why" % _selector_text(selector))
-    texts = [_ask(pointer, name) for name in ("domain", "localizedDescription")]
-    domain, text = [_string_of(t) if t else "" for t in texts]
+    domain, text = [_wrap(_ask(pointer, name)) or "" for name in ("domain", "localizedDescription")]
     return MetalError(domain, _ask(pointer, "code"), text)
 
 
@@ -8397,14 +8336,14 @@ def __getattr__(name: str) -> Any:
         value = _open_constants().get(name)
         if value is not None:
             return value
-        if any(row.startswith(name + " ") for row in _STRUCTS.split(";")):
+        if name in _STRUCTS:
             _objc()
             return _struct(name)
     raise AttributeError("module %r has no attribute %r" % (__name__, name))
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_open_constants()) | {row.split(" ")[0] for row in _STRUCTS.split(";")})
+    return sorted(set(globals()) | set(_open_constants()) | set(_STRUCTS))
 
 
 # ---- any object, any method
@@ -8412,7 +8351,8 @@ def __dir__() -> list[str]:
 def MetalClass(name: str) -> MetalObject:
     """The Objective-C class `name` (of Foundation, Metal or a framework loaded with MetalFramework), for its class
     methods: MetalClass("MTLTextureDescriptor").new(). NotFound when there is no such class on this macOS."""
-    pointer = _objc().get_class(name.encode())
+    _objc()
+    pointer = _c.objc_getClass(name.encode())
     if not pointer:
         raise _fail(ERROR_NOT_FOUND, None, "objc", "there is no class %s here" % name)
     one: MetalObject = _wrap(pointer)
@@ -8445,7 +8385,8 @@ def MetalString(symbol: str, framework: str = "Metal") -> str:
     """The text of an exported NSString constant, for example MetalString("MTLCommonCounterSetTimestamp"); NotSupported
     without the framework."""
     MetalFramework(framework)
-    text = _wrap(ctypes.c_void_p.from_address(_c.address(framework, symbol)).value)
+    with MetalPool():
+        text = _wrap(ctypes.c_void_p.from_address(_c.address(framework, symbol)).value)
     return text if isinstance(text, str) else ""
 
 
@@ -8456,7 +8397,8 @@ def MetalAddress(one: MetalObject) -> int:
 
 def MetalWrap(address: int, owned: bool = False) -> Any:
     """The Python object of an Objective-C object from elsewhere; `owned` gives its retain count to us."""
-    return _adopt(address) if owned else _wrap(address)
+    with MetalPool():
+        return _wrap(address, owned)
 
 
 def MetalRelease(*objects: MetalObject) -> None:
@@ -8474,7 +8416,7 @@ def MetalRelease(*objects: MetalObject) -> None:
                 one._facts = None
                 one.__class__ = _Released
         if ours:
-            runtime.release(pointer)
+            _release(pointer)
 
 
 def MetalObjects() -> tuple[MetalObject, ...]:
@@ -9090,8 +9032,9 @@ def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
     runtime = _runtime or _objc()
     found = runtime.launchers.get(selector)
     if found is None:
-        found = runtime.launchers[selector] = _prepare(getattr(pointer, "value", pointer), selector)
-    return found[0](pointer, found[1], *arguments)
+        found = runtime.launchers[selector] = _prepare(pointer, selector)
+    function, key = found
+    return function(pointer, key, *arguments)
 
 
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
@@ -9099,15 +9042,17 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
     is done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
     if _work(work).committed_ns:
         raise _bad("this work was committed already")
-    runtime = _objc()
+    runtime = _runtime or _objc()
     token = runtime.push()
     try:
-        parts, samples = _plan(work)
+        parts, samples = _plan(work) if work.profile else ([work.operations], None)
         for operations in parts:
             pointer = _call(work.queue._pointer, "commandBuffer")
             if not pointer:
                 raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
-            buffer = _set(_wrap(pointer), Label=work.label)
+            buffer = _wrap(pointer)
+            if work.label is not None:
+                buffer.setLabel_(work.label)
             _encode(pointer, operations, samples)
             if then is not None and operations is parts[-1]:
                 buffer.addCompletedHandler_(then)
@@ -9126,9 +9071,9 @@ def _host_ns() -> int:
 
 
 def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
-    """How a work becomes command buffers: one; or, profiled without usable counters, one per dispatch."""
+    """How a profiled work becomes command buffers: one; or, without usable counters, one per dispatch."""
     dispatches = [op for op in work.operations if op[0] == "dispatch"]
-    if not work.profile or not dispatches:
+    if not dispatches:
         return [work.operations], None
     work.labels = [op[-1] or op[1].label() or "dispatch %d" % n for n, op in enumerate(dispatches)]
     work.samples = _samples(work.queue.device(), 2 * len(dispatches))
@@ -9146,70 +9091,70 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
     encoder: Any = None
-    kind, count, memory = "", 0, ()
+    kind, count, memory, pointer = "", 0, (), 0
     try:
         for op in operations:
             wanted = op[0] if op[0] in ("dispatch", "blit") else ""
             if encoder is not None and (wanted != kind or samples is not None or wanted == "dispatch" and (
                     op[9] or op[10] or memory not in ((), op[6]))):     # fences; memory that the encoder would keep
-                encoder.ended = True        # nothing can interrupt between this and the call
-                encoder.end[0](encoder, encoder.end[1])
+                encoder.value = None        # nothing can interrupt between this and the call
+                encoder.end[0](pointer, encoder.end[1])
                 encoder = None
             if wanted and encoder is None:
-                create, key, *more = _encoder_maker(buffer, wanted, samples, count)
-                encoder = create(buffer, key, *[one._pointer for one in more])
-                if not encoder.value:
-                    encoder = None
+                encoder = _open_encoder(buffer, wanted, samples, count)
+                pointer = encoder.value
+                if not pointer:
                     raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
-                if sys.version_info < (3, 11):      # Ctrl-C between any two instructions, below too: its traceback then
-                    encoder.kept = bool(_objc().retain(encoder))        # holds the encoder longer than the pool does
             kind = wanted
             if wanted == "dispatch":
-                _encode_dispatch(encoder, op)
+                _encode_dispatch(pointer, op)
                 count, memory = count + 1, op[6]
             elif callable(op[0]):
                 op[0](buffer, *op[1:])
             else:
-                _call(encoder if wanted else buffer, op[1],
+                _call(pointer if wanted else buffer, op[1],
                       *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
-        if encoder is not None and not encoder.ended:
-            encoder.ended = True
-            encoder.end[0](encoder, encoder.end[1])
+        try:
+            if encoder is not None and encoder.value:
+                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
+                end(pointer, key)
+        finally:        # before Python 3.11 Ctrl-C can come in the lines above: then its owner ends the encoding here,
+            encoder = None      # before the pool goes
 
 
-def _encoder_maker(buffer: int, kind: str, samples: Any, count: int) -> tuple[Any, ...]:
-    """(function, selector, arguments...) that opens an encoder; with timestamps around dispatch number `count`."""
+def _open_encoder(buffer: int, kind: str, samples: Any, count: int) -> Any:
+    """The owner of a new encoder (of 0, when Metal makes none); with timestamps around dispatch number `count`."""
     if kind == "dispatch" and samples is not None:
         descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
         _set(descriptor.sampleBufferAttachments()[0], SampleBuffer=samples, StartOfEncoderSampleIndex=2 * count,
              EndOfEncoderSampleIndex=2 * count + 1)
-        return (*_opener(buffer, "computeCommandEncoderWithDescriptor:"), descriptor)
-    return _opener(buffer, "computeCommandEncoder" if kind == "dispatch" else "blitCommandEncoder")
+        create, key = _opener(buffer, "computeCommandEncoderWithDescriptor:")
+        return create(buffer, key, descriptor._pointer)
+    create, key = _opener(buffer, "computeCommandEncoder" if kind == "dispatch" else "blitCommandEncoder")
+    return create(buffer, key)
 
 
 def _opener(buffer: int, selector: str) -> tuple[Any, int]:
     """The send that opens an encoder. Its result is an owner made by ctypes itself, which ends the encoding when it is
     dropped: Metal aborts the process over an encoder let go while open, and Ctrl-C can come as the call returns."""
-    runtime = _objc()
+    runtime = _runtime or _objc()
     found = runtime.launchers.get(selector)
     if found is None:
         _, key = _prepare(buffer, selector)
-        word = ctypes.c_void_p
-        ending = _prototype((_Type("v", 0),)), runtime.selector(b"endEncoding")
+        word, ending = ctypes.c_void_p, (_prototype((_Type("v"),)), _selector_of(b"endEncoding"))
 
         class OpenEncoder(ctypes.c_void_p):
-            ended = kept = False
+            __slots__ = ()
             end = ending
 
             def __del__(self) -> None:
-                if self.value and not self.ended:
-                    self.ended = True
-                    ending[0](self.value, ending[1])
-                if self.kept:
-                    runtime.release(self.value)
+                pointer = self.value
+                if pointer:
+                    self.value = None
+                    ending[0](pointer, ending[1])
 
-        function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(_objc().send)
+        function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(runtime.send)
         found = runtime.launchers[selector] = function, key
     return found
 
@@ -9218,31 +9163,32 @@ _HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:lengt
         "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:")
 
 
-def _encode_dispatch(encoder: Any, op: tuple[Any, ...]) -> None:
+def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
-    runtime = _objc()
+    runtime = _runtime or _objc()
     if not runtime.hot:
-        runtime.hot = [_prepare(encoder.value, selector) for selector in _HOT]
-    hot = runtime.hot
+        runtime.hot = [part for selector in _HOT for part in _prepare(encoder, selector)]
+    (set_pipeline, pipeline_key, set_buffer, buffer_key, set_bytes, bytes_key, by_threads_send, threads_key,
+     by_groups_send, groups_key) = runtime.hot
     if wait or label is not None or memory or textures or uses:
         _encode_rest(encoder, memory, textures, uses, wait, label)
-    send, key = hot[0]
-    send(encoder, key, pipeline._pointer)
-    (set_buffer, buffer_key), (set_bytes, bytes_key) = hot[1], hot[2]
+    set_pipeline(encoder, pipeline_key, pipeline._pointer)
     for one in bound:
         if len(one) == 4:
             set_buffer(encoder, buffer_key, one[1]._pointer, one[3], one[0])        # raises if released
         else:
             set_bytes(encoder, bytes_key, one[1], len(one[1]), one[0])
-    send, key = hot[3 if by_threads else 4]
-    send(encoder, key, grid, block)
+    if by_threads:
+        by_threads_send(encoder, threads_key, grid, block)
+    else:
+        by_groups_send(encoder, groups_key, grid, block)
     if label is not None:
         _call(encoder, "popDebugGroup")
     if update is not None:
         _call(encoder, "updateFence:", update._pointer)
 
 
-def _encode_rest(encoder: Any, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
+def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
     """What most dispatches have none of."""
     for fence in wait:
         _call(encoder, "waitForFence:", fence._pointer)     # raises if released, as all below

@@ -777,6 +777,24 @@ def metal_sends(ag: Any, quick: bool) -> None:
         def raw_text(*_: Any) -> str:
             text = utf8[0](named(pointer_, selector_), utf8[2])
             return str(text.decode())
+        library, text_class = ctypes.CDLL("/usr/lib/libobjc.A.dylib"), ag.MetalClass("NSString")
+        retain, release = library["objc_retain"], library["objc_release"]
+        retain.restype, retain.argtypes, release.restype, release.argtypes = ctypes.c_void_p, [ctypes.c_void_p], None, [ctypes.c_void_p]
+        alloc = raw_send(ag, text_class, "alloc", ctypes.c_void_p)
+        init = raw_send(ag, text_class, "initWithBytes:length:encoding:", ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64)
+        set_label = raw_send(ag, buffer, "setLabel:", None, ctypes.c_void_p)
+        command = raw_send(ag, queue, "commandBuffer", ctypes.c_void_p)
+
+        def raw_label(*_: Any) -> None:
+            data = LABEL.encode()
+            made = init[0](alloc[0](alloc[1], alloc[2]), init[2], data, len(data), 4)
+            set_label[0](set_label[1], set_label[2], made)
+            release(made)
+
+        def raw_object(*_: Any) -> None:
+            made = command[0](command[1], command[2])
+            retain(made)
+            release(made)
         ready = raw_send(ag, buffer, "length", ctypes.c_uint64)
         kinds = [       # statements as one writes them, so that neither side pays for a wrapper of this file
             ("scalar result", 2, "buffer.length()", ready, ""),
@@ -784,16 +802,18 @@ def metal_sends(ag: Any, quick: bool) -> None:
             ("wrapped result", 2, "buffer.device()", raw_send(ag, buffer, "device", ctypes.c_void_p), ""),
             ("scalar argument", 2, "device.supportsFamily_(1007)", raw_send(ag, device, "supportsFamily:", ctypes.c_bool, ctypes.c_int64), ", 1007"),
             ("string result (raw: send, UTF8String, decode)", 3, "device.name()", (raw_text, 0, 0), ""),
+            ("string argument (raw: encode, alloc, init, send, release)", 3, "buffer.setLabel_(label)", (raw_label, 0, 0), ""),
+            ("new object (raw: send, retain, release)", 3, "queue.commandBuffer()", (raw_object, 0, 0), ""),
         ]
         for what, most, mine, (send, pointer, selector), arguments in kinds:
-            names = {"buffer": buffer, "device": device, "pair": (0, 16), "span": Range(0, 16), "send": send, "p": pointer, "s": selector}
+            names = {"buffer": buffer, "device": device, "queue": queue, "label": LABEL, "pair": (0, 16), "span": Range(0, 16), "send": send, "p": pointer, "s": selector}
             timers = timeit.Timer(mine, globals=names), timeit.Timer("send(p, s%s)" % arguments, globals=names)
             pair = alternating(timers, loops, rounds)
             row(RATIO, "Metal send / raw ctypes call: " + what, min(pair[0]) / min(pair[1]), "x", most=most)
             row(TIME, "Metal send: " + what, min(pair[0]), "ns", "raw ctypes", min(pair[1]))
-    del queue
 
 
+<<<<<<< HEAD
 def metal_launch(ag: Any, kernel: Any, buffers: Any, queue: Any, quick: bool) -> None:
     """One dispatch written to an open encoder by the library's own launch path, and by five ready ctypes sends."""
     work = ag.MetalBegin(queue)
@@ -830,6 +850,9 @@ def alternating(timers: Any, loops: int, rounds: int) -> list[list[float]]:
     return took
 
 
+=======
+LABEL = "a label too long to be a tagged pointer"
+>>>>>>> bridge
 ADD = """#include <metal_stdlib>
 using namespace metal;
 kernel void add(device const float *a [[buffer(0)]], device const float *b [[buffer(1)]], device float *c [[buffer(2)]],
@@ -856,7 +879,64 @@ def metal_dispatch(ag: Any, fake: Any, quick: bool) -> None:
     if fake:
         row(COUNT, "sends to encode and commit one compute dispatch", sent, most=12)
     row(TIME, "encode and commit one compute dispatch", min(took), "µs")
+<<<<<<< HEAD
     metal_launch(ag, kernel, (a, b, c), queue, quick)
+=======
+    metal_launch(ag, quick, kernel, (a, b, c), queue)
+
+
+def raw_launch(ag: Any, kernel: Any, buffers: Any, queue: Any) -> Any:
+    """The sends of MetalCommit for one dispatch, with plain pointers and ready structs; returns the command buffer."""
+    class Size(ctypes.Structure):
+        _fields_ = [("width", ctypes.c_uint64), ("height", ctypes.c_uint64), ("depth", ctypes.c_uint64)]
+    word, size = ctypes.c_void_p, ctypes.c_uint64
+    library = ctypes.CDLL("/usr/lib/libobjc.A.dylib")
+    push, pop, retain = library["objc_autoreleasePoolPush"], library["objc_autoreleasePoolPop"], library["objc_retain"]
+    push.restype, retain.restype, pop.restype, push.argtypes, pop.argtypes, retain.argtypes = word, word, None, [], [word], [word]
+    rows_ = ("commandBuffer", word), ("computeCommandEncoder", word), ("setComputePipelineState:", None, word), \
+        ("setBuffer:offset:atIndex:", None, word, size, size), ("dispatchThreads:threadsPerThreadgroup:", None, Size, Size), \
+        ("endEncoding", None), ("commit", None)
+    (begin, _, begin_), (encode, _, encode_), (pipeline, _, pipeline_), (bind, _, bind_), (run, _, run_), (end, _, end_), (commit, _, commit_) = [
+        raw_send(ag, queue, *one) for one in rows_]
+    pointers, grid = [one._pointer for one in (queue, kernel, *buffers)], Size(64, 1, 1)
+
+    def launch() -> int:
+        token = push()
+        try:
+            command = begin(pointers[0], begin_)
+            retain(command)
+            encoder = encode(command, encode_)
+            pipeline(encoder, pipeline_, pointers[1])
+            bind(encoder, bind_, pointers[2], 0, 0)
+            bind(encoder, bind_, pointers[3], 0, 1)
+            bind(encoder, bind_, pointers[4], 0, 2)
+            run(encoder, run_, grid, grid)
+            end(encoder, end_)
+            commit(command, commit_)
+        finally:
+            pop(token)
+        return int(command)
+    return launch
+
+
+def metal_launch(ag: Any, quick: bool, kernel: Any, buffers: Any, queue: Any) -> None:
+    """The library's own launch path: a recorded work is committed, in turn with the same sends made raw."""
+    launch, taken = raw_launch(ag, kernel, buffers, queue), ([], [])        # type: tuple[list[int], list[int]]
+    for _ in range(30 if quick else 2000):
+        began = now()
+        command = launch()
+        taken[1].append(now() - began)
+        ag.MetalWrap(command, owned=True).waitUntilCompleted()
+        work = ag.MetalBegin(queue)
+        ag.MetalEncodeDispatch(work, kernel, 64, *buffers)
+        began = now()
+        ag.MetalCommit(work)
+        taken[0].append(now() - began)
+        ag.MetalWait(work)
+    ours, raw = [sorted(one)[len(one) // 2] for one in taken]       # the middle: a queue's thread wakes up beside both
+    row(RATIO, "MetalCommit of one dispatch / the same sends raw", ours / raw, "x", most=1.3)
+    row(TIME, "MetalCommit of one dispatch", ours / 1000, "µs", "raw ctypes", raw / 1000)
+>>>>>>> bridge
 
 
 # ---- growth

@@ -185,7 +185,7 @@ static int adopts(Protocol *p, Protocol *k)
 static Cls block_stack, block_malloc, block_global;
 __asm__(".globl _NSConcreteStackBlock\n.set _NSConcreteStackBlock, block_stack_storage\n");
 Cls block_stack_storage;
-typedef struct { u64 reserved, size; void (*copy)(void *, void *), (*dispose)(void *); const char *signature; } BlockDescriptor;
+typedef struct { u64 reserved, size; void (*copy)(void *, void *), (*dispose)(void *); const char *signature, *layout; } BlockDescriptor;
 typedef struct { void *isa; int flags, count; void (*invoke)(void *, ...); BlockDescriptor *descriptor; } Block;
 static u64 blocks_live;
 void *_Block_copy(Block *b)
@@ -198,6 +198,7 @@ void *_Block_copy(Block *b)
     h->isa = &block_malloc;
     h->flags |= 1 << 24;
     h->count = 1;
+    if (h->flags & 1 << 30 && b->descriptor->layout) offence("a block's descriptor ends before its layout");
     if (h->flags & 1 << 25) b->descriptor->copy(h, b);
     __atomic_add_fetch(&blocks_live, 1, __ATOMIC_SEQ_CST);
     return h;
@@ -601,6 +602,7 @@ id fake_wrap(id inner, const char *name) { id o = make(objc_getClass(name)); o->
 /* what arrived: the class FakeEcho writes its arguments down, the tests compare */
 static char echo_text[1024];
 const char *fake_echo(void) { return echo_text; }
+static void ec_free(id o) { (void)o; objc_autorelease(string_n("what a dealloc leaves to the pool", 33)); }
 static void ec_mix(id o, SEL s, u64 a, int64_t b, uint32_t c, int d, unsigned short e, unsigned char f, short g, signed char h, float i, double j, float k)
 { (void)o, (void)s; sprintf(echo_text, "%lu %ld %u %d %u %u %d %d %.9g %.17g %.9g", (unsigned long)a, (long)b, c, d, e, f, g, h, i, j, k); }
 static void ec_copy(id o, SEL s, id a, u64 b, u64 c, T_QQQ d, T_QQQ e, id f, u64 g, u64 h, T_QQQ i)
@@ -713,7 +715,7 @@ void fake_method(const char *name, const char *owner, const char *sel, const cha
 void fake_dealloc(const char *name, const char *what)
 {
     Cls *c = objc_getClass(name);
-    c->dealloc = !strcmp(what, "text") ? free_p : !strcmp(what, "array") ? a_free : !strcmp(what, "wrapper") ? w_free : graphics_dealloc(what);
+    c->dealloc = !strcmp(what, "text") ? free_p : !strcmp(what, "array") ? a_free : !strcmp(what, "wrapper") ? w_free : !strcmp(what, "echo") ? ec_free : graphics_dealloc(what);
 }
 void fake_ready(void)
 {

@@ -337,7 +337,7 @@ class Fake:
                            "AGXBuffer": "buffer", "AGXLibrary": "library", "AGXFunction": "function", "AGXComputePipelineState": "pipeline",
                            "AGXCommandQueue": "queue", "AGXCommandBuffer": "commands", "AGXComputeCommandEncoder": "encoder",
                            "AGXBlitCommandEncoder": "encoder", "AGXRenderCommandEncoder": "encoder", "AGXCounterSampleBuffer": "counters",
-                           "AGXArgumentEncoder": "arguments"}.items():
+                           "AGXArgumentEncoder": "arguments", "FakeEcho": "echo"}.items():
             lib.fake_dealloc(text(name), text(what))
         fakegraphics.setup(self, shape)
         lib.fake_ready()

@@ -112,14 +112,14 @@ class Encodings(unittest.TestCase):
 
     def test_struct_names(self):
         structs = fakeobjc.api()[2]
-        for row in ag._STRUCTS.split(";"):
-            name, _, *fields = row.split(" ")
+        for name, row in ag._STRUCTS.items():
+            _, *fields = row.split(" ")
             if name in structs and name != "MTLResourceID":
                 self.assertEqual(structs[name][1], fields)
         for name, (_, _, _, methods) in fakeobjc.api()[0].items():
             for selector, (types, _, _, _) in methods.items():
                 if types[0][0] == "{":
-                    made = ag._struct_result(ag._parse_type(types[0], 0)[0], selector[1:]) if ag._runtime or not MAC else None
+                    made = ag._struct_result(ag._parse_type(types[0]), selector[1:]) if ag._runtime or not MAC else None
                     self.assertIn(made.__name__ if made else "MTLSize", ag._STRUCTS)
 
     def test_shapes(self):
@@ -133,6 +133,9 @@ class Encodings(unittest.TestCase):
         inner = parse('v32@0:8{x="a"@"NSString""b"@"c"i}16'.replace('"b"@"c"i', '"b"i'))[3]
         self.assertEqual(inner.layout(), "@i")
         self.assertEqual(parse("v28@0:8{a=[3i]}16")[3].layout(), "iii")
+        held = parse("v32@0:8{a=@?i}16")[3]                     # a block inside a struct is one word
+        self.assertEqual((held.layout(), held.size), ("@i", 16))
+        self.assertEqual(parse('v40@0:8{x="a"@"b"^@"c"i}16')[3].size, 24)
         self.assertEqual(parse("Vv16@0:8")[0].code, "v")
         self.assertEqual(parse("v24@0:8r^{__IOSurface=}16")[3].code, "^")
         self.assertTrue(parse("v24@0:8r^@16")[3].const)
@@ -233,7 +236,7 @@ class Sends(Base):
     """Each way a value can travel, compared with what C received."""
 
     def echo(self):
-        return ag._adopt(fake.lib.fake_test_make(b"FakeEcho"))
+        return ag._wrap(fake.lib.fake_test_make(b"FakeEcho"), True)
 
     def got(self):
         return fake.lib.fake_echo().decode()
@@ -250,7 +253,7 @@ class Sends(Base):
             wrong[place] = bad
             with self.assertRaises((OverflowError, TypeError)):
                 echo.a_b_c_d_e_f_g_h_i_j_k_(*wrong)
-        for place, bad in ((0, 1.0), (0, "1"), (0, None), (3, 2.0), (9, "x"), (9, None), (8, b"")):
+        for place, bad in ((0, 1.0), (0, "1"), (0, None), (3, 2.0), (9, "x"), (9, None), (8, b""), (9, 1j), (10, [1.0])):
             wrong = list(values)
             wrong[place] = bad
             with self.assertRaises(TypeError):
@@ -327,6 +330,27 @@ class Sends(Base):
         for bad in (5, [], "x"):
             with self.assertRaises(TypeError):
                 echo.out_name_kind_(bad, "x", ag.MetalClass("NSString"))
+        for bad in (echo, "x", 5, ["x"]):           # not a class
+            with self.assertRaises(TypeError):
+                echo.out_name_kind_(None, "x", bad)
+
+    def test_nothing_is_cut_or_dropped_in_silence(self):
+        """What ctypes itself lets through: integers masked, short tuples filled with zeros, odd objects sent as nil."""
+        echo, rects = self.echo(), [(1, 2, 3, 4), (5, 6, 7, 8)]
+        for objects, words, floats, structs in (([object(), None], [1, 2], [1, 2], rects), ([echo, 1.5j], [1, 2], [1, 2], rects), ([echo, None], [1, -1], [1, 2], rects),
+                                                ([echo, None], [1, 1 << 64], [1, 2], rects), ([echo, None], [1, 2.0], [1, 2], rects), ([echo, None], [1, 2], [1, "2"], rects),
+                                                ([echo, None], [1, 2], [1, 2], [(1, 2, 3), (1, 2, 3, 4)]), ([echo, None], [1, 2], [1, 2], [(1, 2, 3, -4)] * 2), ([echo, None], [1, 2], [1, 2], [5, 6])):
+            with self.assertRaises((TypeError, OverflowError)):
+                echo.arrays_b_c_d_range_(objects, words, floats, structs, (0, 2))
+        numbers = ag.MetalClass("NSArray").alloc().initWithObjects_count_([-1 << 63, (1 << 63) - 1], 2)
+        self.assertEqual([one.longLongValue() for one in numbers], [-1 << 63, (1 << 63) - 1])
+        for bad in (1 << 63, 1 << 64, -1 << 64):
+            with self.assertRaises(OverflowError):
+                ag.MetalClass("NSArray").alloc().initWithObjects_count_([bad], 1)
+        echo.bytes_length_out_(ctypes.c_char_p(b"hello"), 5, None)
+        self.assertEqual(self.got(), "hello")
+        echo.setRegion_(([1, 2, 3], ag.MTLSize(4, 5, 6)))
+        self.assertEqual(echo.region(), ((1, 2, 3), (4, 5, 6)))
 
     def test_what_cannot_be_described_is_not_sent(self):
         echo, sends = self.echo(), fake.counts()["sends"]
@@ -339,6 +363,9 @@ class Sends(Base):
             ag.MetalClass("NSString").stringWithFormat_("%d")
         with self.assertRaises(AttributeError):
             ag.MetalClass("NSArray").arrayWithObjects_(echo)
+        for name in ("initWithFormat:locale:", "stringByAppendingFormat:", "appendFormat:", "raise:format:", "filterWithName:keysAndValues:"):
+            with self.assertRaisesRegex(AttributeError, "does not tell"):
+                ag.MetalSend(echo, name, *["x"] * name.count(":"))
         self.assertLess(fake.counts()["sends"] - sends, 12)
 
     def test_every_property_of_every_class(self):
@@ -357,7 +384,7 @@ class Sends(Base):
                 if getter is None or types[1] == "@?" or code not in values or methods["-" + getter][0][0][0] != code or owner.endswith("Encoder"):
                     continue
                 if one is None:
-                    one = ag._adopt(fake.lib.fake_test_make(owner.encode()))
+                    one = ag._wrap(fake.lib.fake_test_make(owner.encode()), True)
                 value = values[code]
                 if types[1] == '@"NSString"':
                     value = "name of it"
@@ -374,7 +401,7 @@ class Sends(Base):
     def test_every_method_compiles(self):
         done = 0
         for name, (kind, _, _, methods) in fake.classes.items():
-            pointer = ag._objc().get_class((name if kind == "c" else "AGX" + name[3:]).encode())
+            pointer = ag._c.objc_getClass((name if kind == "c" else "AGX" + name[3:]).encode())
             for selector in methods:
                 where = ag._objc().class_of(pointer) if selector[0] == "+" else pointer
                 self.assertTrue(callable(ag._method(where, selector[1:])))
@@ -772,6 +799,20 @@ class Blocks(Base):
         command.addCompletedHandler_(ag.MetalBlock(lambda c: None, "v@?@"))
         with self.assertRaises((TypeError, ValueError)):
             command.addCompletedHandler_(ag.MetalBlock(lambda c: None, "{x=QQQ}@?@"))
+        for signature in ("v", "", "v@", "?"):
+            with self.assertRaises((TypeError, ValueError)):
+                command.addCompletedHandler_(ag.MetalBlock(lambda c: None, signature))
+
+    @unittest.skipIf(MAC, "pretends")
+    def test_signed_pointers(self):
+        """In an arm64e process the address of a function has its signature in the bits over the 47th."""
+        command, runtime = self.handlers(), ag._objc()
+        harmless, runtime.harmless = runtime.harmless, runtime.harmless | 1 << 55
+        try:
+            with self.assertRaises(ag.AppleGPUError_NotSupported):
+                command.addCompletedHandler_(lambda c: None)
+        finally:
+            runtime.harmless = harmless
 
     def test_exit(self):
         """The interpreter ends while handlers, threads, objects and pools are about: no crash, no word."""
@@ -857,7 +898,7 @@ class Wrappers(Base):
     def test_capture(self):
         fake.modes(device=2)
         device = ag.MetalDevice()
-        self.assertFalse(ag._objc().method_of(ag._objc().class_of(device._pointer), ag._selector_of(b"hasUnifiedMemory")))
+        self.assertFalse(ag._c.class_getInstanceMethod(ag._objc().class_of(device._pointer), ag._selector_of(b"hasUnifiedMemory")))
         self.check(device, "CaptureMTLDevice")
         self.assertTrue(ag.MetalDeviceInfo(device).unified_memory)
 
@@ -890,7 +931,7 @@ class Errors(Base):
 
     @unittest.skipIf(MAC, "a stand-in's archive")
     def test_failure_without_error(self):
-        archive = ag._adopt(fake.lib.fake_test_make(b"AGXBinaryArchive"))
+        archive = ag._wrap(fake.lib.fake_test_make(b"AGXBinaryArchive"), True)
         with self.assertRaises(ag.MetalError) as caught:
             archive.serializeToURL_error_(ag._file_url("/tmp/x"))
         self.assertIn("without saying why", caught.exception.text)
