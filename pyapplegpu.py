@@ -5947,13 +5947,17 @@ class _Engine:
         return _Figure(self.brand(), source="sysctl")
 
     def name(self, window: int) -> _Figure:
-        """The accelerator's own model; in a guest Metal's name for it."""
+        """The accelerator's own model; in a guest Metal's name for it; else the chip's."""
         model = self.once("model", lambda: self.gpu_property("model"))
         if isinstance(model, bytes):
             model = model.split(b"\0", 1)[0].decode("utf-8", "replace")
         if model:
             return _Figure(str(model), source="registry")
-        return _Figure(self.metal()["name"] if self.is_virtual() else self.brand(), source="metal" if self.is_virtual() else "sysctl")
+        try:
+            name = self.metal()["name"] if self.is_virtual() else None
+        except (NVMLError_NotReady, NVMLError_NotSupported):        # a guest may have no Metal device (llama.cpp 6628)
+            name = None
+        return _Figure(name, source="metal") if name else self.chip(window)
 
     def uuid(self, window: int = 0) -> _Figure:
         def work() -> str:
