@@ -3961,14 +3961,15 @@ class _Replayed(_Sysctl):
             wanted = {i: c for i, c in found.items() if want(group, c.subgroup, c.name, c.unit) and i not in chosen}
             if state == "refuses" and (wanted or not found):
                 refused = refused or group
-            chosen.update(wanted)
-        if refused:
+            elif state != "refuses":
+                chosen.update(wanted)
+        if refused and not chosen:      # one that refuses leaves the others
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
-        found = list(chosen.items())
+        kept = list(chosen.items())
         if keep is not None:
-            found = [found[i] for i in keep([channel for _, channel in found])]
-        raw = [part["channels"][i] for i, _ in found]
-        return _ReplayedSubscription(self._recording, self._clock, raw, [channel for _, channel in found]) if raw else None
+            kept = [kept[i] for i in keep(list(chosen.values()))]
+        raw = [part["channels"][i] for i, _ in kept]
+        return _ReplayedSubscription(self._recording, self._clock, raw, [c for _, c in kept]) if raw else None
 
     # -- SMC, HID --
 
