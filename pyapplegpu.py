@@ -3882,14 +3882,15 @@ class _Replayed(_Sysctl):
             wanted = {i: c for i, c in found.items() if want(group, c.subgroup, c.name, c.unit) and i not in chosen}
             if state == "refuses" and (wanted or not found):
                 refused = refused or group
-            chosen.update(wanted)
-        if refused:
+            elif state != "refuses":
+                chosen.update(wanted)
+        if refused and not chosen:      # one that refuses leaves the others
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
         kept = list(chosen.items())
         if keep is not None:
-            kept = [kept[i] for i in keep([channel for _, channel in kept])]
+            kept = [kept[i] for i in keep(list(chosen.values()))]
         raw = [part["channels"][i] for i, _ in kept]
-        return _ReplayedSubscription(self._recording, self._clock, raw, [channel for _, channel in kept]) if raw else None
+        return _ReplayedSubscription(self._recording, self._clock, raw, [c for _, c in kept]) if raw else None
 
     # -- SMC, HID --
 
@@ -5869,13 +5870,17 @@ class _Engine:
         return _Figure(self.brand(), source="sysctl")
 
     def name(self, window: int) -> _Figure:
-        """The accelerator's own model; in a guest Metal's name for it."""
+        """The accelerator's own model; in a guest Metal's name for it; else the chip's."""
         model = self.once("model", lambda: self.gpu_property("model"))
         if isinstance(model, bytes):
             model = model.split(b"\0", 1)[0].decode("utf-8", "replace")
         if model:
             return _Figure(str(model), source="registry")
-        return _Figure(self.metal()["name"] if self.is_virtual() else self.brand(), source="metal" if self.is_virtual() else "sysctl")
+        try:
+            name = self.metal()["name"] if self.is_virtual() else None
+        except (NVMLError_NotReady, NVMLError_NotSupported):        # a guest may have no Metal device (llama.cpp 6628)
+            name = None
+        return _Figure(name, source="metal") if name else self.chip(window)
 
     def uuid(self, window: int = 0) -> _Figure:
         def work() -> str:
@@ -6185,15 +6190,18 @@ class _Engine:
         feed, lanes = self.rail(rail)
         feed.refresh()
         with self.lock:
-            energies = [feed.energies[i] for i in lanes]
-            totals = [e.total() for e in energies]
-            dead = rail != "gpu" and any(e.value == 0 for e in energies) and (
+            dead = rail != "gpu" and any(feed.energies[i].value == 0 for i in lanes) and (
                 rail in ("cpu", "dram") or not self._ever_alive(feed))
-            reasons = [t for t in totals if isinstance(t, str)] + ([REASON_FROZEN] if dead else [])
-            if reasons:
-                raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), rail)
-            millijoules = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
-            return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, feed.named(lanes[0]))
+            return self._sum_energy(feed, lanes, rail, dead)
+
+    def _sum_energy(self, feed: _ReportFeed, lanes: Sequence[int], what: str, dead: bool) -> _Figure:
+        energies = [feed.energies[i] for i in lanes]
+        totals = [e.total() for e in energies]
+        reasons = [t for t in totals if isinstance(t, str)] + ([REASON_FROZEN] if dead else [])
+        if reasons:
+            raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), what)
+        millijoules = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
+        return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, feed.named(lanes[0]))
 
     def _ever_alive(self, feed: _ReportFeed) -> bool:
         return any(feed.energies[i].value for i in feed.rail_lanes("cpu" if feed is self.main else "dram"))
@@ -6256,14 +6264,11 @@ class _Engine:
 
     def system_power(self, window: int) -> _Figure:
         """Whole machine: SMC PSTR as it is."""
-        return self._smc_figure("PSTR", "whole-machine power", 1000.0)
-
-    def _smc_figure(self, key: str, what: str, scale: float) -> _Figure:
         now = self.machine.clock.now()[0]
-        value = self.sensors.number(key, now)
-        if value is None or value != value:
-            raise self.lacking("smc", "there is no SMC key %s for %s" % (key, what))
-        return _Figure(int(value * scale + 0.5), (now - self.sensors.values[key][0]) / _NS, None, "smc")
+        watts = self.sensors.number("PSTR", now)
+        if watts is None:
+            raise self.lacking("smc", "there is no SMC key PSTR for whole-machine power")
+        return _Figure(int(watts * 1000 + 0.5), (now - self.sensors.values["PSTR"][0]) / _NS, None, "smc")
 
     # ---- heat
 
@@ -6326,7 +6331,7 @@ class _Engine:
                         "this Mac has %s" % ("no fan" if not count else "%d fan(s), numbered from 0" % count))
         now = self.machine.clock.now()[0]
         rpm, low, high = (self.sensors.number("F%d%s" % (index, key), now) for key in ("Ac", "Mn", "Mx"))
-        if rpm is None or rpm != rpm:
+        if rpm is None:
             raise self.lacking("smc", "there is no SMC key F%dAc" % index)
         percent = int(100 * rpm / high + 0.5) if high else None
         return _Figure(Fan(int(rpm + 0.5), _rounded(low), _rounded(high), percent), source="smc")
@@ -6845,13 +6850,7 @@ class _Engine:
         lanes = self._cluster_lanes(number)
         self.main.refresh()
         with self.lock:
-            energies = [self.main.energies[i] for i in lanes]
-            totals = [e.total() for e in energies]
-            reasons = [t for t in totals if isinstance(t, str)] + ([] if self._ever_alive(self.main) else [REASON_FROZEN])
-            if reasons:
-                raise self._no_power("ioreport:Energy Model", energies, _worst(reasons), self.cluster(number).name)
-            value = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
-            return _Figure(value, max(e.age() for e in energies) / _NS, None, "ioreport:Energy Model")
+            return self._sum_energy(self.main, lanes, self.cluster(number).name, not self._ever_alive(self.main))
 
     def cpu_clusters(self, window: int) -> _Figure:
         """Every cluster with what is known of it."""
@@ -6971,7 +6970,7 @@ def _timeout_ns(timeout: float | None) -> int:
 
 
 def _rounded(value: float | None) -> int | None:
-    return int(value + 0.5) if value is not None and value == value else None
+    return int(value + 0.5) if value is not None else None
 
 
 def _mean_of(figure: _Figure) -> _Figure:

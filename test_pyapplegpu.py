@@ -4381,6 +4381,13 @@ def test_ane_use_is_of_both_dies():
     assert figure.value == (50, ag.ANE_METHOD_FLOOR)
 
 
+@pytest.mark.parametrize("devices", [0, 1], ids=["no device", "no name"])
+def test_a_guest_without_metal_has_a_name(tmp_path, devices):
+    def change(data):
+        data["metal"].update(devices=[dict(d, name="") for d in data["metal"]["devices"]][:devices], default=None)
+    assert ag.DeviceGetName(changed(tmp_path, "vm-macos15", change)) == "Apple M1 (Virtual)"
+
+
 def test_cpu_time_under_rosetta(tmp_path):
     """mach_timebase_info says 1/1 there while proc_taskinfo counts ticks of 24 MHz: 41.7 times too few seconds."""
     device = changed(tmp_path, "m1-macos11", lambda data: data["time"].update(timebase=[1, 1]))
