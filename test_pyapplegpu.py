@@ -2343,6 +2343,16 @@ def test_a_reading_costs_the_same_whatever_its_size(mac):
     assert not mac.heap
 
 
+def test_what_has_not_changed_is_not_decoded_again(mac, monkeypatch):
+    decoded, real = [], ag._plist
+    monkeypatch.setattr(ag, "_plist", lambda data: decoded.append(data) or real(data))
+    for value in (["idle"], ["idle"], *([n] for n in range(200)), ["idle"]):
+        ref = mac.cf(value)
+        assert ag._cf_read(ref) == value and len(ag._c.lists) <= ag._MOST_LISTS
+        mac.CFRelease(ref)
+    assert len(decoded) == 202 and not mac.heap
+
+
 def test_an_unknown_type_is_none(mac):
     ref = mac.new("Date", 0)
     assert ag._cf_value(ref) is None and ag._cf_read(ref) is None
