@@ -5279,10 +5279,7 @@ class _Series:
         self.told.clear()
 
     def add(self, t: int, payload: Any, window: int, finest: int | None = None) -> None:
-        if self.points:
-            self.lapse = t - self.points[-1][0]
-        elif self.reason == REASON_FIRST:
-            self.began = t
+        self.lapse = t - self.points[-1][0] if self.points else 0
         _append(self.points, (t, payload), window, finest)
         self.told.clear()
 
