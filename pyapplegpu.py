@@ -691,6 +691,7 @@ class _Native:
         self.sends: dict[str, Any] = {}         # objc_msgSend, one function object per signature
         self.strings: dict[str, Any] = {}       # CFStrings of keys: few, and needed again and again
         self.converters: dict[int, Any] = {}    # CFTypeID -> function
+        self.lists: dict[bytes, Any] = {}       # property lists as last read: most clients of a GPU are idle
         self.kept: dict[str, Any] = {}          # for the life of the process, one of each, whoever asks
         self.subscriptions: list[Any] = []
         self.owners: list[Any] = []
@@ -886,15 +887,23 @@ def _cf_value(ref: Any) -> Any:
 
 def _cf_read(ref: Any) -> Any:
     """The same as _cf_value in 4 native calls whatever the size, types checked by CoreFoundation: AppUsage or
-    PerformanceStatistics would take a hundred, at every reading."""
+    PerformanceStatistics would take a hundred, at every reading. Not to be changed: who says the same again gets the same."""
     try:
         data = _c.CFPropertyListCreateData(None, ref, _BINARY, 0, None)
     except NVMLError_NotSupported:
         data = None
-    return _plist(_cf_to_bytes(data)) if data else _cf_value(ref)     # NULL: it holds a set, or another odd type
+    if not data:
+        return _cf_value(ref)       # it holds a set, or another odd type
+    raw = _cf_to_bytes(data)
+    if raw not in _c.lists:
+        if len(_c.lists) >= _MOST_LISTS:
+            _c.lists.clear()
+        _c.lists[raw] = _plist(raw)
+    return _c.lists[raw]
 
 
 _BINARY = 200       # kCFPropertyListBinaryFormat_v1_0
+_MOST_LISTS = 64    # as many clients as use a GPU at once, about
 
 
 def _plist(data: bytes) -> Any:
@@ -3886,11 +3895,10 @@ class _Replayed(_Sysctl):
                 chosen.update(wanted)
         if refused and not chosen:      # one that refuses leaves the others
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
-        kept = list(chosen.items())
-        if keep is not None:
-            kept = [kept[i] for i in keep(list(chosen.values()))]
-        raw = [part["channels"][i] for i, _ in kept]
-        return _ReplayedSubscription(self._recording, self._clock, raw, [c for _, c in kept]) if raw else None
+        places, channels = list(chosen), list(chosen.values())
+        kept = range(len(places)) if keep is None else keep(channels)
+        raw = [part["channels"][places[i]] for i in kept]
+        return _ReplayedSubscription(self._recording, self._clock, raw, [channels[i] for i in kept]) if raw else None
 
     # -- SMC, HID --
 
@@ -5254,10 +5262,7 @@ class _Series:
         self.told.clear()
 
     def add(self, t: int, payload: Any, window: int, finest: int | None = None) -> None:
-        if self.points:
-            self.lapse = t - self.points[-1][0]
-        elif self.reason == REASON_FIRST:
-            self.began = t
+        self.lapse = t - self.points[-1][0] if self.points else 0
         _append(self.points, (t, payload), window, finest)
         self.told.clear()
 

@@ -131,6 +131,16 @@ SLOW = [
     (60100, 60000, 90000, "slow", 90000),
     (62100, 62050, 92050, 1.0, 92050),
 ]
+SLOW_THEN_SILENT = SLOW[:-1] + [        # its gap is 58 s: twice as long it is a slow rail, then a dead one
+    (160000, "same", 90000, "slow", 90000),
+    (177000, "same", 90000, "stale", "stale"),
+]
+POLLED_EACH_15_S = [    # so rarely that nobody knows how long the driver was silent
+    (1, 0.001, 0, "first", 0),
+    (15000, "same", 0, "stale", "stale"),
+    (30000, "same", 0, "stale", "stale"),
+    (31500, 31000, 31000, 1.0, 31000),
+]
 FALLS = [
     (1, 0.001, 5000, "first", 5000),
     (2001, 2000, 7000, 1.0, 7000),
@@ -197,9 +207,10 @@ OLD_AT_FIRST_SIGHT = [
 
 
 @pytest.mark.parametrize("rows", [BATCHED, SLOW, FALLS, JUMPS, MISSING, EARLY, CLOCK_BACK, POLLED_EACH_MINUTE,
-                                  OLD_AT_FIRST_SIGHT, TWICE_SLOW, SOON_AFTER_SILENCE, DIES_AFTER_EIGHT_SECONDS],
+                                  OLD_AT_FIRST_SIGHT, TWICE_SLOW, SOON_AFTER_SILENCE, DIES_AFTER_EIGHT_SECONDS,
+                                  SLOW_THEN_SILENT, POLLED_EACH_15_S],
                          ids=["batched", "slow", "falls", "jumps", "missing", "early", "clock-back", "minutes", "old", "twice-slow", "soon-after",
-                              "dies"])
+                              "dies", "slow-silent", "15-s"])
 def test_energy_channel(rows):
     e = energy()
     for t, stamp, value, power, count in rows:
@@ -247,6 +258,21 @@ def test_batches_without_stamps_are_an_estimate_over_ten_seconds():
     for second in range(11, 26):
         look(e, 1000 + second * 1000, None, 10000 + 4000 * ((second - 10) // 2))
     assert watts(e) == 2.0          # of the last ten seconds
+
+
+def test_a_batch_without_stamps_may_come_at_once():
+    """600 W in one step of two seconds, seen in a tenth of one."""
+    e = energy()
+    for t in range(1000, 14000, 100):
+        look(e, t, None, 1200000 * (t // 2000))
+    assert watts(e) == pytest.approx(600, rel=0.28)
+
+
+def test_two_steps_that_are_too_much_together():
+    e = energy("nJ")
+    for t, joules in ((60000, 0), (60049, 49), (60051, 98)):
+        look(e, t, t - 0.5, joules * 10 ** 9)
+    assert watts(e) == "reset" and millijoules(e) == 98000
 
 
 def test_live_counter_slides_over_its_window():
@@ -590,6 +616,17 @@ def test_a_counter_that_jumps_at_every_sample_holds_nobody():
     assert ask(engine, engine.rail_power, "cpu") == "reset" and mac.slept_for <= 5
 
 
+def test_one_more_look_is_one():
+    """Also where the next look comes late again, as in a recording of few instants."""
+    engine, mac = engine_of((CPU, steps((0, 50000, 7000))))
+
+    def sleep(seconds):
+        mac.t, mac.slept_for = mac.t + 15000, mac.slept_for + seconds
+        assert mac.slept_for < 1
+    mac.sleep = sleep
+    assert ask(engine, engine.rail_power, "cpu") == "stale" and mac.slept_for == 0.1
+
+
 def test_a_half_hour_rail_is_waited_for_once():
     engine, mac = engine_of((CPU, batched(1, every=1800000)), start=2400000.0)
     assert ask(engine, engine.rail_power, "cpu") == "stale" and round(mac.slept_for, 3) == 2.5
@@ -741,6 +778,132 @@ def test_six_getters_of_one_poll_take_one_sample():
     assert mac.samples - before == 1
 
 
+def test_a_gpu_restart_is_only_the_gpus():
+    engine, mac = engine_of((CPU, batched(5)), (Channel("GPU Energy", unit="nJ"), live(3)), gpuph(0.5))
+    for _ in range(4):
+        engine.main.refresh(NS)
+        mac.t += 1000
+    engine.main.refresh(NS)
+    engine._gpu_restarted()
+    assert ask(engine, engine.rail_power, "cpu", timeout=0) == pytest.approx(5)
+    assert ask(engine, engine.rail_power, "gpu", timeout=0) == ag.REASON_RESET
+    for _ in range(2):
+        mac.t += 100
+        engine.main.refresh()
+    assert ask(engine, engine.rail_power, "gpu", timeout=0) == pytest.approx(3)
+
+
+def test_a_changed_recovery_count_is_a_gpu_restart():
+    engine, mac = engine_of((GPU, live(3)), gpuph(0.5))
+    count = [1]
+    mac.get = lambda entry, key: {"recoveryCount": count[0]} if key == "PerformanceStatistics" else None
+    assert ask(engine, engine.rail_power, "gpu") == 3.0
+    engine.clients.series.add(mac.now()[0], {1: (7, "a", 100)}, ag._NS)
+    for new, reason in ((1, 3.0), (2, "reset")):
+        count[0] = new
+        mac.t += 1000
+        engine.statistics()
+        assert ask(engine, engine.rail_power, "gpu", timeout=0) == reason
+    assert ratio(engine, engine.gpu_active, timeout=0) == "reset" and engine.clients.series.points == []
+
+
+def bandwidth(engine, window=1):
+    try:
+        return engine.traffic(window * ag._NS, "RD").value.bytes_per_s
+    except ag.NVMLError_NotReady as error:
+        return error.reason
+
+
+DCS_RD = Channel("DCS RD", "AMC Stats", "B", subgroup="Perf Counters")
+DCS_WR = Channel("DCS WR", "AMC Stats", "B", subgroup="Perf Counters")
+
+
+def test_bytes_that_are_missing_or_fall():
+    values = [5000, ag.INT64_MIN, 7000, 9000, 100, 2100]
+    engine, mac = engine_of((DCS_RD, lambda t: (t, values[int(t - 100000) // 1000])), (DCS_WR, lambda t: (t, t)))
+    got = []
+    for _ in values:
+        got.append(bandwidth(engine))
+        mac.t += 1000
+    assert got == ["first", "absent", "reset", 2000.0, "reset", 2000.0]
+
+
+def test_a_row_of_another_length_is_no_data():
+    cltm = Channel("GPU_CLTM", "GPU Stats", "24Mticks", ("NO_CLTM", "P1"))
+    engine, mac = engine_of((cltm, lambda t: (t, (1, 2, 3))), gpuph(0.5), (GPU, live(3)))
+    assert ratio(engine, engine.gpu_active) == 0.5 and ask(engine, engine.rail_power, "gpu") == 3.0
+    with pytest.raises(ag.NVMLError_NotReady, match="GPU_CLTM"):
+        engine.main.ratios(0, ag._NS)
+
+
+def test_stamps_are_ticks():
+    """24 MHz: nanoseconds x 3 / 125."""
+    engine, mac = engine_of((CPU, lambda t: (batched(2)(t)[0] * 3 / 125, batched(2)(t)[1])))
+    mac.ticks_per_second = lambda: 24000000
+    assert ask(engine, engine.rail_power, "cpu") == 2.0 and engine.main.energies[0].usable
+
+
+def test_a_shorter_window_does_not_shorten_the_others():
+    engine, mac = engine_of((GPU, live(3)), gpuph(0.5))
+    spans = []
+    engine.rail("gpu"), engine.main.refresh()
+    for n in range(40):
+        for window in (100, 1000):
+            figure = engine.rail_power(window * MS, "gpu") if n else None
+            if n > 20:
+                spans.append((window, round(figure.interval_s, 1)))
+        mac.t += 100
+    assert set(spans) == {(100, 0.1), (1000, 1.0)}
+
+
+def test_span_and_age_of_a_rail_are_the_longest():
+    engine, mac = engine_of((Channel("DIE_0_CPU Energy"), batched(1, every=2000)), (CPU2, batched(2, every=3000)), start=120100.0)
+    engine.rail("cpu"), engine.main.refresh()
+    mac.t = 124500.0
+    figure = engine.rail_power(ag._NS, "cpu")       # published at 124000 and 123000
+    assert (figure.value, figure.interval_s, figure.age_s) == (3000, 4.0, 1.5)
+
+
+def test_one_die_without_energy_leaves_the_group_without_its_witness():
+    lanes = (Channel("DIE_0_CPU Energy"), batched(2)), (CPU2, lambda t: (math.floor(t / 2000) * 2000, 500))
+    engine, mac = engine_of(*lanes, (ANE, lambda t: (math.floor(t / 2000) * 2000, 500)))
+    assert ask(engine, engine.rail_power, "ane") == "frozen"
+
+
+def test_energy_of_zero_and_its_witness():
+    for cpu, expected in ((batched(2), 0.0), (lambda t: (math.floor(t / 2000) * 2000, 0), "frozen")):
+        engine, mac = engine_of((CPU, cpu), (ANE, lambda t: (math.floor(t / 2000) * 2000, 0)))
+        assert ask(engine, engine.rail_energy, "ane") == expected
+
+
+def test_energy_is_floored():
+    engine, mac = engine_of((GPU, lambda t: (t, 1999999)))
+    assert engine.rail_energy(ag._NS, "gpu").value == 1
+
+
+def test_an_estimate_is_marked():
+    engine, mac = engine_of((CPU, lambda t: (None, math.floor(t / 2000) * 4000)))
+    for _ in range(12):
+        engine.main.refresh() if engine.main.subscription else engine.rail("cpu")
+        mac.t += 1000
+    figure = engine.rail_power(ag._NS, "cpu")
+    assert figure.value == 2000 and figure.estimated
+
+
+def test_a_die_that_comes_later_is_waited_for_from_its_own_baseline():
+    late = steps((0, 1, ag.INT64_MIN), (102000, 102000, 500), (104000, 104000, 4500))
+    engine, mac = engine_of((Channel("DIE_0_CPU Energy"), batched(1)), (CPU2, late))
+    assert ask(engine, engine.rail_power, "cpu") == "absent"
+    mac.t = 102100.0
+    assert ask(engine, engine.rail_power, "cpu") == 3.0 and 1.9 <= mac.slept_for <= 2.1
+
+
+def test_package_power_waits_once_for_rails_of_two_groups():
+    engine, mac = engine_of((CPU, batched(2)), (GPU, live(3)), (Channel("DRAM", "PMP", "mJ", (), "Energy Counters"), batched(1)),
+                            (Channel("ANE", "PMP", "mJ", (), "Energy Counters"), batched(1)), start=100100.0)
+    assert ask(engine, engine.package_power) == 6.0 and mac.slept_for <= 2.3
+
+
 def test_a_gauge_is_not_read_twice_within_50_ms():
     engine, mac = engine_of(gpuph(0.5))
     asked = []
@@ -836,6 +999,7 @@ def test_what_only_a_longer_window_kept_is_not_the_last_poll(ages_ms, chosen_ms,
 
 
 SAMPLING_TESTS = [value for name, value in sorted(globals().items()) if name.startswith("test_")]
+SAMPLING_TESTS.sort(key=lambda test: test in (test_energy_channel_on_any_stamps_and_values, test_a_half_hour_rail_is_waited_for_once))    # slow: last
 MUTATIONS = [       # (text of the library, what it is changed to): each must make a case above fail
     ("_WINDOW = _NS ", "_WINDOW = 2 * _NS "), ("_WINDOW = _NS ", "_WINDOW = _NS // 2 "),
     ("_SHORTEST = 50 *", "_SHORTEST = 30 *"), ("_SHORTEST = 50 *", "_SHORTEST = 90 *"),
@@ -896,6 +1060,33 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("gone = max(0, ns - before[2]) if before is not None else min(ns, span_ns)", "gone = ns - before[2] if before is not None else min(ns, span_ns)"),
     ("else min(ns, span_ns)", "else ns"), ("gone = [(a - b) & 0xFFFFFFFF", "gone = [(a - b)"),
     ("if not moved and not stems and span >= _SURE:", "if False:"),
+    ("(finest or window) // _GRAINS", "window // _GRAINS"), ("if now >= _hope(error, entered, timeout):", "if now >= _hope(error, now, timeout):"),
+    ("self.window, self.finest = max(self.window, window), min(self.finest, window)", "self.window = window"),
+    ("self.window, self.finest = max(self.window, window), min(self.finest, window)", "pass"),
+    ("return max(_COARSE, window) if self.batched and not self.usable else window", "return window"),
+    ("return _COARSE_SHORTEST if self.batched and not self.usable else _SHORTEST", "return _SHORTEST"),
+    ("return bool(changes) and all(not isinstance(c, str) and c[0] > 0 for c in changes)", "return any(not isinstance(c, str) and c[0] > 0 for c in changes)"),
+    ("if after == INT64_MIN:\n            raise self.missing(REASON_ABSENT, self.channels[i].name)", "if False:\n            pass"),
+    ("if before == INT64_MIN or after < before:", "if before == INT64_MIN:"), ("if before == INT64_MIN or after < before:", "if after < before:"),
+    ("any(e.batched and not e.usable for e in energies)", "False"),
+    ("max(c[1] for c in changes if not isinstance(c, str)) / _NS", "min(c[1] for c in changes if not isinstance(c, str)) / _NS"),
+    ("return _Figure(int(mw + 0.5), max(e.age() for e in energies)", "return _Figure(int(mw + 0.5), min(e.age() for e in energies)"),
+    ("max(e.began for e in energies), max(e.lapse", "min(e.began for e in energies), max(e.lapse"),
+    ("millijoules = sum(t[0] * e.scale[0] // e.scale[1]", "millijoules = sum(-(-t[0] * e.scale[0] // e.scale[1])"),
+    ("if self.age() > max(_HOLD, 2 * self.gap):", "if self.age() > max(_HOLD, self.gap):"), ("if clock < self.barrier:", "if False:"),
+    ("best = min((rank for rank, _ in fitting), default=None)", "best = max((rank for rank, _ in fitting), default=None)"),
+    ("return [i for rank, i in fitting if rank == best]", "return [i for rank, i in fitting]"),
+    ("if before is not None and before != count:", "if False:"), ('if "GPU" in self.main.channels[i].name:', "if True:"),
+    ("self.clients.drop(now, REASON_RESET)", "pass"), ("self.main.series.drop(now, REASON_RESET)", "pass"),
+    ("if len(values) != size:", "if False:"), ("None if stamp is None else stamp * _NS // hz", "stamp"),
+    ('dead = rail != "gpu" and any(e.value == 0 for e in energies) and (', "dead = False and ("),
+    ('rail in ("cpu", "dram") or not self._ever_alive(feed))\n            reasons', 'rail in ("cpu", "dram"))\n            reasons'),
+    ("if self.points and self.age() > max(_HOLD, window):", "if self.points and self.age() > _HOLD:"),
+    ("self.stood += self.lapse if self.lapse <= _HOLD else 0", "self.stood += self.lapse"),
+    ("return REASON_RESET if self._too_much(change, span) else (change, span)", "return change, span"),
+    ("max(_COARSE if self.batched and not self.usable else _SHORTEST, distance)", "max(_SHORTEST, distance)"),
+    ("max(_COARSE if self.batched and not self.usable else _SHORTEST, distance)", "max(1, distance)"),
+    ("feed.refresh(window)        # both baselines", "pass        # both baselines"),
 ]
 
 
@@ -2385,6 +2576,16 @@ def test_a_reading_costs_the_same_whatever_its_size(mac):
         assert ag._cf_read(ref) == value and len(mac.calls) == 4
         mac.CFRelease(ref)
     assert not mac.heap
+
+
+def test_what_has_not_changed_is_not_decoded_again(mac, monkeypatch):
+    decoded, real = [], ag._plist
+    monkeypatch.setattr(ag, "_plist", lambda data: decoded.append(data) or real(data))
+    for value in (["idle"], ["idle"], *([n] for n in range(200)), ["idle"]):
+        ref = mac.cf(value)
+        assert ag._cf_read(ref) == value and len(ag._c.lists) <= ag._MOST_LISTS
+        mac.CFRelease(ref)
+    assert len(decoded) == 202 and not mac.heap
 
 
 def test_an_unknown_type_is_none(mac):
@@ -4468,21 +4669,6 @@ def test_clients_forgotten_by_another_thread_are_not_an_index_error(call):
     with pytest.raises(ag.NVMLError_NotReady) as caught:
         getattr(engine, call)(NS, *(() if call == "processes" else (1,)))
     assert caught.value.reason == ag.REASON_RESET
-
-
-def test_a_gpu_restart_is_only_the_gpus():
-    engine, mac = engine_of((CPU, batched(5)), (Channel("GPU Energy", unit="nJ"), live(3)), gpuph(0.5))
-    for _ in range(4):
-        engine.main.refresh(NS)
-        mac.t += 1000
-    engine.main.refresh(NS)
-    engine._gpu_restarted()
-    assert ask(engine, engine.rail_power, "cpu", timeout=0) == pytest.approx(5)
-    assert ask(engine, engine.rail_power, "gpu", timeout=0) == ag.REASON_RESET
-    for _ in range(2):
-        mac.t += 100
-        engine.main.refresh()
-    assert ask(engine, engine.rail_power, "gpu", timeout=0) == pytest.approx(3)
 
 
 def test_a_nested_init_keeps_the_times_of_the_first():
