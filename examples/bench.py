@@ -813,34 +813,6 @@ def metal_sends(ag: Any, quick: bool) -> None:
             row(TIME, "Metal send: " + what, min(pair[0]), "ns", "raw ctypes", min(pair[1]))
 
 
-<<<<<<< HEAD
-def metal_launch(ag: Any, kernel: Any, buffers: Any, queue: Any, quick: bool) -> None:
-    """One dispatch written to an open encoder by the library's own launch path, and by five ready ctypes sends."""
-    work = ag.MetalBegin(queue)
-    ag.MetalEncodeDispatch(work, kernel, 64, *buffers)
-
-    class Size(ctypes.Structure):
-        _fields_ = [("width", ctypes.c_uint64), ("height", ctypes.c_uint64), ("depth", ctypes.c_uint64)]
-    with ag.MetalPool():
-        commands = queue.commandBuffer()
-        encoder = commands.computeCommandEncoder()
-        word, index = ctypes.c_void_p, ctypes.c_uint64
-        pipe, place, key = raw_send(ag, encoder, "setComputePipelineState:", None, word)
-        bind, _, bind_key = raw_send(ag, encoder, "setBuffer:offset:atIndex:", None, word, index, index)
-        launch, _, launch_key = raw_send(ag, encoder, "dispatchThreads:threadsPerThreadgroup:", None, Size, Size)
-        first, second, third = (buffer._pointer for buffer in buffers)
-        names = {"encode": ag._encode_dispatch, "operation": work.operations[0], "place": place, "pipe": pipe, "key": key, "kernel": kernel._pointer,
-                 "bind": bind, "bind_key": bind_key, "a": first, "b": second, "c": third, "launch": launch, "launch_key": launch_key,
-                 "grid": Size(64, 1, 1), "group": Size(64, 1, 1)}
-        timers = (timeit.Timer("encode(place, operation)", globals=names), timeit.Timer(
-            "pipe(place, key, kernel); bind(place, bind_key, a, 0, 0); bind(place, bind_key, b, 0, 1); bind(place, bind_key, c, 0, 2); "
-            "launch(place, launch_key, grid, group)", globals=names))
-        pair = alternating(timers, 30, 3 if quick else 100)
-        encoder.endEncoding()
-    row(RATIO, "Metal launch path / raw ctypes calls: a dispatch of 5 sends", min(pair[0]) / min(pair[1]), "x", most=1.3)
-    row(TIME, "Metal launch path: a dispatch of 5 sends", min(pair[0]), "ns", "raw ctypes", min(pair[1]))
-
-
 def alternating(timers: Any, loops: int, rounds: int) -> list[list[float]]:
     """ns a turn of each timer, round by round: all meet the same neighbours."""
     took: list[list[float]] = [[] for _ in timers]
@@ -850,9 +822,7 @@ def alternating(timers: Any, loops: int, rounds: int) -> list[list[float]]:
     return took
 
 
-=======
 LABEL = "a label too long to be a tagged pointer"
->>>>>>> bridge
 ADD = """#include <metal_stdlib>
 using namespace metal;
 kernel void add(device const float *a [[buffer(0)]], device const float *b [[buffer(1)]], device float *c [[buffer(2)]],
@@ -879,9 +849,6 @@ def metal_dispatch(ag: Any, fake: Any, quick: bool) -> None:
     if fake:
         row(COUNT, "sends to encode and commit one compute dispatch", sent, most=12)
     row(TIME, "encode and commit one compute dispatch", min(took), "µs")
-<<<<<<< HEAD
-    metal_launch(ag, kernel, (a, b, c), queue, quick)
-=======
     metal_launch(ag, quick, kernel, (a, b, c), queue)
 
 
@@ -936,7 +903,6 @@ def metal_launch(ag: Any, quick: bool, kernel: Any, buffers: Any, queue: Any) ->
     ours, raw = [sorted(one)[len(one) // 2] for one in taken]       # the middle: a queue's thread wakes up beside both
     row(RATIO, "MetalCommit of one dispatch / the same sends raw", ours / raw, "x", most=1.3)
     row(TIME, "MetalCommit of one dispatch", ours / 1000, "µs", "raw ctypes", raw / 1000)
->>>>>>> bridge
 
 
 # ---- growth
