@@ -5539,6 +5539,12 @@ def test_links_and_names_of_the_pages_exist(name):
         assert hasattr(ag, word) or word.endswith("Get") or word in ("LibraryNotFound", "SystemMonitor"), word
 
 
+def test_every_example_is_named():
+    text = page("examples/README.md").partition("\n## ")[0]
+    found = [n for n in os.listdir(os.path.join(HERE, "examples")) if n.endswith(".py") and not n.startswith("test_")]
+    assert len(found) > 20 and not [name for name in found if "`%s`" % name not in text]
+
+
 def test_readme_is_right_about_reasons_fields_and_keys():
     text = page("README.md")
     reasons = re.search(r"Reasons: (.*?)\. A rate", text, re.S).group(1)
