@@ -5541,7 +5541,7 @@ def test_links_and_names_of_the_pages_exist(name):
 
 def test_every_example_is_named():
     text = page("examples/README.md").partition("\n## ")[0]
-    found = [n for n in os.listdir(os.path.join(HERE, "examples")) if n.endswith(".py") and not n.startswith("test_")]
+    found = [n for n in os.listdir(os.path.join(HERE, "examples")) if n.endswith(".py") and not n.startswith(("test_", "_"))]
     assert len(found) > 20 and not [name for name in found if "`%s`" % name not in text]
 
 
