@@ -7015,8 +7015,8 @@ def _machine(recording: str | None, speed: float, loop: bool) -> Any:
     if recording is not None:
         return _RecordedMachine(recording, speed=speed, loop=loop)
     if sys.platform != "darwin":
-        raise _fail(ERROR_LIBRARY_NOT_FOUND, None, None, "this is not macOS on Apple silicon; pass recording=FILE (or set "
-                    "PYAPPLEGPU_RECORDING) to replay a Mac")
+        raise _fail(ERROR_LIBRARY_NOT_FOUND, None, None, "this is not macOS on Apple silicon; to replay a Mac: "
+                    "recording=FILE, --recording FILE or PYAPPLEGPU_RECORDING")
     if _library.live is None:       # one for every engine: a Mac has one set of subscriptions, one HID client
         _library.live = _LiveMachine()
     return _library.live
@@ -12727,8 +12727,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _pipe_closed()
     except AppleGPUError as error:
-        text = str(error).replace("pass recording=FILE", "pass --recording FILE")
-        return _say(text, error.value if error.value < 125 else 1)
+        return _say(str(error), error.value if error.value < 125 else 1)
     except OSError as error:
         return _say(str(error), 1)
     finally:
