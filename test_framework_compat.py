@@ -5,7 +5,7 @@
 Three parts: the names and shapes themselves (compared with nvidia-ml-py where that is installed), the call sequences
 of hosts that vendor or alias the bindings (sglang, vLLM, torch, accelerate, pymtml's own sglang script) as tables, and
 real programs, unmodified, in subprocesses that find a pynvml.py which puts this module in its own place. A program that
-is not installed is skipped with a reason; `pip install 'pyapplegpu[test,compat]'` brings them.
+is not installed is skipped with a reason; `pip install '.[test,compat]'` brings them.
 """
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def figures(mac):
 def needs(*modules):
     missing = [m for m in modules if importlib.util.find_spec(m) is None]
     if missing:
-        pytest.skip("%s not installed: pip install 'pyapplegpu[compat]'" % ", ".join(missing))
+        pytest.skip("%s not installed: pip install '.[compat]'" % ", ".join(missing))
 
 
 def start(arguments, mac, **environment):
