@@ -9831,16 +9831,35 @@ def _png_read(data: bytes) -> MetalImage:
 
 def _png_line(how: int, line: bytearray, above: bytearray, step: int) -> bytearray:
     """Undo a row's filter: none, left, above, their mean, or Paeth's choice."""
+    from itertools import accumulate
     if how > 4:
         raise _bad("this PNG file is damaged")
-    for i in range(len(line) if how else 0):
-        a, b, c = (line[i - step], above[i], above[i - step]) if i >= step else (0, above[i], 0)
-        if how == 4:
-            p, q, r = abs(b - c), abs(a - c), abs(a + b - 2 * c)
-            line[i] = (line[i] + (a if p <= q and p <= r else b if q <= r else c)) & 255
-        else:
-            line[i] = (line[i] + (a if how == 1 else b if how == 2 else a + b >> 1)) & 255
+    if how == 2:
+        return bytearray([a + b & 255 for a, b in zip(line, above)])
+    for start in range(step if how else 0):         # a channel at a time: each byte builds on the one before it
+        values, up = line[start::step], above[start::step]
+        line[start::step] = (bytes([n & 255 for n in accumulate(values)]) if how == 1 else
+                             _png_means(values, up) if how == 3 else _png_choices(values, up))
     return line
+
+
+def _png_means(values: bytearray, up: bytearray) -> bytearray:
+    out, left = bytearray(), 0
+    for value, above in zip(values, up):
+        left = value + (left + above >> 1) & 255
+        out.append(left)
+    return out
+
+
+def _png_choices(values: bytearray, up: bytearray) -> bytearray:
+    out, left, corner = bytearray(), 0, 0
+    for value, above in zip(values, up):
+        p, q = above - corner, left - corner
+        r, p, q = abs(p + q), abs(p), abs(q)
+        left = value + (left if p <= q and p <= r else above if q <= r else corner) & 255
+        corner = above
+        out.append(left)
+    return out
 
 
 def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[bytes, bytes]) -> bytearray:
