@@ -9640,6 +9640,8 @@ def _texture_use(device: MetalObject, info: MetalFormat, samples: int, mode: str
         raise _bad("mode is one of %s, usage of %s" % (", ".join(_TEXTURE_MODES), ", ".join(_USAGES)))
     if "atomic" in words and info.name not in ("R32Uint", "R32Sint", "RG32Uint"):
         raise _bad("there is no %s texture for atomics" % info.name)
+    if "atomic" in words and not hasattr(device, "architecture"):       # of the same macOS; before, the bit aborts
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "textures for atomics came with macOS 14")
     bits = sum(_USAGES[word] for word in set(words))
     return _TEXTURE_MODES[mode], bits & ~6 if info.block_width > 1 else bits        # compressed: only read
 

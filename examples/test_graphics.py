@@ -659,6 +659,7 @@ class Defects(Base):
             self.assertBad("not inside", ag.MetalTexture, 8, 8, heap=room, offset=offset)
         cached = ag.MetalClass("MTLHeapDescriptor").new()
         cached.setSize_(1 << 16)
+        cached.setStorageMode_(ag.MTLStorageModeShared)
         cached.setCpuCacheMode_(ag.MTLCPUCacheModeWriteCombined)        # what is in a heap has the heap's options
         cached = ag.MetalDevice().newHeapWithDescriptor_(cached)
         self.assertEqual([one.cpuCacheMode() for one in (ag.MetalHeapBuffer(cached, 64), ag.MetalTexture(8, 8, heap=cached))], [1, 1])
