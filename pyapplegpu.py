@@ -10130,15 +10130,23 @@ def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], ob
 
 def _encode_with(buffer: int, selector: str | None, arguments: Sequence[Any],
                  function: Callable[[Any], object]) -> None:
-    command = _wrap(buffer)
     if selector is None:
-        function(command)
+        function(_wrap(buffer))
         return
-    encoder = _made_by_metal(MetalSend(command, selector, *arguments), "encoder")
-    try:
-        function(encoder)
+    encoder: Any = None
+    try:        # as in _encode: no Ctrl-C leaves it open
+        create, key = _opener(buffer, selector)
+        encoder = create(buffer, key, *[one._pointer for one in arguments])
+        if not encoder.value:
+            raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
+        function(_wrap(encoder.value))
     finally:
-        encoder.endEncoding()
+        try:
+            if encoder is not None and encoder.value:
+                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
+                end(pointer, key)
+        finally:
+            encoder = None
 
 
 def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject, count: int, *arguments: Any,
