@@ -9640,6 +9640,8 @@ def _texture_use(device: MetalObject, info: MetalFormat, samples: int, mode: str
         raise _bad("mode is one of %s, usage of %s" % (", ".join(_TEXTURE_MODES), ", ".join(_USAGES)))
     if "atomic" in words and info.name not in ("R32Uint", "R32Sint", "RG32Uint"):
         raise _bad("there is no %s texture for atomics" % info.name)
+    if "atomic" in words and not hasattr(device, "architecture"):       # of the same macOS; before, the bit aborts
+        raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "textures for atomics came with macOS 14")
     bits = sum(_USAGES[word] for word in set(words))
     return _TEXTURE_MODES[mode], bits & ~6 if info.block_width > 1 else bits        # compressed: only read
 
@@ -9831,16 +9833,35 @@ def _png_read(data: bytes) -> MetalImage:
 
 def _png_line(how: int, line: bytearray, above: bytearray, step: int) -> bytearray:
     """Undo a row's filter: none, left, above, their mean, or Paeth's choice."""
+    from itertools import accumulate
     if how > 4:
         raise _bad("this PNG file is damaged")
-    for i in range(len(line) if how else 0):
-        a, b, c = (line[i - step], above[i], above[i - step]) if i >= step else (0, above[i], 0)
-        if how == 4:
-            p, q, r = abs(b - c), abs(a - c), abs(a + b - 2 * c)
-            line[i] = (line[i] + (a if p <= q and p <= r else b if q <= r else c)) & 255
-        else:
-            line[i] = (line[i] + (a if how == 1 else b if how == 2 else a + b >> 1)) & 255
+    if how == 2:
+        return bytearray([a + b & 255 for a, b in zip(line, above)])
+    for start in range(step if how else 0):         # a channel at a time: each byte builds on the one before it
+        values, up = line[start::step], above[start::step]
+        line[start::step] = (bytes([n & 255 for n in accumulate(values)]) if how == 1 else
+                             _png_means(values, up) if how == 3 else _png_choices(values, up))
     return line
+
+
+def _png_means(values: bytearray, up: bytearray) -> bytearray:
+    out, left = bytearray(), 0
+    for value, above in zip(values, up):
+        left = value + (left + above >> 1) & 255
+        out.append(left)
+    return out
+
+
+def _png_choices(values: bytearray, up: bytearray) -> bytearray:
+    out, left, corner = bytearray(), 0, 0
+    for value, above in zip(values, up):
+        p, q = above - corner, left - corner
+        r, p, q = abs(p + q), abs(p), abs(q)
+        left = value + (left if p <= q and p <= r else above if q <= r else corner) & 255
+        corner = above
+        out.append(left)
+    return out
 
 
 def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[bytes, bytes]) -> bytearray:
@@ -10109,15 +10130,23 @@ def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], ob
 
 def _encode_with(buffer: int, selector: str | None, arguments: Sequence[Any],
                  function: Callable[[Any], object]) -> None:
-    command = _wrap(buffer)
     if selector is None:
-        function(command)
+        function(_wrap(buffer))
         return
-    encoder = _made_by_metal(MetalSend(command, selector, *arguments), "encoder")
-    try:
-        function(encoder)
+    encoder: Any = None
+    try:        # as in _encode: no Ctrl-C leaves it open
+        create, key = _opener(buffer, selector)
+        encoder = create(buffer, key, *[one._pointer for one in arguments])
+        if not encoder.value:
+            raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
+        function(_wrap(encoder.value))
     finally:
-        encoder.endEncoding()
+        try:
+            if encoder is not None and encoder.value:
+                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
+                end(pointer, key)
+        finally:
+            encoder = None
 
 
 def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject, count: int, *arguments: Any,

@@ -5,6 +5,7 @@ and a C++ compiler where kernels run. On a Mac the same tests talk to Metal; tho
 """
 import array
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
@@ -1078,6 +1079,45 @@ class Errors(Base):
         ag.MetalRelease(ag.MetalDevice())
         self.assertTrue(ag.MetalDevice().name())
         self.assertBad("was released", ag.MetalCommit, work)
+
+
+    @contextlib.contextmanager
+    def without(self, one, *names):
+        """As on a macOS that has not these methods yet."""
+        hidden = [(kind, name, vars(kind)[name]) for name in names for kind in type(one).__mro__ if name in vars(kind)]
+        self.assertEqual({name for _, name, _ in hidden}, set(names))
+        for kind, name, _ in hidden:
+            delattr(kind, name)
+        try:
+            yield
+        finally:
+            for kind, name, method in hidden:
+                setattr(kind, name, method)
+
+    @unittest.skipIf(MAC, "takes methods away from the stand-in")
+    def test_on_an_older_macos(self):
+        device, event, options = ag.MetalDevice(), ag.MetalEvent(), ag.MetalClass("MTLCompileOptions").new()
+        self.assertEqual([ag._compile_options(None, name, None).mathMode() for name in ("safe", "relaxed", "fast")], [0, 1, 2])
+        with self.without(options, "setMathMode_"):
+            self.assertEqual([ag._compile_options(None, name, None).fastMathEnabled() for name in ("fast", "safe")], [True, False])
+            with self.assertRaises(ag.AppleGPUError_NotSupported) as caught:
+                ag.MetalCompile(SOURCE, math="relaxed")
+            self.assertEqual(caught.exception.reason, ag.REASON_MACOS)
+        with self.without(event, "waitUntilSignaledValue_timeoutMS_"):
+            with self.assertRaises(ag.AppleGPUError_Timeout):
+                ag.MetalEventWait(event, 1, timeout=0.01)
+            ag.MetalEventSet(event, 1)
+            ag.MetalEventWait(event, 1, timeout=0)
+        with self.without(device, "newResidencySetWithDescriptor_error_", "architecture", "supportsRaytracing", "supportsCounterSampling_"):
+            info = ag.MetalDeviceInfo()
+            self.assertEqual((info.architecture, info.raytracing), (None, None))
+            for function, options in ((ag.MetalResidencySet, dict(objects=[])), (ag.MetalTexture, dict(width=8, format="R32Uint", usage="atomic"))):
+                with self.assertRaises(ag.AppleGPUError_NotSupported) as caught:
+                    function(**options)
+                self.assertEqual(caught.exception.reason, ag.REASON_MACOS)
+            work = ag.MetalBegin(profile=True)
+            ag.MetalEncodeDispatch(work, self.kernel("count"), 4, ag.MetalBuffer(4))
+            self.assertEqual({one.method for one in ag.MetalDispatchTimes(ag.MetalWait(ag.MetalCommit(work)))}, {"command buffer"})
 
 
 class Compute(Base):
