@@ -9121,7 +9121,8 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
     finally:
         try:
             if encoder is not None and encoder.value:
-                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
+                end, key = encoder.end
+                pointer, encoder.value = encoder.value, None
                 end(pointer, key)
         finally:        # before Python 3.11 Ctrl-C can come in the lines above: then its owner ends the encoding here,
             encoder = None      # before the pool goes
@@ -9179,7 +9180,8 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     set_pipeline(encoder, pipeline_key, pipeline._pointer)
     for one in bound:
         if len(one) == 4:
-            set_buffer(encoder, buffer_key, one[1]._pointer, one[3], one[0])        # raises if released
+            number, buffer, _, offset = one
+            set_buffer(encoder, buffer_key, buffer._pointer, offset, number)        # raises if released
         else:
             set_bytes(encoder, bytes_key, one[1], len(one[1]), one[0])
     if by_threads:
