@@ -803,6 +803,16 @@ class Blocks(Base):
             with self.assertRaises((TypeError, ValueError)):
                 command.addCompletedHandler_(ag.MetalBlock(lambda c: None, signature))
 
+    @unittest.skipIf(MAC, "the stand-in's method")
+    def test_a_wrong_argument_after_a_block(self):
+        """The block is not left behind (tearDown counts)."""
+        echo = ag._wrap(fake.lib.fake_test_make(b"FakeEcho"), True)
+        for number in (-1, "x", 5):
+            try:
+                echo.handler_number_(ag.MetalBlock(print, "v@?Q"), number)
+            except (OverflowError, TypeError):
+                self.assertNotEqual(number, 5)
+
     @unittest.skipIf(MAC, "pretends")
     def test_signed_pointers(self):
         """In an arm64e process the address of a function has its signature in the bits over the 47th."""
