@@ -1287,7 +1287,7 @@ class _Runtime:
         self.prototypes: dict[Any, Any] = {}
         self.methods: dict[Any, Any] = {}
         self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
-        self.makers: dict[str, tuple[Any, ...]] = {}    # init selector -> class, and the sends that make one
+        self.makers: dict[bytes, tuple[Any, ...]] = {}  # class name -> the class, and how alloc is sent to it
         self.text: tuple[Any, ...] | None = None        # the sends that read an NSString
         self.blocks: dict[int, list[Any]] = {}          # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}    # signature -> (invoke, descriptor)
@@ -1782,15 +1782,14 @@ def _real(value: Any) -> float:
 def _made(name: bytes, selector: str, *arguments: Any) -> _Temporary:
     """[[Class alloc] init...] as a temporary argument."""
     runtime = _objc()
-    maker = runtime.makers.get(selector)
+    maker = runtime.makers.get(name)
     if maker is None:
         kind = _c.objc_getClass(name)
-        init = _prototype(_describe_method(kind, selector, None)), _selector_of(selector.encode())
-        maker = runtime.makers[selector] = (kind, *_prepare(kind, "alloc"), *init)
-    kind, alloc, alloc_key, send, key = maker
+        maker = runtime.makers[name] = (kind, *_prepare(kind, "alloc"))
+    kind, alloc, key = maker
     token = None if runtime.thread.pools else runtime.push()
     try:
-        pointer = send(alloc(kind, alloc_key), key, *arguments)
+        pointer = _ask(alloc(kind, key), selector, *arguments)      # asks the placeholder of a class cluster
     finally:
         if token is not None:
             runtime.pop(token)
@@ -2135,7 +2134,8 @@ def _source(codes: str, result: str, error: bool) -> str:
     blocks = ["    if p%d: unblock(p%d)" % (n, n) for n, c in enumerate(codes) if c == "k"]
     if blocks:
         body = "try:\n%s\nfinally:\n%s" % (_indented(body), "\n".join(blocks))
-    lines = ["p = self._pointer", *[_argument_lines(n, code) for n, code in enumerate(codes)], body]
+    order = sorted(range(len(codes)), key=lambda n: codes[n] == "k")      # blocks last: what fails leaves none behind
+    lines = ["p = self._pointer", *[_argument_lines(n, codes[n]) for n in order], body]
     return "def method(%s):\n%s\n" % (", ".join(["self"] + ["a%d" % n for n in range(len(codes))]),
                                       _indented("\n".join(lines)))
 
@@ -9121,7 +9121,8 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
     finally:
         try:
             if encoder is not None and encoder.value:
-                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
+                end, key = encoder.end
+                pointer, encoder.value = encoder.value, None
                 end(pointer, key)
         finally:        # before Python 3.11 Ctrl-C can come in the lines above: then its owner ends the encoding here,
             encoder = None      # before the pool goes
@@ -9179,7 +9180,8 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     set_pipeline(encoder, pipeline_key, pipeline._pointer)
     for one in bound:
         if len(one) == 4:
-            set_buffer(encoder, buffer_key, one[1]._pointer, one[3], one[0])        # raises if released
+            number, buffer, _, offset = one
+            set_buffer(encoder, buffer_key, buffer._pointer, offset, number)        # raises if released
         else:
             set_bytes(encoder, bytes_key, one[1], len(one[1]), one[0])
     if by_threads:

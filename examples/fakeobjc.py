@@ -91,7 +91,7 @@ ECHO = """-a:b:c:d:e:f:g:h:i:j:k: v Q q I i S C s c f d f;-copy:slice:level:orig
  -arrays:b:c:d:range: v r^@ r^Q r^f r^{?=QQQQ} {_NSRange=QQ};-bytes:length:out: v r^v Q ^v;-out:name:kind: B ^@ : #;-m:a:n:y:w:o:r:d:s:i:n:flag: B Q Q Q Q Q Q Q Q Q Q Q B;
  -setFf: v {?=ff};-ff {?=ff};-setDd: v {CGSize=dd};-dd {CGSize=dd};-setDddd: v {?=dddd};-dddd {?=dddd};-setSix: v {?=dddddd};-six {?=dddddd};-setRegion: v {?={?=QQQ}{?=QQQ}};
  -region {?={?=QQQ}{?=QQQ}};-setRange: v {_NSRange=QQ};-range {_NSRange=QQ};-setQqqq: v {?=QQQQ};-qqqq {?=QQQQ};-setId: v {MTLResourceID=Q};-id {MTLResourceID=Q};-setSwizzle: v {?=CCCC};
- -swizzle {?=CCCC};-setFloating: v f;-floating f;-setDouble: v d;-double d;-accelerationStructureSizesWithDescriptor: {?=QQQ} @"NSString";-setVector: v {?=[4]}"""
+ -swizzle {?=CCCC};-setFloating: v f;-floating f;-setDouble: v d;-double d;-accelerationStructureSizesWithDescriptor: {?=QQQ} @"NSString";-setVector: v {?=[4]};-handler:number: v @? Q"""
 
 
 def scalar(one):

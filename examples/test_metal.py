@@ -480,6 +480,9 @@ class Ownership(Base):
         self.assertEqual(count(buffer._pointer), 1)
         copied = ag.MetalClass("MTLTextureDescriptor").new().copy()
         self.assertEqual(count(copied._pointer), 1)
+        blank = ag.MetalClass("MTLTextureDescriptor").alloc()
+        self.assertIs(blank.init(), blank)          # init consumes one count and gives one
+        self.assertEqual(count(blank._pointer), 1)
 
     def test_10000_dispatches(self):
         kernel, n = self.kernel("count"), ag.MetalBuffer(4)
@@ -804,6 +807,16 @@ class Blocks(Base):
             with self.assertRaises((TypeError, ValueError)):
                 command.addCompletedHandler_(ag.MetalBlock(lambda c: None, signature))
 
+    @unittest.skipIf(MAC, "the stand-in's method")
+    def test_a_wrong_argument_after_a_block(self):
+        """The block is not left behind (tearDown counts)."""
+        echo = ag._wrap(fake.lib.fake_test_make(b"FakeEcho"), True)
+        for number in (-1, "x", 5):
+            try:
+                echo.handler_number_(ag.MetalBlock(print, "v@?Q"), number)
+            except (OverflowError, TypeError):
+                self.assertNotEqual(number, 5)
+
     @unittest.skipIf(MAC, "pretends")
     def test_signed_pointers(self):
         """In an arm64e process the address of a function has its signature in the bits over the 47th."""
@@ -908,6 +921,28 @@ class Wrappers(Base):
         owner = ag._c.MTLCreateSystemDefaultDevice()
         found = ag._wrap(owner.value)
         self.check(found, "FakeProxy")
+
+    def test_without_the_private_function(self):
+        """protocol_getMethodDescription alone: encodings without classes and block signatures, which a table has."""
+        name, runtime = "_protocol_getMethodTypeEncoding", ag._objc()
+        described, known = runtime.described, ag._c.__dict__.pop(name)
+        row, ag._PROTOTYPES[name] = ag._PROTOTYPES[name], ("gone", "s", "ppBB", 10)
+        ag._LIBRARIES["gone"] = "/nonexistent"
+        try:
+            runtime.described = runtime._description_of()
+        finally:
+            ag._PROTOTYPES[name], ag._c.__dict__[name] = row, known
+            del ag._LIBRARIES["gone"]
+        try:
+            kind = ag._objc().class_of(ag.MetalQueue().commandBuffer()._pointer)
+            found = next(ag._from_protocols(kind, ag._selector_of(b"addCompletedHandler:")))
+            self.assertEqual([(one.code, one.name) for one in found], [("v", ""), ("@?", "")])
+            done, command = threading.Event(), ag.MetalQueue().commandBuffer()
+            ag._method(kind, "addCompletedHandler:")(command, lambda c: done.set())
+            command.commit()
+            self.assertTrue(done.wait(10))
+        finally:
+            runtime.described = described
 
     def test_no_device(self):
         fake.modes(device=4)
