@@ -808,21 +808,17 @@ def metal_sends(ag: Any, quick: bool) -> None:
         for what, most, mine, (send, pointer, selector), arguments in kinds:
             names = {"buffer": buffer, "device": device, "queue": queue, "label": LABEL, "pair": (0, 16), "span": Range(0, 16), "send": send, "p": pointer, "s": selector}
             timers = timeit.Timer(mine, globals=names), timeit.Timer("send(p, s%s)" % arguments, globals=names)
-            pair = alternating(timers, loops, rounds)
+            pair: list[list[float]] = [[], []]
+            for _ in range(rounds):         # alternating: both meet the same neighbours
+                for taken, timer in zip(pair, timers):
+                    taken.append(timer.timeit(loops) / loops * 1e9)
             row(RATIO, "Metal send / raw ctypes call: " + what, min(pair[0]) / min(pair[1]), "x", most=most)
             row(TIME, "Metal send: " + what, min(pair[0]), "ns", "raw ctypes", min(pair[1]))
 
 
-def alternating(timers: Any, loops: int, rounds: int) -> list[list[float]]:
-    """ns a turn of each timer, round by round: all meet the same neighbours."""
-    took: list[list[float]] = [[] for _ in timers]
-    for _ in range(rounds):
-        for taken, timer in zip(took, timers):
-            taken.append(timer.timeit(loops) / loops * 1e9)
-    return took
-
-
 LABEL = "a label too long to be a tagged pointer"
+
+
 ADD = """#include <metal_stdlib>
 using namespace metal;
 kernel void add(device const float *a [[buffer(0)]], device const float *b [[buffer(1)]], device float *c [[buffer(2)]],
