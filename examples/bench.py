@@ -681,7 +681,7 @@ def section_rack(quick: bool) -> None:
     if missing or not shutil.which("prometheus"):
         row(TIME, "exporters under one Prometheus", "%s %s" % (", ".join(missing) or "prometheus", NOT_HERE))
         return
-    done = {count: under_prometheus(count, 2 if count > 10 else 0.5, 1 if quick else 6) for count in ((2,) if quick else (1, 10, 100))}
+    done = {count: under_prometheus(count, 5 if count > 10 else 0.5, 1 if quick else 10 if count > 10 else 6) for count in ((2,) if quick else (1, 10, 100))}
     hosts = "%s exporters under one Prometheus" % ", ".join(map(str, done))
     row(COUNT, hosts + ": samples of a scrape", " / ".join("%d" % one["samples"] for one in done.values()))
     if not quick:
@@ -720,7 +720,7 @@ def under_prometheus(count: int, every: float, span: float) -> dict[str, float]:
         keeper = subprocess.Popen(["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:%d" % port],
                                   cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 60
             while ask("sum(up)") < count:
                 if time.monotonic() > end:
                     raise RuntimeError("only %d of %d exporters are up" % (ask("sum(up)"), count))
