@@ -681,7 +681,7 @@ def section_rack(quick: bool) -> None:
     if missing or not shutil.which("prometheus"):
         row(TIME, "exporters under one Prometheus", "%s %s" % (", ".join(missing) or "prometheus", NOT_HERE))
         return
-    done = {count: under_prometheus(count, 2 if count > 10 else 0.5, 1 if quick else 6) for count in ((2,) if quick else (1, 10, 100))}
+    done = {count: under_prometheus(count, 5 if count > 10 else 0.5, 1 if quick else 10 if count > 10 else 6) for count in ((2,) if quick else (1, 10, 100))}
     hosts = "%s exporters under one Prometheus" % ", ".join(map(str, done))
     row(COUNT, hosts + ": samples of a scrape", " / ".join("%d" % one["samples"] for one in done.values()))
     if not quick:
@@ -720,7 +720,7 @@ def under_prometheus(count: int, every: float, span: float) -> dict[str, float]:
         keeper = subprocess.Popen(["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:%d" % port],
                                   cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 60
             while ask("sum(up)") < count:
                 if time.monotonic() > end:
                     raise RuntimeError("only %d of %d exporters are up" % (ask("sum(up)"), count))
@@ -808,21 +808,17 @@ def metal_sends(ag: Any, quick: bool) -> None:
         for what, most, mine, (send, pointer, selector), arguments in kinds:
             names = {"buffer": buffer, "device": device, "queue": queue, "label": LABEL, "pair": (0, 16), "span": Range(0, 16), "send": send, "p": pointer, "s": selector}
             timers = timeit.Timer(mine, globals=names), timeit.Timer("send(p, s%s)" % arguments, globals=names)
-            pair = alternating(timers, loops, rounds)
+            pair: list[list[float]] = [[], []]
+            for _ in range(rounds):         # alternating: both meet the same neighbours
+                for taken, timer in zip(pair, timers):
+                    taken.append(timer.timeit(loops) / loops * 1e9)
             row(RATIO, "Metal send / raw ctypes call: " + what, min(pair[0]) / min(pair[1]), "x", most=most)
             row(TIME, "Metal send: " + what, min(pair[0]), "ns", "raw ctypes", min(pair[1]))
 
 
-def alternating(timers: Any, loops: int, rounds: int) -> list[list[float]]:
-    """ns a turn of each timer, round by round: all meet the same neighbours."""
-    took: list[list[float]] = [[] for _ in timers]
-    for _ in range(rounds):
-        for taken, timer in zip(took, timers):
-            taken.append(timer.timeit(loops) / loops * 1e9)
-    return took
-
-
 LABEL = "a label too long to be a tagged pointer"
+
+
 ADD = """#include <metal_stdlib>
 using namespace metal;
 kernel void add(device const float *a [[buffer(0)]], device const float *b [[buffer(1)]], device float *c [[buffer(2)]],

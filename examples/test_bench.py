@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from typing import Any
@@ -38,6 +39,16 @@ def test_counts_keep_their_budgets(table: dict[str, Any]) -> None:
     for part in ("engine utilisation", "wanted channels", "first GPU temperature", "GPU and CPU temperature", "six getters", "first MemoryGetTotal",
                  "97 to 1,500", "full snapshot", "string conversions of a sample", "IOReport, SMC, HID, Objective-C or Metal"):
         assert part in said
+
+
+def test_readme_has_every_budget(table: dict[str, Any]) -> None:
+    """The rows of README are those of today; their numbers belong to the day that it names."""
+    def rows(names: Any) -> set[str]:
+        return {re.sub(r"\d+", "#", name) for name in names}
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+        text = file.read()
+    shown = rows(re.findall(r"^\| (.+?) \|", text[text.index("## What the library costs"):], re.M))
+    assert rows(one["what"] for one in table["rows"] if one["budget"] is not None) <= shown
 
 
 def test_the_same_whoever_is_there(table: dict[str, Any]) -> None:

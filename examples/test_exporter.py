@@ -232,6 +232,10 @@ def test_names_follow_the_conventions() -> None:
         assert not any(re.search("percent|mhz|_mw|_gb|milli", n) for n, _ in samples)
         assert not set.intersection(*({k for k, _ in labels} for _, labels in samples))
     assert "| `applegpu_energy_joules_total` | counter |" in exporter.metric_table()
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+        readme = file.read()
+    assert exporter.metric_table() in readme
+    assert all("| `%s` |" % name in readme for name, *_ in exporter.TRITON)
 
 
 def test_processes_only_on_request(plain: Server) -> None:
