@@ -2708,12 +2708,14 @@ class _IOReport:
                 want: Callable[[str, str, str, str], bool]) -> Iterator[tuple[int, _Channel]]:
         """(borrowed item, channel) of each wanted channel of a listing."""
         for item in _cf_items(_cf_get(listing, "IOReportChannels", "Array")):
-            if _cf_is("Dictionary", item):
-                names = _names_of(item)
-                if (names[1] in subgroups or None in subgroups) and want(*names):
-                    channel = _channel_of(item)
-                    if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
-                        yield item, channel
+            if not _cf_is("Dictionary", item):
+                continue
+            if None not in subgroups and (_cf_text(_c.IOReportChannelGetSubGroup(item)) or "") not in subgroups:
+                continue                    # of 540 channels of PMP most
+            if want(*_names_of(item)):
+                channel = _channel_of(item)
+                if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
+                    yield item, channel
 
     def _open(self, found: Sequence[tuple[int, _Channel]]) -> _Subscription:
         """All of them, else all but one group's: a group may be listed and refuse (PMP on an M5 Max, where PMP0 is alive)."""
