@@ -4595,6 +4595,19 @@ def test_cpu_time_under_rosetta(tmp_path):
     assert ag.ProcessGetCpuTime(device, 929) == pytest.approx(80.00003870833334)
 
 
+def test_names_under_rosetta(tmp_path):
+    """The brand string may be Rosetta's, and the performance levels have no names there."""
+    def change(data):
+        data["sysctl"]["machdep.cpu.brand_string"] = [[0, b"VirtualApple @ 2.50GHz processor\0".hex()]]
+        for level in (0, 1):
+            data["sysctl"].pop("hw.perflevel%d.name" % level)
+    device = changed(tmp_path, "m5max-macos27", change)
+    assert ag.MemoryGetBusWidth(device) == 512 and ag.AneCountCores(device) == 16
+    snapshot = ag.DeviceGetSnapshot(device, ["cpu", "system"])
+    assert snapshot.system_chip_name == "Apple M5 Max"
+    assert [(c.name, c.core_type) for c in snapshot.cpu_clusters] == [("MCPU0", "Performance"), ("MCPU1", "Performance"), ("PCPU", "Super")]
+
+
 def test_utilisation_without_residency_data_is_the_drivers(tmp_path):
     def gone(data):
         for c in data["ioreport"]["channels"]:
