@@ -2708,12 +2708,14 @@ class _IOReport:
                 want: Callable[[str, str, str, str], bool]) -> Iterator[tuple[int, _Channel]]:
         """(borrowed item, channel) of each wanted channel of a listing."""
         for item in _cf_items(_cf_get(listing, "IOReportChannels", "Array")):
-            if _cf_is("Dictionary", item):
-                names = _names_of(item)
-                if (names[1] in subgroups or None in subgroups) and want(*names):
-                    channel = _channel_of(item)
-                    if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
-                        yield item, channel
+            if not _cf_is("Dictionary", item):
+                continue
+            if None not in subgroups and (_cf_text(_c.IOReportChannelGetSubGroup(item)) or "") not in subgroups:
+                continue                    # of 540 channels of PMP most
+            if want(*_names_of(item)):
+                channel = _channel_of(item)
+                if channel.format in (_SIMPLE, _STATE, _HISTOGRAM):
+                    yield item, channel
 
     def _open(self, found: Sequence[tuple[int, _Channel]]) -> _Subscription:
         """All of them, else all but one group's: a group may be listed and refuse (PMP on an M5 Max, where PMP0 is alive)."""
@@ -4636,7 +4638,7 @@ def _strip_die(name: str) -> tuple[str, str]:
     if name.startswith("DIE"):
         digits = name[3:].lstrip("_")
         rest = digits.lstrip("0123456789")
-        if rest is not digits and rest[:1] in ("_", " "):
+        if rest != digits and rest[:1] in ("_", " "):
             return name[:len(name) - len(rest) + 1], rest[1:]
     return "", name
 
@@ -5861,6 +5863,8 @@ class _Engine:
     def brand(self) -> str:
         """Apple M1 Max: the CPU brand string, which a VM marks with (Virtual)."""
         text = self.once("brand", lambda: self.machine.sysctl.text("machdep.cpu.brand_string"))
+        if text and text.startswith("VirtualApple"):       # what Rosetta tells an Intel program (PCSX2 13100)
+            text = self._model() or text
         if not text:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "machdep.cpu.brand_string is not there")
         return str(text)
@@ -5874,13 +5878,16 @@ class _Engine:
     def chip(self, window: int) -> _Figure:
         return _Figure(self.brand(), source="sysctl")
 
+    def _model(self) -> str:
+        """What the accelerator calls itself, the chip's name; "" in a guest."""
+        model = self.once("model", lambda: self.gpu_property("model"))
+        return model.split(b"\0", 1)[0].decode("utf-8", "replace") if isinstance(model, bytes) else str(model or "")
+
     def name(self, window: int) -> _Figure:
         """The accelerator's own model; in a guest Metal's name for it; else the chip's."""
-        model = self.once("model", lambda: self.gpu_property("model"))
-        if isinstance(model, bytes):
-            model = model.split(b"\0", 1)[0].decode("utf-8", "replace")
+        model = self._model()
         if model:
-            return _Figure(str(model), source="registry")
+            return _Figure(model, source="registry")
         try:
             name = self.metal()["name"] if self.is_virtual() else None
         except (NVMLError_NotReady, NVMLError_NotSupported):        # a guest may have no Metal device (llama.cpp 6628)
@@ -6679,7 +6686,8 @@ class _Engine:
         levels = self._levels()
         if len(levels) == len(fastest) and all(name for name, _ in levels):
             return {letter: levels[n][0] for n, letter in enumerate(fastest)}
-        return {letter: _CORE_TYPES[letter] for letter in fastest}
+        types = dict(_CORE_TYPES, P="Super") if "M" in fastest else _CORE_TYPES      # no names on macOS 11 and under Rosetta
+        return {letter: types[letter] for letter in fastest}
 
     def _cluster_cores(self, letters: Sequence[str], letter: str, counted: int) -> int | None:
         """Cores of a cluster: the device tree's CPUs, else its level's CPUs shared evenly."""

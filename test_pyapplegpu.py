@@ -1074,13 +1074,13 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("max(e.began for e in energies), max(e.lapse", "min(e.began for e in energies), max(e.lapse"),
     ("millijoules = sum(t[0] * e.scale[0] // e.scale[1]", "millijoules = sum(-(-t[0] * e.scale[0] // e.scale[1])"),
     ("if self.age() > max(_HOLD, 2 * self.gap):", "if self.age() > max(_HOLD, self.gap):"), ("if clock < self.barrier:", "if False:"),
-    ("best = min((rank for rank, _ in fitting), default=None)", "best = max((rank for rank, _ in fitting), default=None)"),
-    ("return [i for rank, i in fitting if rank == best]", "return [i for rank, i in fitting]"),
+    ("best = min((got[1] for got, _ in ranked if got is not None)", "best = max((got[1] for got, _ in ranked if got is not None)"),
+    ("return [i for got, i in ranked if got is not None and got[1] == best]", "return [i for got, i in ranked if got is not None]"),
     ("if before is not None and before != count:", "if False:"), ('if "GPU" in self.main.channels[i].name:', "if True:"),
     ("self.clients.drop(now, REASON_RESET)", "pass"), ("self.main.series.drop(now, REASON_RESET)", "pass"),
     ("if len(values) != size:", "if False:"), ("None if stamp is None else stamp * _NS // hz", "stamp"),
-    ('dead = rail != "gpu" and any(e.value == 0 for e in energies) and (', "dead = False and ("),
-    ('rail in ("cpu", "dram") or not self._ever_alive(feed))\n            reasons', 'rail in ("cpu", "dram"))\n            reasons'),
+    ('dead = rail != "gpu" and any(feed.energies[i].value == 0 for i in lanes) and (', "dead = False and ("),
+    ('rail in ("cpu", "dram") or not self._ever_alive(feed))\n            return', 'rail in ("cpu", "dram"))\n            return'),
     ("if self.points and self.age() > max(_HOLD, window):", "if self.points and self.age() > _HOLD:"),
     ("self.stood += self.lapse if self.lapse <= _HOLD else 0", "self.stood += self.lapse"),
     ("return REASON_RESET if self._too_much(change, span) else (change, span)", "return change, span"),
@@ -4593,6 +4593,19 @@ def test_cpu_time_under_rosetta(tmp_path):
     """mach_timebase_info says 1/1 there while proc_taskinfo counts ticks of 24 MHz: 41.7 times too few seconds."""
     device = changed(tmp_path, "m1-macos11", lambda data: data["time"].update(timebase=[1, 1]))
     assert ag.ProcessGetCpuTime(device, 929) == pytest.approx(80.00003870833334)
+
+
+def test_names_under_rosetta(tmp_path):
+    """The brand string may be Rosetta's, and the performance levels have no names there."""
+    def change(data):
+        data["sysctl"]["machdep.cpu.brand_string"] = [[0, b"VirtualApple @ 2.50GHz processor\0".hex()]]
+        for level in (0, 1):
+            data["sysctl"].pop("hw.perflevel%d.name" % level)
+    device = changed(tmp_path, "m5max-macos27", change)
+    assert ag.MemoryGetBusWidth(device) == 512 and ag.AneCountCores(device) == 16
+    snapshot = ag.DeviceGetSnapshot(device, ["cpu", "system"])
+    assert snapshot.system_chip_name == "Apple M5 Max"
+    assert [(c.name, c.core_type) for c in snapshot.cpu_clusters] == [("MCPU0", "Performance"), ("MCPU1", "Performance"), ("PCPU", "Super")]
 
 
 def test_utilisation_without_residency_data_is_the_drivers(tmp_path):
