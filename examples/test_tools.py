@@ -323,6 +323,7 @@ def test_meta_json(capsys):
     _, out, _ = run_stat(capsys, "--recording", recording("vm-macos15"), "--meta-json", "--speed", "0")
     data = json.loads(out)
     assert data["gpu_core_count"] is None and "metal_family" in data and "virtual machine" in data["reasons"]["gpu_core_count"]
+    assert data["driver"] is None and "virtual machine" in data["reasons"]["driver"]
 
 
 def test_snapshot_json(capsys):
@@ -538,15 +539,29 @@ def test_run_too_short_is_not_measured():
     assert re.search(r"CPU +not measured", result.stderr) and "0 mJ" not in result.stderr
 
 
+@pytest.mark.parametrize("samples", [4, 5, 6, 7])
+def test_an_average_is_over_what_its_joules_cover(samples, monkeypatch):
+    """The CPU's rail is published every two seconds: its last publication may be two seconds older than the end."""
+    monkeypatch.setattr(_run.Meter, "_published_after", lambda self, last: None)
+    meter = _run.Meter(device("m5max-macos27"))
+    meter.begin()
+    for _ in range(samples):
+        meter.sample()
+    report = meter.end()
+    assert report.average_power_mw["cpu"] == pytest.approx(6500, rel=0.03)
+    assert report.average_power_mw["gpu"] == pytest.approx(40000, rel=0.01)
+
+
 def test_run_writes_its_log(tmp_path):
     prefix = str(tmp_path / "bench")
     result = run_tool("--log", prefix, "--capture", "--speed", "10", "-i", "100ms", "--", PYTHON, "-c",
                       "import sys, time; print('hello'); print('oops', file=sys.stderr); time.sleep(1.2)")
-    assert result.returncode == 0 and "hello" in result.stdout
+    assert result.returncode == 0 and result.stdout == "hello\n" and result.stderr.startswith("oops\n")     # each where it belongs
     with open(prefix + ".log") as file:
         assert sorted(file.read().split()) == ["hello", "oops"]
     with open(prefix + ".meta.json") as file:
-        assert json.load(file)["chip"] == "Apple M5 Max"
+        meta = json.load(file)
+    assert meta["chip"] == "Apple M5 Max" and meta["driver"] == "360.34.5"
     with open(prefix + ".jsonl") as file:
         rows = [json.loads(line) for line in file]
     assert len(rows) >= 6 and list(rows[0]) == list(c.flat(ag.DeviceGetSnapshot(device("m1max"))))
