@@ -698,6 +698,17 @@ def test_layouts_fit_the_terminal():
     assert len(top.board(m, 140, 45, top.Look())) < 34 < len(top.board(m, 100, 60, top.Look()))
 
 
+@pytest.mark.parametrize("width", [30, 40, 60, 80])
+def test_the_compact_layout_shows_whole_figures(width):
+    m = model("m1ultra-macos27")
+    lines = [line.rstrip() for line in text(top.board(m, width, 24, top.Look()))]
+    whole = [line.rstrip() for line in text(top.board(m, 200, 24, top.Look("compact")))]
+    assert len(lines) == len(whole) == 8 and not any("…" in line for line in lines)
+    for line, full in zip(lines, whole):        # cut at a space, wherever it is cut
+        figures = line[7:].lstrip(" ▁▂▃▄▅▆▇█")
+        assert figures and (full + " ").find(figures + " ") > 0, (line, full)
+
+
 def test_alerts():
     frozen = model("m3max-macos27")
     assert any("frozen counter: CPU, ANE, DRAM" in alert.text for alert in frozen.alerts())
