@@ -31,7 +31,7 @@ class Report(NamedTuple):
     seconds: float                              # wall clock
     joules: dict[str, float | None]             # per rail
     uncertainty_joules: dict[str, float | None]
-    average_power_mw: dict[str, float | None]   # joules / seconds between the publications' snapshots
+    average_power_mw: dict[str, float | None]   # joules / the seconds that they cover
     peak_power_mw: dict[str, float | None]      # highest sampled: gpu cpu ane dram package system
     average_system_power_mw: float | None       # mean of the samples of the SMC's figure
     gpu_active_s: float | None                  # the GPU was busy for anybody
@@ -141,7 +141,7 @@ class Meter:
         peak = self._peaks.get("memory")
         return Report(
             span, delta.joules, delta.uncertainty_joules,
-            {rail: None if j is None else 1000 * j / delta.seconds for rail, j in delta.joules.items()},
+            {rail: None if j is None else 1000 * j / (delta.spans_s[rail] or delta.seconds) for rail, j in delta.joules.items()},
             {name: self._peaks.get(name) for name in _RAIL_FIELDS},
             self._system[0] / self._system[1] if self._system[1] else None,
             delta.gpu_active_s, None if peak is None else int(peak),
@@ -289,7 +289,7 @@ def run_command(device: ag.Device, command: Sequence[str], interval: float = 1.0
     tree = Tree(device, -1)
     meter = Meter(device, tree, on_sample, parts)
     meter.begin()
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if capture else {}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} if capture else {}
     try:
         failed = child.start(**pipes)
         if failed:
@@ -298,9 +298,9 @@ def run_command(device: ag.Device, command: Sequence[str], interval: float = 1.0
         assert child.process is not None
         tree.root = child.process.pid
         tree._known[tree.root] = True
-        copier = _copy_to(child.process.stdout, capture) if capture else None
+        copiers = _copy_to(child.process, capture) if capture else []
         trouble = _watch(child, meter, interval)
-        if copier is not None:
+        for copier in copiers:
             copier.join(2.0)
         if trouble:
             print("measuring stopped: %s" % trouble, file=sys.stderr)
@@ -327,21 +327,31 @@ def _watch(child: Child, meter: Meter, interval: float) -> Exception | None:
     return trouble
 
 
-def _copy_to(source: Any, path: str) -> threading.Thread:
-    copy, shown = open(path, "wb"), True
+def _copy_to(process: subprocess.Popen[bytes], path: str) -> list[threading.Thread]:
+    """Hand on both of its outputs as they come, each to ours, and copy both into one file, line by line."""
+    copy, lock, left = open(path, "wb", buffering=0), threading.Lock(), [2]
 
-    def work() -> None:
-        nonlocal shown
-        with copy:
-            for chunk in iter(lambda: source.read1(65536), b""):
-                try:
-                    if shown:
-                        sys.stdout.buffer.write(chunk)
-                        sys.stdout.buffer.flush()
-                except OSError:
-                    shown = False       # nobody reads us any more; the child must not block on a full pipe
-                copy.write(chunk)
-                copy.flush()
-    thread = threading.Thread(target=work, name="copy", daemon=True)
-    thread.start()
-    return thread
+    def work(source: Any, sink: Any) -> None:
+        shown, begun = True, b""
+        for chunk in iter(lambda: source.read1(65536), b""):
+            try:
+                if shown:
+                    sink.write(chunk)
+                    sink.flush()
+            except OSError:
+                shown = False       # nobody reads us any more; the child must not block on a full pipe
+            lines, newline, begun = (begun + chunk).rpartition(b"\n")
+            if len(begun) > 65536:      # a progress bar that never ends its line
+                lines, newline, begun = lines + newline + begun, b"", b""
+            with lock:
+                copy.write(lines + newline)
+        with lock:
+            copy.write(begun)
+            left[0] -= 1
+            if not left[0]:
+                copy.close()
+    threads = [threading.Thread(target=work, args=pair, name="copy", daemon=True)
+               for pair in ((process.stdout, sys.stdout.buffer), (process.stderr, sys.stderr.buffer))]
+    for thread in threads:
+        thread.start()
+    return threads

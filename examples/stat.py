@@ -96,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 class Look:
     """One look: the snapshot and what does not change."""
 
-    def __init__(self, device: ag.Device, index: int, snapshot: ag.Snapshot, driver: str | None) -> None:
-        self.device, self.index, self.snapshot, self.driver = device, index, snapshot, driver
+    def __init__(self, device: ag.Device, index: int, snapshot: ag.Snapshot) -> None:
+        self.device, self.index, self.snapshot = device, index, snapshot
 
 
 class Reader:
@@ -106,7 +106,6 @@ class Reader:
     def __init__(self, args: argparse.Namespace) -> None:
         ag.LibraryInit(args.recording, window=args.window, speed=args.speed, loop=args.loop)
         self.args = args
-        self.driver = ag.Try(ag.SystemGetDriverVersion).value
         count = ag.LibraryCountDevice()
         if args.id is not None and not 0 <= args.id < count:
             raise SystemExit("stat.py: there is no GPU %d: %d found" % (args.id, count))
@@ -116,8 +115,7 @@ class Reader:
 
     def look(self, wait: bool = True) -> list[Look]:
         timeout = self.args.timeout if wait else 0.0
-        return [Look(device, n, c.settled(device, self.parts, self.fields, timeout), self.driver)
-                for n, device in self.devices]
+        return [Look(device, n, c.settled(device, self.parts, self.fields, timeout)) for n, device in self.devices]
 
     def close(self) -> None:
         ag.LibraryShutDown()
@@ -157,7 +155,7 @@ def header(look: Look) -> Line:
     stamp = time.strftime("%a %b %d %H:%M:%S %Y", time.localtime(s.time_unix_s))
     host = c.source_name(s) if c.is_recording(s) else socket.gethostname()
     line = [(host, "bold"), ("  ", ""), (stamp, ""), ("  ", ""), ("macOS %s" % (s.system_os_version or c.DASH), "dim")]
-    return line + ([("  ", ""), ("driver %s" % look.driver, "dim")] if look.driver else [])
+    return line + ([("  ", ""), ("driver %s" % c.clean(s.system_driver_version), "dim")] if s.system_driver_version else [])
 
 
 def one_line(look: Look) -> Line:
@@ -349,7 +347,7 @@ def text_of(lines: Iterable[Line]) -> Text:
 def gpustat_json(looks: Sequence[Look]) -> dict[str, Any]:
     """gpustat --json: the same keys, units (°C, %, W, MiB) and types; what is not known is null."""
     return {"hostname": socket.gethostname() if looks and not c.is_recording(looks[0].snapshot) else
-            c.source_name(looks[0].snapshot) if looks else "", "driver_version": looks[0].driver if looks else None,
+            c.source_name(looks[0].snapshot) if looks else "", "driver_version": looks[0].snapshot.system_driver_version if looks else None,
             "query_time": time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(looks[0].snapshot.time_unix_s)) if looks else None,
             "gpus": [_gpustat_gpu(look) for look in looks]}
 
@@ -407,7 +405,7 @@ def metalstat_row(s: ag.Snapshot, elapsed: float) -> dict[str, Any]:
             "pkg_w": w("package_power_mw")}
 
 
-def meta(device: ag.Device, s: ag.Snapshot, driver: str | None) -> dict[str, Any]:
+def meta(device: ag.Device, s: ag.Snapshot) -> dict[str, Any]:
     """What does not change while the Mac runs; null with the reason where it is not known."""
     asked = {"uuid": ag.DeviceGetUUID, "architecture": ag.DeviceGetArchitecture, "metal_family": ag.DeviceGetMetalFamily,
              "dies": ag.DeviceCountDie, "peak_fp32_flops": ag.DeviceGetPeakFlops, "gpu_clocks_mhz": ag.DeviceGetSupportedClocks,
@@ -415,14 +413,15 @@ def meta(device: ag.Device, s: ag.Snapshot, driver: str | None) -> dict[str, Any
              "memory_limit_bytes": ag.MemoryGetLimit}
     read = {key: ag.Try(function, device) for key, function in asked.items()}
     answers = {key: list(r.value) if isinstance(r.value, tuple) else r.value for key, r in read.items()}
+    named = {"model": "system_model", "chip": "system_chip_name", "macos": "system_os_version", "driver": "system_driver_version"}
     rows = {"schema": 1, "tool": "pyapplegpu " + ag.__version__, "source": c.source_name(s),
             "hostname": None if c.is_recording(s) else socket.gethostname(), "time_unix_s": round(s.time_unix_s, 3),
-            "model": s.system_model, "chip": s.system_chip_name, "macos": s.system_os_version, "driver": driver,
+            **{key: getattr(s, field) for key, field in named.items()},
             "gpu_name": s.gpu_name, "gpu_core_count": s.gpu_core_count, "gpu_max_clock_mhz": s.gpu_max_clock_mhz,
             "cpu_cores": c.cores_by_kind(s) or None, "ram_bytes": s.system_memory.total_bytes if s.system_memory else None,
             "memory_total_bytes": s.memory_total_bytes, "memory_max_bytes_per_s": s.memory_max_bytes_per_s, **answers}
     rows["reasons"] = {key: r.message for key, r in read.items() if r.value is None}
-    rows["reasons"].update((field, c.why(s, field)) for field in rows if field in s.reasons)
+    rows["reasons"].update((key, c.why(s, named.get(key, key))) for key in rows if named.get(key, key) in s.reasons)
     return rows
 
 
@@ -558,7 +557,7 @@ def run(arguments: Sequence[str]) -> int:
     device = c.open_device(args)
     rows = None
     if args.log:
-        _write_json(args.log + ".meta.json", meta(device, ag.DeviceGetSnapshot(device, timeout=0), None))
+        _write_json(args.log + ".meta.json", meta(device, ag.DeviceGetSnapshot(device, timeout=0)))
         open(args.log + ".jsonl", "w").close()
         rows = c.RowWriter(args.log + ".jsonl", "jsonl")
 
@@ -637,8 +636,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader = Reader(args)
     try:
         if args.meta_json:
-            index, device = reader.devices[0]
-            print(json.dumps(meta(device, ag.DeviceGetSnapshot(device, timeout=0), reader.driver), indent=2))
+            device = reader.devices[0][1]
+            print(json.dumps(meta(device, ag.DeviceGetSnapshot(device, timeout=0)), indent=2))
             return 0
         if args.picture:
             return _picture(reader, args, args.picture)

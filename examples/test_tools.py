@@ -323,6 +323,7 @@ def test_meta_json(capsys):
     _, out, _ = run_stat(capsys, "--recording", recording("vm-macos15"), "--meta-json", "--speed", "0")
     data = json.loads(out)
     assert data["gpu_core_count"] is None and "metal_family" in data and "virtual machine" in data["reasons"]["gpu_core_count"]
+    assert data["driver"] is None and "virtual machine" in data["reasons"]["driver"]
 
 
 def test_snapshot_json(capsys):
@@ -538,15 +539,29 @@ def test_run_too_short_is_not_measured():
     assert re.search(r"CPU +not measured", result.stderr) and "0 mJ" not in result.stderr
 
 
+@pytest.mark.parametrize("samples", [4, 5, 6, 7])
+def test_an_average_is_over_what_its_joules_cover(samples, monkeypatch):
+    """The CPU's rail is published every two seconds: its last publication may be two seconds older than the end."""
+    monkeypatch.setattr(_run.Meter, "_published_after", lambda self, last: None)
+    meter = _run.Meter(device("m5max-macos27"))
+    meter.begin()
+    for _ in range(samples):
+        meter.sample()
+    report = meter.end()
+    assert report.average_power_mw["cpu"] == pytest.approx(6500, rel=0.03)
+    assert report.average_power_mw["gpu"] == pytest.approx(40000, rel=0.01)
+
+
 def test_run_writes_its_log(tmp_path):
     prefix = str(tmp_path / "bench")
     result = run_tool("--log", prefix, "--capture", "--speed", "10", "-i", "100ms", "--", PYTHON, "-c",
                       "import sys, time; print('hello'); print('oops', file=sys.stderr); time.sleep(1.2)")
-    assert result.returncode == 0 and "hello" in result.stdout
+    assert result.returncode == 0 and result.stdout == "hello\n" and result.stderr.startswith("oops\n")     # each where it belongs
     with open(prefix + ".log") as file:
         assert sorted(file.read().split()) == ["hello", "oops"]
     with open(prefix + ".meta.json") as file:
-        assert json.load(file)["chip"] == "Apple M5 Max"
+        meta = json.load(file)
+    assert meta["chip"] == "Apple M5 Max" and meta["driver"] == "360.34.5"
     with open(prefix + ".jsonl") as file:
         rows = [json.loads(line) for line in file]
     assert len(rows) >= 6 and list(rows[0]) == list(c.flat(ag.DeviceGetSnapshot(device("m1max"))))
@@ -681,6 +696,17 @@ def test_layouts_fit_the_terminal():
     assert top.resolve("auto", 140, 45) == "classic" and top.resolve("stacked", 80, 24) == "stacked"
     assert len(top.board(m, 80, 24, top.Look())) == 8
     assert len(top.board(m, 140, 45, top.Look())) < 34 < len(top.board(m, 100, 60, top.Look()))
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80])
+def test_the_compact_layout_shows_whole_figures(width):
+    m = model("m1ultra-macos27")
+    lines = [line.rstrip() for line in text(top.board(m, width, 24, top.Look()))]
+    whole = [line.rstrip() for line in text(top.board(m, 200, 24, top.Look("compact")))]
+    assert len(lines) == len(whole) == 8 and not any("…" in line for line in lines)
+    for line, full in zip(lines, whole):        # cut at a space, wherever it is cut
+        figures = line[7:].lstrip(" ▁▂▃▄▅▆▇█")
+        assert figures and (full + " ").find(figures + " ") > 0, (line, full)
 
 
 def test_alerts():

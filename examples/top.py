@@ -622,7 +622,9 @@ def compact(m: Model, s: ag.Snapshot, width: int, look: Look) -> Iterator[Line]:
         for short in [] if panel in look.hidden else shorts(m, s):
             line = [(" %-6s" % short.name, "label"),
                     (wave_of(m, short.series, short.top, look.span, wave) + " " if wave else "", "graph")]
-            for text, style in short.pieces:
+            for n, (text, style) in enumerate(short.pieces):
+                if n and length(line) + 1 + len(text) > width:
+                    break               # whole figures only
                 line += [(" ", ""), (text, "dim" if text.strip() == c.DASH else style)]
             yield line
 
@@ -649,11 +651,11 @@ def short_ane(m: Model, s: ag.Snapshot) -> Iterator[Short]:
 
 
 def short_cpu(m: Model, s: ag.Snapshot) -> Iterator[Short]:
-    clusters = ["%s %s" % (_cluster_name(k), c.percent(k.utilization_percent)) for k in s.cpu_clusters or ()]
+    clusters = [("%s %s" % (_cluster_name(k), c.percent(k.utilization_percent)), "note") for k in s.cpu_clusters or ()]
     yield Short("CPU", "cpu", 100, [
         ("%5s" % c.percent(s.cpu_utilization_percent), _load_style(_part(s.cpu_utilization_percent, 100))),
         (c.watts(s.cpu_power_mw), "power"), (c.celsius(s.cpu_temperature_celsius), _heat_style(s.cpu_temperature_celsius)),
-        (" ".join(clusters), "note")])
+        *clusters])
 
 
 def short_power(m: Model, s: ag.Snapshot) -> Iterator[Short]:
@@ -664,7 +666,7 @@ def short_power(m: Model, s: ag.Snapshot) -> Iterator[Short]:
 
 def short_traffic(m: Model, s: ag.Snapshot) -> Iterator[Short]:
     yield Short("MEM", "read", s.memory_max_bytes_per_s, [
-        ("r %s w %s" % (c.bandwidth(s.memory_read), c.bandwidth(s.memory_write)), "traffic"),
+        ("r " + c.bandwidth(s.memory_read), "traffic"), ("w " + c.bandwidth(s.memory_write), "traffic"),
         ("GPU r %s w %s" % (c.bandwidth(s.memory_gpu_read), c.bandwidth(s.memory_gpu_write)), "note")])
 
 

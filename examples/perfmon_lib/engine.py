@@ -518,7 +518,7 @@ class MetalPerformanceMonitor:
             return None
         spent = ag.SnapshotDelta(a, b)
         return {"seconds": spent.seconds, "joules": dict(spent.joules),
-                "uncertainty_joules": dict(spent.uncertainty_joules),
+                "uncertainty_joules": dict(spent.uncertainty_joules), "spans_s": dict(spent.spans_s),
                 "gpu_active_s": spent.gpu_active_s, "read_bytes": spent.read_bytes, "write_bytes": spent.write_bytes,
                 "reasons": dict(spent.reasons)}
 

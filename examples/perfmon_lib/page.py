@@ -547,7 +547,9 @@ def _rails(doc: dict[str, Any]) -> str:
     spent = doc.get("energy")
     if not spent:
         return ""
-    rows = [(rail, c.joules(j), c.joules(spent["uncertainty_joules"].get(rail)), c.watts(1000 * j / spent["seconds"]))
+    spans = spent.get("spans_s") or {}          # a rail's last publication may be older than the end
+    rows = [(rail, c.joules(j), c.joules(spent["uncertainty_joules"].get(rail)),
+             c.watts(1000 * j / (spans.get(rail) or spent["seconds"])))
             for rail, j in spent["joules"].items() if j is not None]
     return "<details open><summary>Energy from the first to the last sample</summary>%s</details>" % _table(("rail", "energy", "at most off by", "mean power"), rows) if rows else ""
 
