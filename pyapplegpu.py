@@ -173,7 +173,8 @@ class AppleGPUError(Exception):
     def __init__(self, value: int | None = None, reason: str | None = None, source: str | None = None,
                  detail: str | None = None) -> None:
         Exception.__init__(self)
-        self.value = type(self).value if value is None else value
+        # a class of one code keeps it, whatever a client gives its constructor
+        self.value = value if isinstance(value, int) and type(self).value == ERROR_UNKNOWN else type(self).value
         self.reason = reason
         self.source = source
         self.detail = detail
@@ -184,7 +185,7 @@ class AppleGPUError(Exception):
         return self.value
 
     def __str__(self) -> str:
-        text = self._errcode_to_string.get(self.value, "NVML Error with code %s" % (self.value,))
+        text = self._errcode_to_string.get(self.value, "NVML Error with code %d" % self.value)
         why = self.detail or _ADVICE.get(self.reason or "", "")
         where = " [%s]" % self.source if self.source else ""
         return text + (": " + why if why else "") + where
@@ -11041,7 +11042,7 @@ def nvmlDeviceGetHandleByIndex(index: int) -> Device:
 
 def nvmlDeviceGetHandleByUUID(uuid: str | bytes) -> Device:
     """Handle of the GPU with that UUID."""
-    return LibraryInitDeviceByUuid(uuid.decode() if isinstance(uuid, bytes) else uuid)
+    return LibraryInitDeviceByUuid(uuid.decode(errors="replace") if isinstance(uuid, bytes) else uuid)
 
 
 def nvmlDeviceGetIndex(handle: Device) -> int:

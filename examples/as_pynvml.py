@@ -26,7 +26,7 @@ except ImportError:     # run from a checkout
 
 def run(program: str, arguments: list[str]) -> None:
     """Runs a script or a module with pyapplegpu in the place of pynvml."""
-    sys.modules["pynvml"] = pyapplegpu
+    sys.modules["pynvml"] = sys.modules["pynvml.nvml"] = pyapplegpu      # older clients import pynvml.nvml
     sys.argv = [program, *arguments]
     if os.path.exists(program):
         sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
