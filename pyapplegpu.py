@@ -10802,7 +10802,7 @@ _NVML_UNSUPPORTED = (
     "FramebufferSize GpuInstanceProfileId GspHeapSize License MaxInstances MaxInstancesPerGpuInstance "
     "MaxInstancesPerVm Name NumDisplayHeads Resolution")
 
-# Structures of nvidia-ml-py 13.615 that nothing here fills: prefix, names behind it. They have no fields.
+# Structures of nvidia-ml-py 13.615 that nothing here fills: prefix, names behind it.
 _NVML_OPAQUE = (
     "c_nvml ActiveVgpuInstanceInfo_v1_t AdaptiveTgpModeInfo_v1_t BAR1Memory_t BBXTimeData_v1_t BridgeChipHierarchy_t "
     "BridgeChipInfo_t C2cModeInfo_v1_t CPERCursor_v1_t ClockOffset_t ComputeInstance_t CoolerInfo_t CoreRailMetrics_t "
@@ -10909,6 +10909,7 @@ _NVML_LAYOUTS = {
     "c_nvmlValue_t": ("%s", "dVal:double uiVal:uint ulVal:ulong ullVal:ulonglong sllVal:longlong siVal:int usVal:ushort"),
     "c_nvmlFieldValue_t": ("%s", "fieldId:uint scopeId:uint timestamp:int64 latencyUsec:int64 valueType:uint "
                            "nvmlReturn:uint value:nvmlValue_t"),
+    "c_nvmlOpaque_t": ("%s", ""),       # all those of _NVML_OPAQUE: no field, but a client may set any
 }
 c_nvmlDevice_t = Device
 
@@ -10916,7 +10917,7 @@ c_nvmlDevice_t = Device
 def _nvml_structure(name: str) -> Any:
     """The structure type `name`, made at its first use."""
     if name not in globals():
-        layout = _NVML_LAYOUTS.get(name, ("%s", ""))
+        layout = _NVML_LAYOUTS.get(name, "c_nvmlOpaque_t")
         globals().setdefault(name, _nvml_structure(layout) if isinstance(layout, str) else _nvml_new(name, *layout))
     return globals()[name]
 
@@ -10928,9 +10929,14 @@ def _nvml_new(name: str, form: str, fields: str) -> Any:
     return type(name, (base,), {"_fields_": pairs, "_fmt_": {"<default>": form}, "__module__": __name__})
 
 
+_nvml_structure_names: set[str] = set()
+
+
 def _nvml_structures() -> set[str]:
     """Names of all of them."""
-    return set(_NVML_LAYOUTS).union(*(_nvml_names(*row.split(" ", 1)) for row in _NVML_OPAQUE.split(";")))
+    if not _nvml_structure_names:
+        _nvml_structure_names.update(_NVML_LAYOUTS, *(_nvml_names(*row.split(" ", 1)) for row in _NVML_OPAQUE.split(";")))
+    return _nvml_structure_names
 
 
 class NVMLLibraryMismatchError(Exception):
@@ -10949,15 +10955,11 @@ class nvmlFriendlyObject:
     def __repr__(self) -> str:
         return "nvmlFriendlyObject(%r)" % self.__dict__
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, nvmlFriendlyObject) and self.__dict__ == other.__dict__
-
-    __hash__ = None     # type: ignore[assignment]
-
 
 def nvmlStructToFriendlyObject(struct: Any) -> nvmlFriendlyObject:
     """A plain object with a structure's fields."""
-    return nvmlFriendlyObject({field[0]: getattr(struct, field[0]) for field in struct._fields_})
+    values = ((field[0], getattr(struct, field[0])) for field in struct._fields_)
+    return nvmlFriendlyObject({name: value.decode() if isinstance(value, bytes) else value for name, value in values})
 
 
 def nvmlFriendlyObjectToStruct(obj: Any, model: Any) -> Any:

@@ -219,7 +219,7 @@ def test_every_name_of_nvidia_ml_py_is_here():
         ours = getattr(nv, name)
         if isinstance(kind, type):
             assert isinstance(ours, type) and issubclass(ours, Exception) == issubclass(kind, Exception), name
-            assert getattr(ours, "__name__") in (name, kind.__name__, "AppleGPUError", "Device"), name
+            assert getattr(ours, "__name__") in (name, kind.__name__, "AppleGPUError", "Device", "c_nvmlOpaque_t"), name
             assert not name.startswith("NVMLError") or issubclass(ours, nv.NVMLError), name
             if getattr(ours, "_fields_", None):
                 assert [f[0] for f in ours._fields_] == [f[0] for f in kind._fields_], name
@@ -480,6 +480,10 @@ def test_structures_print_and_take_text(mac):
     assert (friendly.name, friendly.size) == ("abc", 0)
     friendly.size = 7
     assert nv.nvmlFriendlyObjectToStruct(friendly, Named()).size == 7
+    plain = type("Plain", (ctypes.Structure,), {"_fields_": Named._fields_})(b"abc", 1)
+    assert nv.nvmlStructToFriendlyObject(plain).name == "abc"
+    processes = nv.nvmlDeviceGetComputeRunningProcesses(mac)
+    assert len(set(processes)) == len(processes)        # clients put them in sets and dictionaries
 
 
 def test_init_and_shutdown_around_every_poll(monkeypatch):
