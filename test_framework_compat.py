@@ -935,19 +935,14 @@ CODECARBON = """
 """
 
 
-@pytest.fixture(scope="session")
-def nvidia_smi(tmp_path_factory):
-    """A folder with an nvidia-smi that does nothing: codecarbon looks for one before it asks NVML."""
-    folder = tmp_path_factory.mktemp("smi")
-    (folder / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")
-    (folder / "nvidia-smi").chmod(0o755)
-    return str(folder)
+# Programs that run the command find ours; codecarbon looks for it before it asks NVML.
+NVIDIA_SMI = {"PATH": ALIAS + os.pathsep + os.environ.get("PATH", os.defpath), "PYTHON": sys.executable}
 
 
 @macs
-def test_codecarbon(mac_name, nvidia_smi):
+def test_codecarbon(mac_name, tmp_path):
     needs("codecarbon")
-    seen = script(CODECARBON, mac_name, PATH=nvidia_smi + os.pathsep + os.environ["PATH"], HOME=nvidia_smi)
+    seen = script(CODECARBON, mac_name, HOME=str(tmp_path), **NVIDIA_SMI)
     f = figures(mac_name)
     assert seen["count"] == 1 and f.name in seen["model"] and seen["static"][0]["total_memory"] == f.total
     # kWh over about 5 s; an idle M1 uses a milliwatt, which may round to nothing between two readings
@@ -1159,6 +1154,41 @@ def test_ros2top():
 def test_py3nvml_by_the_name_of_its_copy():
     needs("py3nvml")
     assert script(PY3NVML, "m4pro") == [[False], [len(figures("m4pro").pids)]]
+
+
+GPUTIL = """
+    import json
+    import GPUtil
+    print(json.dumps([vars(gpu) for gpu in GPUtil.getGPUs()]))
+"""
+NVSMI = """
+    import json
+    import nvsmi
+    gpu, = nvsmi.get_gpus()
+    print(json.dumps([gpu.uuid, gpu.gpu_util, gpu.mem_total, gpu.mem_used, [p.pid for p in nvsmi.get_gpu_processes()]]))
+"""
+
+
+@macs
+def test_gputil(mac_name):
+    """It runs nvidia-smi and parses the answer."""
+    needs("GPUtil")
+    if sys.version_info >= (3, 12):
+        needs("distutils")
+    gpu, = script(GPUTIL, mac_name, **NVIDIA_SMI)
+    f = figures(mac_name)
+    assert (gpu["name"], gpu["memoryTotal"], gpu["driver"]) == (f.name, f.total >> 20, f.os)
+    assert gpu["memoryUsed"] in {u >> 20 for u in f.used} and f.one_of(gpu["load"] * 100, f.utilization, 1)
+    if f.temperature:
+        assert f.one_of(gpu["temperature"], f.temperature, 0.5)
+
+
+def test_nvsmi():
+    needs("nvsmi")
+    uuid, busy, total, used, pids = script(NVSMI, "m4pro", **NVIDIA_SMI)
+    f = figures("m4pro")
+    assert uuid.startswith("GPU-") and f.one_of(busy, f.utilization, 1) and total == f.total >> 20
+    assert used in {u >> 20 for u in f.used} and set(map(int, pids)) == f.pids
 
 
 def test_pynvml_utils():
