@@ -201,27 +201,58 @@ def real_pynvml():
     return module
 
 
+NVIDIAS = re.compile(r"(struct_)?(c_)?nvml[A-Z]|NVML")      # the rest of its module is ctypes, imports and private names
+
+
 def test_every_name_of_nvidia_ml_py_is_here():
     real = real_pynvml()
     if importlib.metadata.version("nvidia-ml-py") != "13.615.71":
         pytest.skip("compared with nvidia-ml-py 13.615.71 only")
-    functions = {n for n, v in vars(real).items() if n.startswith("nvml") and isinstance(v, types.FunctionType)}
+    theirs = {n: v for n, v in vars(real).items() if NVIDIAS.match(n) and v is not None and "SystemEventSet" not in n
+              and n != "c_nvmlSystemRegisterEvents"}       # a few of its functions have the name of a structure
+    assert {n for n in theirs if not hasattr(nv, n)} == set()
+    functions = {n for n, v in theirs.items() if isinstance(v, types.FunctionType)}
     assert {n for n in functions if not isinstance(vars(nv).get(n), types.FunctionType)} == set()
-    numbers = {n: v for n, v in vars(real).items() if n.startswith("NVML_") and type(v) is int}
-    assert {n: v for n, v in numbers.items() if vars(nv).get(n) != v} == {}
-    errors = {n for n in vars(real) if n.startswith("NVMLError")}
-    assert {n for n in errors if not issubclass(vars(nv)[n], nv.NVMLError)} == set()
+    numbers = {n: v for n, v in theirs.items() if type(v) in (int, str)}
+    assert {n: v for n, v in numbers.items() if vars(nv).get(n) != v} == {}       # vars: nvitop copies from there
+    for name, kind in theirs.items():
+        ours = getattr(nv, name)
+        if isinstance(kind, type):
+            assert isinstance(ours, type) and issubclass(ours, Exception) == issubclass(kind, Exception), name
+            assert getattr(ours, "__name__") in (name, kind.__name__, "AppleGPUError", "Device", "c_nvmlOpaque_t"), name
+            assert not name.startswith("NVMLError") or issubclass(ours, nv.NVMLError), name
+            if getattr(ours, "_fields_", None):
+                assert [f[0] for f in ours._fields_] == [f[0] for f in kind._fields_], name
+                assert ctypes.sizeof(ours) == ctypes.sizeof(kind), name
+    assert nv.c_nvmlProcessInfo_t is nv.c_nvmlProcessInfo_v3_t is nv.c_nvmlProcessInfo_v2_t
 
 
-def test_parameters_have_nvidia_names():
+def test_parameters_have_nvidia_names_and_defaults():
     real = real_pynvml()
     for name, function in vars(real).items():
         ours = vars(nv).get(name)
         if not name.startswith("nvml") or not isinstance(function, types.FunctionType) or ours is None:
             continue
-        parameters = list(inspect.signature(ours).parameters)
-        if parameters != ["args", "named"]:
-            assert parameters == list(inspect.signature(function).parameters), name
+        parameters = inspect.signature(ours).parameters.values()
+        if [p.name for p in parameters] != ["args", "named"]:
+            assert [(p.name, p.default, p.kind) for p in parameters] == [
+                (p.name, p.default, p.kind) for p in inspect.signature(function).parameters.values()], name
+
+
+def test_what_clients_take_from_pynvml_besides_nvml(mac):
+    """ctypes, which pynvml star-imports; structures of functions that only refuse; the layout of older packages."""
+    assert nv.byref is ctypes.byref and nv.c_uint is ctypes.c_uint and nv.POINTER is ctypes.POINTER
+    assert nv.nvml is nv and issubclass(nv.NVMLLibraryMismatchError, Exception)
+    for name in ("nvmlNoSuch", "c_nvmlNoSuch_t", "no_such", "_Pointer"):
+        assert not hasattr(nv, name), name
+    settings = nv.c_nvmlSystemConfComputeSettings_v1_t()        # sglang, TensorRT-LLM
+    settings.version = nv.nvmlSystemConfComputeSettings_v1
+    fabric = nv.c_nvmlGpuFabricInfoV_t(version=nv.nvmlGpuFabricInfo_v2)     # flashinfer, DeepEP
+    for call in (lambda: nv.nvmlSystemGetConfComputeSettings(nv.byref(settings)),
+                 lambda: nv.nvmlDeviceGetGpuFabricInfoV(mac, nv.byref(fabric)),
+                 lambda: nv.nvmlEventSetWait_v2(nv.c_nvmlEventSet_t(), 1000)):
+        pytest.raises(nv.NVMLError_NotSupported, call)
+    assert nv.c_nvmlGpuFabricInfoV_t is type(fabric) and {"c_nvmlGpuFabricInfoV_t", "c_nvmlMemory_t"} <= set(dir(nv))
 
 
 def test_p2p_and_topology_are_ints():
@@ -295,6 +326,8 @@ def test_errors_are_one_tree_hashable_and_picklable():
         assert type(error) is kind and issubclass(kind, nv.NVMLError) and kind.__name__.startswith("NVMLError_")
         assert error.value == code and kind().value == code and str(error) == nv.nvmlErrorString(code)
         assert pickle.loads(pickle.dumps(error)) == error and hash(error) == hash(kind()) and error != None  # noqa: E711
+        assert kind("as a mock makes it").value == code
+    assert "NVML" in str(nv.NVMLError(12345)) and str(nv.NVMLError("as a mock makes it"))
     assert set(nv.NVMLError._errcode_to_string) <= {getattr(nv, n) for n in dir(nv) if n.startswith("NVML_ERROR_")}
     with pytest.raises(ValueError):
         nv.nvmlExceptionClass(12345)
@@ -355,7 +388,8 @@ def test_values_and_shapes(mac_name, monkeypatch):
         clocks = nv.nvmlDeviceGetSupportedGraphicsClocks(h, 0)
         assert clocks == sorted(clocks, reverse=True) and clocks[0] == nv.nvmlDeviceGetMaxClockInfo(h, nv.NVML_CLOCK_SM)
         pytest.raises(nv.NVMLError_InvalidArgument, nv.nvmlDeviceGetHandleByIndex, 1)
-        pytest.raises(nv.NVMLError_NotFound, nv.nvmlDeviceGetHandleByUUID, "GPU-00000000-0000-0000-0000-000000000000")
+        for unknown in ("GPU-00000000-0000-0000-0000-000000000000", b"\xff"):
+            pytest.raises(nv.NVMLError_NotFound, nv.nvmlDeviceGetHandleByUUID, unknown)
     finally:
         nv.nvmlShutdown()
 
@@ -390,6 +424,7 @@ def test_c_calling_shape(mac):
     assert c("nvmlDeviceGetMaxClockInfo", ctypes.c_uint(0), ctypes.byref(number)) == 0
     assert number.value == nv.nvmlDeviceGetMaxClockInfo(mac, 0)
     assert c("nvmlDeviceGetMaxClockInfo", ctypes.c_uint(2), ctypes.byref(number)) == nv.NVML_ERROR_NOT_SUPPORTED
+    assert c("nvmlDeviceGetFanSpeed_v2", ctypes.c_uint(0), ctypes.byref(number)) == 0 and number.value <= 100      # fan scripts
     text = ctypes.create_string_buffer(96)
     assert c("nvmlDeviceGetName", text, ctypes.c_uint(96)) == 0 and text.value.decode() == f.name
     assert c("nvmlDeviceGetName", text, 3) == nv.NVML_ERROR_INSUFFICIENT_SIZE
@@ -445,6 +480,10 @@ def test_structures_print_and_take_text(mac):
     assert (friendly.name, friendly.size) == ("abc", 0)
     friendly.size = 7
     assert nv.nvmlFriendlyObjectToStruct(friendly, Named()).size == 7
+    plain = type("Plain", (ctypes.Structure,), {"_fields_": Named._fields_})(b"abc", 1)
+    assert nv.nvmlStructToFriendlyObject(plain).name == "abc"
+    processes = nv.nvmlDeviceGetComputeRunningProcesses(mac)
+    assert len(set(processes)) == len(processes)        # clients put them in sets and dictionaries
 
 
 def test_init_and_shutdown_around_every_poll(monkeypatch):
@@ -675,6 +714,72 @@ def test_accelerate_style_probing():
     assert probe[:2] == [True, True] and probe[3:] == ["pyapplegpu", "nvmlDeviceGetCount", 0]
 
 
+def test_older_packages_layout():
+    """`pynvml.nvml` was a module of its own once."""
+    assert script("""
+        import json
+        import pynvml.nvml, pyapplegpu
+        from pynvml.nvml import NVMLError_NotSupported, nvmlInit
+        print(json.dumps([pynvml is pyapplegpu, pynvml.nvml is pyapplegpu, NVMLError_NotSupported.__name__]))
+    """, None) == [True, True, "NVMLError_NotSupported"]
+
+
+PROCESSES = """
+import json, multiprocessing, sys
+import pynvml
+
+def work(queue, handle):
+    try:
+        pynvml.nvmlInit()
+        own = pynvml.nvmlDeviceGetHandleByIndex(0)
+        names = [pynvml.nvmlDeviceGetName(h) for h in (own, handle or own)]
+        queue.put(names + [pynvml.nvmlDeviceGetMemoryInfo(own).total])
+        pynvml.nvmlDeviceGetPciInfo(own)
+    except pynvml.NVMLError as e:
+        queue.put(e)
+
+if __name__ == "__main__":
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    found = []
+    for way in ("spawn", "fork"):
+        context = multiprocessing.get_context(way)
+        queue = context.Queue()
+        process = context.Process(target=work, args=(queue, handle if way == "fork" else None))
+        process.start()
+        found.append(queue.get(timeout=60))
+        error = queue.get(timeout=60)
+        process.join(60)
+        found.append([type(error) is pynvml.NVMLError_NotSupported, error.value, process.exitcode])
+    print(json.dumps(found))
+"""
+
+
+def test_child_processes(tmp_path):
+    """Spawned and forked workers see the GPU; an inherited handle serves after nvmlInit; errors cross by pickle."""
+    (tmp_path / "workers.py").write_text(PROCESSES)
+    out, _ = run([str(tmp_path / "workers.py")], "m4pro")
+    f = figures("m4pro")
+    assert json.loads(out) == [[f.name, f.name, f.total], [True, 3, 0]] * 2
+
+
+def test_a_vendored_copy_is_replaced_by_its_name(tmp_path):
+    """As clearml, wandb and neptune keep one; the client is unmodified."""
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "__init__.py").write_text("")
+    (tmp_path / "host" / "pynvml.py").write_text("raise ImportError('the copy was read')\n")
+    (tmp_path / "host" / "gpu.py").write_text("from host.pynvml import *\nfrom . import pynvml\n"
+                                              "nvmlInit()\nname = pynvml.nvmlDeviceGetName(nvmlDeviceGetHandleByIndex(0))\n")
+    assert script("""
+        import json, sys
+        import pyapplegpu
+        sys.path.insert(0, %r)
+        sys.modules["host.pynvml"] = pyapplegpu
+        import host.gpu
+        print(json.dumps(host.gpu.name))
+    """ % str(tmp_path), "m4pro") == figures("m4pro").name
+
+
 def test_star_import_brings_every_nvml_name(tmp_path):
     """Also those with an underscore that clients look for, so a pynvml.py of one star import serves them too."""
     names = script("""
@@ -682,7 +787,8 @@ def test_star_import_brings_every_nvml_name(tmp_path):
         from pyapplegpu import *
         print(json.dumps([n for n in globals()]))
     """, None)
-    wanted = {n for n in vars(nv) if re.match(r"nvml[A-Z]|NVML_|NVMLError|c_nvml|_nvml[A-Z]\w*|_Printable", n)}
+    wanted = {n for n in dir(nv) if re.match(r"nvml[A-Z]|NVML_|NVMLError|c_nvml|_nvml[A-Z]\w*|_Printable", n)}
+    assert {"c_nvmlMemory_t", "c_nvmlGpuFabricInfoV_t", "nvmlPciInfo_t"} <= wanted
     assert wanted - set(names) == set()
     needs("gpustat")
     (tmp_path / "pynvml.py").write_text("from pyapplegpu import *\n")
@@ -829,19 +935,14 @@ CODECARBON = """
 """
 
 
-@pytest.fixture(scope="session")
-def nvidia_smi(tmp_path_factory):
-    """A folder with an nvidia-smi that does nothing: codecarbon looks for one before it asks NVML."""
-    folder = tmp_path_factory.mktemp("smi")
-    (folder / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")
-    (folder / "nvidia-smi").chmod(0o755)
-    return str(folder)
+# Programs that run the command find ours; codecarbon looks for it before it asks NVML.
+NVIDIA_SMI = {"PATH": ALIAS + os.pathsep + os.environ.get("PATH", os.defpath), "PYTHON": sys.executable}
 
 
 @macs
-def test_codecarbon(mac_name, nvidia_smi):
+def test_codecarbon(mac_name, tmp_path):
     needs("codecarbon")
-    seen = script(CODECARBON, mac_name, PATH=nvidia_smi + os.pathsep + os.environ["PATH"], HOME=nvidia_smi)
+    seen = script(CODECARBON, mac_name, HOME=str(tmp_path), **NVIDIA_SMI)
     f = figures(mac_name)
     assert seen["count"] == 1 and f.name in seen["model"] and seen["static"][0]["total_memory"] == f.total
     # kWh over about 5 s; an idle M1 uses a milliwatt, which may round to nothing between two readings
@@ -983,6 +1084,29 @@ SCALENE = """
     card = ScaleneNVIDIAGPU()
     print(json.dumps([card.has_gpu(), card.get_stats()]))
 """
+DLTOP = """
+    import json
+    from dltop.sources import nvml
+    gpu, = nvml.init_nvml()
+    nvml.sample_nvml(gpu)
+    pids = [row["pid"] for row in nvml._collect_processes([gpu], {})]
+    print(json.dumps([gpu.name, gpu.mem_total_mb, gpu.mem_used_mb, gpu.sm_overall_pct, gpu.temp_c, gpu.power_w,
+                      gpu.power_limit_w, pids]))
+"""
+ROS2TOP = """
+    import json
+    from ros2top.gpu_monitor import GPUMonitor
+    card = GPUMonitor()
+    print(json.dumps([card.is_available(), card.get_gpu_count(), card.get_gpu_info(0)]))
+"""
+# Its bindings are a copy in the package: an alias reaches it by the copy's name.
+PY3NVML = """
+    import json, sys
+    import pyapplegpu
+    sys.modules["py3nvml.py3nvml"] = pyapplegpu
+    from py3nvml.utils import get_free_gpus, get_num_procs
+    print(json.dumps([get_free_gpus(), get_num_procs()]))
+"""
 
 
 @macs
@@ -1005,6 +1129,77 @@ def test_scalene():
     needs("scalene")
     has, (busy, _) = script(SCALENE, "m5max-macos27")
     assert has is True and figures("m5max-macos27").near(busy * 100, figures("m5max-macos27").utilization, 1)
+
+
+@macs
+def test_dltop(mac_name):
+    needs("dltop")
+    name, total, used, busy, celsius, watts, limit, pids = script(DLTOP, mac_name)
+    f = figures(mac_name)
+    assert name == f.name and total == f.total / 1e6 and any(abs(used - u / 1e6) < 0.01 for u in f.used)
+    assert f.one_of(busy, f.utilization, 1) and set(pids) == f.pids
+    assert f.one_of(celsius, f.temperature, 0.5) if f.temperature else celsius == 0
+    assert f.one_of(watts, [p / 1000 for p in f.power], 0.001) if f.power else watts == 0
+    assert limit == (f.cap or 0) / 1000
+
+
+def test_ros2top():
+    needs("ros2top")
+    f = figures("m5max-macos27")
+    available, count, gpu = script(ROS2TOP, "m5max-macos27")
+    assert (available, count, gpu["name"], gpu["memory_total_mb"]) == (True, 1, f.name, f.total >> 20)
+    assert gpu["memory_used_mb"] in {u >> 20 for u in f.used} and f.one_of(gpu["utilization_gpu"], f.utilization, 1)
+
+
+def test_py3nvml_by_the_name_of_its_copy():
+    needs("py3nvml")
+    assert script(PY3NVML, "m4pro") == [[False], [len(figures("m4pro").pids)]]
+
+
+GPUTIL = """
+    import json
+    import GPUtil
+    print(json.dumps([vars(gpu) for gpu in GPUtil.getGPUs()]))
+"""
+NVSMI = """
+    import json
+    import nvsmi
+    gpu, = nvsmi.get_gpus()
+    print(json.dumps([gpu.uuid, gpu.gpu_util, gpu.mem_total, gpu.mem_used, [p.pid for p in nvsmi.get_gpu_processes()]]))
+"""
+
+
+@macs
+def test_gputil(mac_name):
+    """It runs nvidia-smi and parses the answer."""
+    needs("GPUtil")
+    if sys.version_info >= (3, 12):
+        needs("distutils")
+    gpu, = script(GPUTIL, mac_name, **NVIDIA_SMI)
+    f = figures(mac_name)
+    assert (gpu["name"], gpu["memoryTotal"], gpu["driver"]) == (f.name, f.total >> 20, f.os)
+    assert gpu["memoryUsed"] in {u >> 20 for u in f.used} and f.one_of(gpu["load"] * 100, f.utilization, 1)
+    if f.temperature:
+        assert f.one_of(gpu["temperature"], f.temperature, 0.5)
+
+
+def test_nvsmi():
+    needs("nvsmi")
+    uuid, busy, total, used, pids = script(NVSMI, "m4pro", **NVIDIA_SMI)
+    f = figures("m4pro")
+    assert uuid.startswith("GPU-") and f.one_of(busy, f.utilization, 1) and total == f.total >> 20
+    assert used in {u >> 20 for u in f.used} and set(map(int, pids)) == f.pids
+
+
+def test_pynvml_utils():
+    """The rest of the pynvml package: a star import, and no try around the PCI address, where its report ends."""
+    needs("pynvml_utils")
+    seen = script("""
+        import json
+        from pynvml_utils import nvidia_smi
+        print(json.dumps(nvidia_smi.getInstance().DeviceQuery()))
+    """, "m4pro")
+    assert (seen["driver_version"], seen["count"]) == (figures("m4pro").os, 1)
 
 
 def test_nvidias_own_example():
@@ -1040,6 +1235,7 @@ WITHOUT = (
         from zeus.device.gpu.nvidia import nvml_is_available
         print(nvml_is_available())
         """)], 0, "False"),
+    ("ros2top", ["-c", textwrap.dedent(ROS2TOP)], 0, "[false, 0, null]"),
     ("codecarbon", ["-c", "from codecarbon.core import gpu_nvidia; print(gpu_nvidia.PYNVML_AVAILABLE)"], 0, "False"),
     ("torch", ["-c", textwrap.dedent("""
         import pynvml, torch

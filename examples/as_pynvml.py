@@ -26,9 +26,9 @@ except ImportError:     # run from a checkout
 
 def run(program: str, arguments: list[str]) -> None:
     """Runs a script or a module with pyapplegpu in the place of pynvml."""
-    sys.modules["pynvml"] = pyapplegpu
+    sys.modules["pynvml"] = sys.modules["pynvml.nvml"] = pyapplegpu      # older clients import pynvml.nvml
     sys.argv = [program, *arguments]
-    if os.path.exists(program):
+    if os.path.isfile(program):       # not a folder that happens to have the module's name
         sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
         runpy.run_path(program, run_name="__main__")
     else:

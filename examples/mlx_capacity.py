@@ -64,16 +64,27 @@ def parse_size(text: str) -> int:
     number = text.rstrip("BKMGTibkmgt ")
     unit = text[len(number):].strip().upper()
     try:
-        return int(float(number) * UNITS[unit])
-    except (KeyError, ValueError):
-        raise argparse.ArgumentTypeError("not a size or a file: %r" % text) from None
+        size = int(float(number) * UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        size = -1
+    if size < 0:
+        raise argparse.ArgumentTypeError("not a size or a file: %r" % text)
+    return size
+
+
+def parse_share(text: str) -> float:
+    """A number above 0 and up to 1."""
+    share = float(text)
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError("not a share: %r" % text)
+    return share
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("size", type=parse_size, help="12GiB, or a file or folder of weights")
     parser.add_argument("--cache", type=parse_size, default=0, help="KV cache and activations on top")
-    parser.add_argument("--fraction", type=float, default=0.95, help="share of the headroom to use (0.95)")
+    parser.add_argument("--fraction", type=parse_share, default=0.95, help="share of the headroom to use (0.95)")
     parser.add_argument("--recording", help="answer for a recorded Mac")
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,7 @@
 """What an inference server's platform class asks, answered for a Mac: name, uuid, total, used and available memory.
 
-The shape is sglang's (and vLLM's): class methods, init and shutdown around each query, memory in bytes but "available"
-in GiB, no torch and no MLX needed. Copy it together with pyapplegpu.py.
+The shape is sglang's (and vLLM's): class methods with its parameters, init and shutdown around each query, memory in bytes
+but "available" in GiB, no torch and no MLX needed. Copy it together with pyapplegpu.py.
 
     python sglang_platform.py [recording.json]
 """
@@ -67,15 +67,19 @@ class AppleGpuPlatform:
 
     @classmethod
     @with_gpu
-    def get_current_memory_usage(cls, device_id: int = 0) -> int:
-        """In use by the GPU work of every process."""
-        return ag.MemoryGetUsed(ag.LibraryInitDeviceByIndex(device_id))
+    def get_current_memory_usage(cls, device: Any = None) -> float:
+        """In use by the GPU work of every process; `device` is torch's, and there is one."""
+        return float(ag.MemoryGetUsed(ag.LibraryInitDeviceByIndex(0)))
 
     @classmethod
     @with_gpu
-    def get_available_gpu_memory(cls, device_id: int = 0) -> float:
-        """GiB the GPU may still take: the smaller of free RAM and what is left below the limit."""
-        return ag.MemoryGetHeadroom(ag.LibraryInitDeviceByIndex(device_id)).headroom_bytes / 2 ** 30
+    def get_available_gpu_memory(cls, device_id: int | None = 0, distributed: bool = False, empty_cache: bool = True,
+                                 cpu_group: Any = None) -> float:
+        """GiB the GPU may still take: the smaller of free RAM and what is left below the limit.
+
+        The least over all ranks when `distributed`: one Mac has one GPU, so every rank of it sees the same.
+        """
+        return ag.MemoryGetHeadroom(ag.LibraryInitDeviceByIndex(device_id or 0)).headroom_bytes / 2 ** 30
 
     @classmethod
     @with_gpu
@@ -89,7 +93,12 @@ class AppleGpuPlatform:
 def main(arguments: list[str]) -> int:
     if arguments:
         os.environ["PYAPPLEGPU_RECORDING"] = arguments[0]
-    if not is_available():
+    try:
+        found = is_available()
+    except ag.AppleGPUError as e:
+        print(e, file=sys.stderr)
+        return 1
+    if not found:
         print("no Apple GPU here; give a recording", file=sys.stderr)
         return 1
     platform = AppleGpuPlatform

@@ -58,6 +58,9 @@ def test_platform_answers_with_the_recordings_figures(monkeypatch):
     assert 0 < platform.get_current_memory_usage() < limit
     assert 0 < platform.get_available_gpu_memory() <= (limit - platform.get_current_memory_usage()) / GIB
     assert platform.is_fully_connected([0])
+    # as sglang calls it
+    assert 0 < platform.get_available_gpu_memory(None, distributed=False, empty_cache=True) <= limit / GIB
+    assert type(platform.get_current_memory_usage("mps:0")) is float
     with pytest.raises(ag.AppleGPUError_Uninitialized):     # every query has ended what it began
         ag.LibraryCountDevice()
 
@@ -71,6 +74,8 @@ def test_platform_is_absent_without_a_gpu(monkeypatch):
 def test_platform_says_what_a_guest_does_not_know():
     out, _ = run(os.path.join(EXAMPLES, "sglang_platform.py"), recording("vm-macos15"))
     assert "virtual machine" in out and "total      5010800640 bytes" in out
+    _, err = run(os.path.join(EXAMPLES, "sglang_platform.py"), "no-such-file.json", code=1)
+    assert "no-such-file.json" in err and "Traceback" not in err
 
 
 # ---- mlx_capacity
@@ -89,6 +94,13 @@ def test_capacity_compares_with_the_headroom(gpu):
 @pytest.mark.parametrize("text,size", [("12GiB", 12 * GIB), ("4.5 GB", 4_500_000_000), ("512MiB", 2 ** 29), ("7", 7)])
 def test_sizes(text, size):
     assert mlx_capacity.parse_size(text) == size
+
+
+@pytest.mark.parametrize("arguments", [["inf"], ["nan"], ["GiB"], ["1XB"], ["1GiB", "--cache=-4GiB"], ["1GiB", "--fraction", "2"],
+                                       ["1GiB", "--fraction", "0"], ["1GiB", "--fraction", "nan"]], ids=" ".join)
+def test_what_is_no_size(arguments):
+    _, err = run(os.path.join(EXAMPLES, "mlx_capacity.py"), *arguments, code=2)
+    assert "error: argument" in err and "Traceback" not in err
 
 
 def test_size_of_files(tmp_path):
@@ -173,6 +185,10 @@ def test_as_pynvml_runs_a_script_and_a_module(tmp_path):
     out, _ = run(alias, "--recording", recording("m4pro"), "program", "x",
                  PYTHONPATH=os.pathsep.join((str(tmp_path), os.path.dirname(os.path.abspath(ag.__file__)))))
     assert out == "Apple M4 Pro ['x']\n"
+    (tmp_path / "here" / "program").mkdir(parents=True)     # a folder of that name where the command is given
+    done = subprocess.run([sys.executable, alias, "--recording", recording("m4pro"), "program"], cwd=str(tmp_path / "here"),
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "Apple M4 Pro []\n", done.stderr
     out, _ = run(alias, code=2)
     assert "my_monitor.py" in out
 
