@@ -15,7 +15,10 @@ plus, half_of = (ag.MetalPipeline(ag.MetalFunction(library, name), indirect=True
 COUNT, N, ROUNDS = 1024, 100, 5
 x, y = ag.MetalBuffer(4 * COUNT), ag.MetalBuffer(4 * COUNT)
 steps = [step for n in range(N) for step in ((plus, COUNT, x, float(n)), (half_of, COUNT, x))]
-commands = ag.MetalIndirect(steps, label="steps")
+try:
+    commands = ag.MetalIndirect(steps, label="steps")
+except ag.AppleGPUError_NotSupported as why:
+    sys.exit("no indirect commands here: %s" % why)
 
 start = time.perf_counter()
 for _ in range(ROUNDS):
