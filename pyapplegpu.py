@@ -1277,6 +1277,8 @@ class _Runtime:
     def __init__(self) -> None:
         for name in ("Foundation", "CoreGraphics", "Metal"):       # without CoreGraphics there is no device
             _c.library(name)
+        # release and pop give the GIL away, because they can run any dealloc; the others take no lock that another
+        # thread could hold while it wants the GIL
         self.class_of, self.retain, self.release = _c.object_getClass, _c.objc_retain, _c.objc_release
         self.push, self.pop = _c.objc_autoreleasePoolPush, _c.objc_autoreleasePoolPop
         self.thread = _Thread()
@@ -2200,8 +2202,8 @@ def _method(kind: int, selector: str, one: MetalObject | None = None) -> Any:
 def _build(selector: str, types: tuple[_Type, ...]) -> Any:
     if len(types) - 1 != selector.count(":"):
         raise AttributeError("%s: its encoding has %d arguments" % (selector, len(types) - 1))
-    runtime, last = _objc(), types[-1]
-    error = selector.endswith("rror:") and last.code == "^" and last.name == "@" and not last.const
+    runtime = _objc()
+    error = selector.endswith("rror:") and _argument_code(types[-1]) == "u"       # then the bridge passes it
     arguments = types[1:-1] if error else types[1:]
     codes = "".join(map(_argument_code, arguments))
     space: dict[str, Any] = {
