@@ -4620,6 +4620,18 @@ def test_utilisation_without_residency_data_is_the_drivers(tmp_path):
     assert ag.DeviceGetThrottleState(device).thermal_pressure is not None       # known whatever GPU Stats says
 
 
+def test_utilisation_survives_a_failed_sample():
+    engine, mac = engine_of(gpuph(0.5))
+    engine.gpu_states()
+
+    def fails(functions):
+        raise ag._broken("ioreport", "IOReportCreateSamples gave nothing")
+    mac.sample = fails
+    mac.get = lambda entry, key: {n + " Utilization %": 17 for n in ("Device", "Renderer", "Tiler")} if key == "PerformanceStatistics" else None
+    figure = engine.gpu_utilization(NS)
+    assert (figure.value, figure.source) == (17, "registry")
+
+
 def test_a_refused_energy_model_does_not_hide_what_pmp_counts():
     dram = Channel("DRAM", "PMP", "mJ", (), "Energy Counters")
     engine, mac = engine_of((dram, batched(2)), (Channel("CPU Energy"), batched(5)))
