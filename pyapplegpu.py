@@ -5035,12 +5035,12 @@ _WAITABLE = (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_STALE, REASON_SLOW
 
 def _hope(error: AppleGPUError, entered: int, timeout: int) -> int:
     """Until when a call that began at `entered` may wait for what this error lacks; 0 where waiting gives nothing."""
-    if timeout <= 0 or error.reason not in _WAITABLE:
+    if error.reason not in _WAITABLE:
         return 0
     until: int = getattr(error, "_began", -timeout) + timeout
     if error.reason == REASON_STALE and getattr(error, "_lapse", 0) > _HOLD:
         until = max(until, entered + _STEP)     # nobody looked for so long that it may publish with this look
-    return min(until, entered + 2 * timeout)    # also where every sample is a new baseline
+    return min(until, entered + 2 * timeout)    # not at all without a timeout; not for ever where every sample is a new baseline
 
 
 # ---- histories
@@ -6147,11 +6147,13 @@ class _Engine:
         """Mean power of a rail in mW: the sum of its dies, each over its own publications."""
         feed, lanes = self.rail(rail)
         feed.refresh(window)
-        busy = self._gpu_busy(window) if rail == "gpu" else False
+        busy = rail == "gpu" and self._stands(feed, lanes, window) and self._gpu_busy(window)
         with self.lock:
-            alive = self._group_alive(feed, window)
-            never = rail in ("cpu", "dram") or not self._ever_alive(feed)
-            return self._sum_power(feed, lanes, window, rail, never, lambda e: self._zero_is_doubtful(rail, e, alive, busy))
+            return self._sum_power(feed, lanes, window, rail, rail, busy)
+
+    def _stands(self, feed: _ReportFeed, lanes: Sequence[int], window: int) -> bool:
+        with self.lock:
+            return any([feed.energies[i].change(window)[0] == 0 for i in lanes])        # a reason begins with a letter
 
     def _gpu_busy(self, window: int) -> bool:
         try:
@@ -6165,15 +6167,10 @@ class _Engine:
         changes = [feed.energies[i].change(window) for i in lanes]
         return bool(changes) and all(not isinstance(c, str) and c[0] > 0 for c in changes)
 
-    @staticmethod
-    def _zero_is_doubtful(rail: str, energy: _Energy, alive: bool, busy: bool) -> bool:
-        return rail in ("cpu", "dram") or (energy.batched and not alive) or (rail == "gpu" and busy)
-
-    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str, never: bool,
-                   doubtful: Callable[[_Energy], bool]) -> _Figure:
-        """`never`: these lanes cannot have used nothing since boot."""
+    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str, rail: str = "",
+                   busy: bool = False) -> _Figure:
         energies = [feed.energies[i] for i in lanes]
-        changes = [self._lane_change(e, window, never, doubtful(e)) for e in energies]
+        changes = [self._lane_change(feed, e, window, rail in ("cpu", "dram"), busy) for e in energies]
         reasons = [c for c in changes if isinstance(c, str)]
         if reasons:
             raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), what)
@@ -6182,14 +6179,17 @@ class _Engine:
                        max(c[1] for c in changes if not isinstance(c, str)) / _NS, feed.named(lanes[0]),
                        any(e.batched and not e.usable for e in energies))
 
-    @staticmethod
-    def _lane_change(energy: _Energy, window: int, never: bool, doubtful: bool) -> tuple[int, int] | str:
+    def _lane_change(self, feed: _ReportFeed, energy: _Energy, window: int, never: bool, busy: bool) -> tuple[int, int] | str:
+        """The change of a channel, or why there is none. A zero is one where it can be: not on a rail that is `never` zero,
+        nor in a group whose such rail shows nothing, nor on a `busy` GPU."""
+        if energy.value == 0 and energy.batched and (never or not self._ever_alive(feed)):
+            return REASON_FROZEN        # since boot
         change = energy.change(window)
-        if never and doubtful and energy.value == 0 and energy.batched:
-            return REASON_FROZEN
-        if isinstance(change, str) or change[0] > 0 or not doubtful:
+        if isinstance(change, str) or change[0] > 0:
             return change
-        return REASON_FIRST if change[1] < _SURE else REASON_FROZEN
+        if never or busy or energy.batched and not self._group_alive(feed, window):
+            return REASON_FIRST if change[1] < _SURE else REASON_FROZEN
+        return change
 
     @staticmethod
     def _no_power(source: str, energies: Sequence[_Energy], reason: str, what: str) -> AppleGPUError:
@@ -6851,8 +6851,7 @@ class _Engine:
         lanes = self._cluster_lanes(number)
         self.main.refresh(window)
         with self.lock:
-            alive, never = self._group_alive(self.main, window), not self._ever_alive(self.main)
-            return self._sum_power(self.main, lanes, window, self.cluster(number).name, never, lambda e: not alive)
+            return self._sum_power(self.main, lanes, window, self.cluster(number).name)
 
     def _cluster_lanes(self, number: int) -> tuple[int, ...]:
         cluster = self.cluster(number)
