@@ -875,6 +875,14 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         assert browser.until("%s === '%s'" % (shown, held))
         further(browser, 2)
         assert browser.run(shown) == held
+        # a span in which nobody measured: empty charts that stay, and no word of what the chip had not
+        for _ in range(9):
+            browser.key("ArrowLeft", number=37)
+        assert browser.until("state.t.length === 0")
+        further(browser, 1)
+        assert browser.run("document.activeElement.id") == "memory"
+        assert browser.run("document.querySelectorAll('.chart[hidden]').length") == 0
+        assert "In use" not in browser.run("document.querySelector('#memory-card .note').textContent")
         browser.key("Escape", number=27)
         assert browser.until(live + " === 'true'")
         browser.run("[...document.querySelectorAll('#ranges button')].find((b) => b.textContent === '1 h').click()")

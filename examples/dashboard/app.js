@@ -360,10 +360,10 @@ function visible(place) {
 }
 function drawChart(chart, t, force) {
   const place = $(chart.id), all = [...(chart.stack || []), ...chart.lines], columns = all.map((l) => l[0]);
-  const lacking = all.filter(([column]) => !present(state.columns[column] || []));
+  const s = state.latest, lacking = all.filter(([column]) => !present(state.columns[column] || []) && (!s || figure(s, column) === null));
   $(chart.id + "-card").hidden = Boolean(chart.optional) && lacking.length === all.length;
   note(chart, lacking);
-  place.hidden = Boolean(state.latest) && lacking.length === all.length && all.every(([column]) => !PASSING.includes(reasonOf(state.latest, column)));
+  place.hidden = Boolean(s) && lacking.length === all.length && all.every(([column]) => !PASSING.includes(reasonOf(s, column)));
   if ($(chart.id + "-card").hidden || place.hidden || !visible(place) || (!force && busy(place))) return;
   const data = (chart.stack ? stackTraces(chart, t) : []).concat(
     shown(chart, chart.lines).flatMap(([line, y]) => lineTraces(chart, line, t, y)));
