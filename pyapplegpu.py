@@ -6444,22 +6444,25 @@ class _Engine:
     def traffic(self, window: int, direction: str, agent: str | None = None, stems: Sequence[str] = ()) -> _Figure:
         """Bytes per second in a direction, of all or of one agent: byte counters where there are, else histograms."""
         stems = stems or (_AGENT_STEMS[agent] if agent else ())
-        if "amc dead" not in self.facts:
+        dead = self.facts.get("amc dead")
+        if dead is None:
             try:
                 return self._counted_traffic(self.amc, window, direction, stems)
             except NVMLError_NotSupported as error:
                 if self.amc.subscription is not None:
                     raise
-                self.facts["amc dead"] = _twin(error)
+                dead = _twin(error)
             except NVMLError_NotReady as error:
                 if error.reason != REASON_ABSENT or not self.amc.silent():
                     raise
-                self.facts["amc dead"] = self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
+                dead = self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
         try:
             self.pmp.open()
         except NVMLError_NotSupported:
-            raise self.facts.pop("amc dead") from None     # neither: both may be asked again
-        return self._pmp_traffic(window, direction, stems)
+            self.facts.pop("amc dead", None)        # neither: both may be asked again
+            raise _twin(dead) from None
+        self.facts["amc dead"] = dead
+        return self._pmp_traffic(window, direction, stems, dead.reason)
 
     def _counted_traffic(self, feed: _ReportFeed, window: int, direction: str, stems: Sequence[str]) -> _Figure:
         feed.open()
@@ -6481,8 +6484,9 @@ class _Engine:
 
     def traffic_total(self, window: int, direction: str) -> _Figure:
         """Bytes in a direction since the driver began to count, where AMC Stats counts bytes; a flat total is not told."""
-        if "amc dead" in self.facts:
-            raise self.facts["amc dead"].with_traceback(None)
+        dead = self.facts.get("amc dead")
+        if dead is not None:
+            raise _twin(dead)
         self.amc.open()
         lanes = self._byte_lanes(self.amc, direction, ())
         if not lanes:
@@ -6511,23 +6515,23 @@ class _Engine:
         dram = [i for t, i in mine if t[2]]
         return dram or [i for t, i in mine]
 
-    def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
+    def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str], why: str | None) -> _Figure:
         simple = self.pmp.planned("bytes " + direction, lambda: [
             i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
             and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)])
         if simple and not stems:
             return self._counted(self.pmp, simple, window, stems)
-        return self._histogram_traffic(window, direction, stems)
+        return self._histogram_traffic(window, direction, stems, why)
 
-    def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
-        """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents."""
+    def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str], why: str | None) -> _Figure:
+        """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents. `why` AMC Stats is
+        not in use."""
         whole, agents = self.pmp.planned((direction, *stems), lambda: self._histogram_lanes(direction, stems))
         if whole or agents:
             return self._histograms(window, whole, agents)
         listed = any(_traffic(c.name) and not _agent_matches(c.name.split(" ")[0], ("AMCC",)) for c in self.pmp.channels)
-        refused = self.facts["amc dead"].reason == REASON_MACOS and not listed
         raise self.lacking("ioreport:AMC Stats", "AMC Stats gives no byte counters here, and PMP has no histogram for this",
-                           REASON_MACOS if refused else REASON_CHIP)
+                           REASON_MACOS if why == REASON_MACOS and not listed else REASON_CHIP)
 
     def _histogram_lanes(self, direction: str, stems: Sequence[str]) -> tuple[list[int], list[int]]:
         """(lanes of the whole controller, lanes of the agents), DRAM side first; ([], []) when there are none."""

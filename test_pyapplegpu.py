@@ -4711,6 +4711,29 @@ def test_clients_forgotten_by_another_thread_are_not_an_index_error(call):
     assert caught.value.reason == ag.REASON_RESET
 
 
+def test_two_threads_find_no_bandwidth_together():
+    """Where neither AMC Stats nor PMP is there, what was found of the one is forgotten after each call: by one thread first."""
+    engine, _ = engine_of(gpuph(0.5))
+    meet, errors, real = threading.Barrier(2, timeout=30), [], engine.pmp.open
+
+    def open_together():
+        meet.wait()
+        real()
+
+    def call():
+        try:
+            engine.traffic(NS, "RD")
+        except Exception as error:
+            errors.append(type(error))
+    engine.pmp.open = open_together
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [ag.NVMLError_NotSupported] * 2
+
+
 def test_a_nested_init_keeps_the_times_of_the_first():
     path = recording("m4-macos27")
     ag.LibraryInit(path, speed=0, window=5, timeout=0)
