@@ -896,11 +896,12 @@ def _cf_read(ref: Any) -> Any:
     if not data:
         return _cf_value(ref)       # it holds a set, or another odd type
     raw = _cf_to_bytes(data)
-    if raw not in _c.lists:
+    found = _c.lists.get(raw)       # one look: another thread may clear them
+    if found is None:
         if len(_c.lists) >= _MOST_LISTS:
             _c.lists.clear()
-        _c.lists[raw] = _plist(raw)
-    return _c.lists[raw]
+        found = _c.lists[raw] = _plist(raw)
+    return found
 
 
 _BINARY = 200       # kCFPropertyListBinaryFormat_v1_0
@@ -2511,7 +2512,7 @@ class _Subscription:
 
     @property
     def note(self) -> str:
-        return next(iter(self.notes.values()), "")
+        return (list(self.notes.values()) or [""])[0]       # list: all at once, as another thread may sample
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
         """(stamp in ticks, values) for each channel, None for one that this sample does not hold."""
@@ -5011,9 +5012,10 @@ class _Refusal:
     __slots__ = ("error", "until", "wait")
 
     def __init__(self, error: AppleGPUError | None, now: int, before: object) -> None:
-        lasting = isinstance(before, _Refusal) and (error is None or error.reason != REASON_SOURCE_FAILED)
         self.error = error and _twin(error)
-        self.wait: int = 2 * before.wait if lasting else _RETRY     # type: ignore[attr-defined]
+        self.wait = _RETRY
+        if isinstance(before, _Refusal) and (error is None or error.reason != REASON_SOURCE_FAILED):
+            self.wait = 2 * before.wait
         self.until = now + self.wait
 
 
@@ -5722,7 +5724,7 @@ class _Engine:
 
     def _begin(self) -> None:
         self.lock = allocate_lock()             # histories
-        self.facts: dict[str, Any] = {}         # what does not change, or the NotSupported it gave
+        self.facts: dict[str, Any] = {}         # what does not change, or a _Refusal
         self.gauges: dict[str, tuple[int, Any]] = {}    # (when, what was read)
         self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
         self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),), _want_amc)
@@ -5766,16 +5768,14 @@ class _Engine:
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """A fact that does not change. That it is not there (None, NotSupported) is believed for a while."""
-        got, now = self.facts.get(name), 0
-        if isinstance(got, _Refusal):
-            now = self.machine.clock.now()[0]
-            if now < got.until and got.error is None:
-                return None
-            if now < got.until and got.error is not None:
-                raise _twin(got.error)
-        elif got is not None:
+        got = self.facts.get(name)
+        if got is not None and not isinstance(got, _Refusal):
             return got
-        now = now or self.machine.clock.now()[0]
+        now = self.machine.clock.now()[0]
+        if got is not None and now < got.until:
+            if got.error is None:
+                return None
+            raise _twin(got.error)
         try:
             value = work()
         except NVMLError_NotSupported as error:
@@ -5808,13 +5808,11 @@ class _Engine:
                 return True
             statistics = registry.get(entry, "PerformanceStatistics")
             return isinstance(statistics, dict) and "Device Utilization %" in statistics
-        if "accelerators" not in self.facts:
+        found = self.facts.get("accelerators")      # one look: another thread may forget them after a GPU restart
+        if not found:
             self.looked = self.machine.clock.now()[0]
-            found = [e for e in self.machine.registry.services("IOAccelerator") if is_gpu(e)]
-            if found:
-                self.facts["accelerators"] = found
-            return found
-        return list(self.facts["accelerators"])
+            found = self.facts["accelerators"] = [e for e in self.machine.registry.services("IOAccelerator") if is_gpu(e)]
+        return list(found)
 
     def accelerator(self, doubted: bool = False) -> Any:
         """The GPU's service. One that went away with a GPU restart is matched again: noticed every 10 s, or when in doubt."""
@@ -6121,16 +6119,14 @@ class _Engine:
     def rail(self, rail: str) -> tuple[_ReportFeed, list[int]]:
         """(feed, lanes) of a rail: the preferred channels, one per die, decided once."""
         def work() -> tuple[_ReportFeed, list[int]]:
-            refused: AppleGPUError | None = None
             for feed in (self.main, self.pmp):
                 try:
                     lanes = self._rail_lanes(feed, rail)
-                except NVMLError_NotSupported as error:
-                    refused, lanes = refused or error, []
+                except NVMLError_NotSupported:
+                    lanes = []
                 if lanes:
                     return feed, lanes
-            if refused is not None and self.main.subscription is None:
-                raise refused
+            self.main.open()        # says why where that is the reason
             raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % rail)
         feed, lanes = self.once("rail " + rail, work)
         return feed, lanes
@@ -6290,18 +6286,20 @@ class _Engine:
     def _die_sensors(self, prefixes: tuple[str, ...], hid_names: Sequence[str], what: str) -> _Figure:
         """Plausible sensors: SMC by prefix, else HID services by name."""
         now = self.machine.clock.now()[0]
-        keys, source, refused = 0, "smc", None
+        keys, source = 0, "smc"
         try:
             when, sensors, keys = self.sensors.temperatures(prefixes, now)
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem) as error:
-            when, sensors, refused = now, [], error
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
+            (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
+            if not sensors:
+                raise
         if not sensors:
             (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
         if not sensors:
             if keys:
                 raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
                             "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
-            raise refused or self.lacking("smc", "no %s temperature sensor is known here" % what)
+            raise self.lacking("smc", "no %s temperature sensor is known here" % what)
         return _Figure(tuple(sensors), (now - when) / _NS, None, source)
 
     def _hid_sensors(self, names: Sequence[str], now: int) -> tuple[int, list[TemperatureSensor]]:
@@ -7893,7 +7891,7 @@ class Snapshot:
     memory_display_write: Bandwidth | None
     memory_io_read: Bandwidth | None
     memory_io_write: Bandwidth | None
-    memory_read_total_bytes: int | None
+    memory_read_total_bytes: int | None     # since the driver began to count: only differences mean something
     memory_write_total_bytes: int | None
     memory_max_bytes_per_s: float | None
     ane_utilization_percent: int | None

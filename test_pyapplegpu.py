@@ -4711,6 +4711,30 @@ def test_clients_forgotten_by_another_thread_are_not_an_index_error(call):
     assert caught.value.reason == ag.REASON_RESET
 
 
+@pytest.mark.parametrize("smc", ["answers", "refuses"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_poll_leaves_nothing_to_the_garbage_collector(name, smc):
+    """An error that the frame it passed through still names would keep both, and all that the frame holds, until gc looks."""
+    device = ag.LibraryOpen(recording(name), speed=0)
+    engine = device._engine
+    if smc == "refuses":
+        def temperatures(prefixes, now):
+            raise ag._fail(ag.ERROR_NO_PERMISSION, ag.REASON_SANDBOX, "smc", "refused")
+        engine.sensors.temperatures = temperatures
+    for _ in range(3):
+        ag.DeviceGetSnapshot(device)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            ag.DeviceGetSnapshot(device)
+            for figure in (ag.DeviceGetTemperature, ag.CpuGetTemperature, ag.DeviceGetPowerUsage, ag.MemoryGetPower):
+                ag.Try(figure, device)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
 def test_two_threads_find_no_bandwidth_together():
     """Where neither AMC Stats nor PMP is there, what was found of the one is forgotten after each call: by one thread first."""
     engine, _ = engine_of(gpuph(0.5))
