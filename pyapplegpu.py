@@ -3781,7 +3781,7 @@ class _ReplayClock:
         self.forked()
 
     def forked(self) -> None:
-        self._lock = allocate_lock()
+        self._lock = RLock()
 
     def ticks_per_second(self) -> int:
         return self._recording.ticks_per_second
@@ -5125,7 +5125,6 @@ class _Energy:
 
     def look(self, t: int, stamp: int | None, value: int | None, window: int, finest: int | None = None) -> None:
         """Take the counter as the sample at `t` shows it. `window` is the longest asked for, `finest` the shortest."""
-        self.told.clear()
         self.lapse = t - self.time if self.time else 0
         if value is None or value < 0:
             self.drop(t, REASON_ABSENT)
@@ -5135,6 +5134,7 @@ class _Energy:
             self._take(t, stamp if self.usable and stamp else t, value, window, finest or window)
             self.stamp, self.value = stamp, value
         self.time = t
+        self.told.clear()       # last: a signal handler may ask in between
 
     def _off_clock(self, t: int, stamp: int | None, value: int) -> bool:
         if stamp is None or stamp <= 0 or stamp > t + _LEAD:
@@ -5294,14 +5294,17 @@ class _Feed:
         self.engine = engine
         self.source = source
         self.series = _Series()
-        self.lock = allocate_lock()         # held around the native call, never while waiting
+        self.lock: Any = RLock()            # held around the native call, never while waiting
         self.window = self.finest = engine.window       # the longest and the shortest that was asked for
         self.time: int | None = None        # of the last sample
         self.asleep = 0
 
     def refresh(self, window: int | None = None) -> None:
-        """Sample, unless the last sample is so young that every caller of one poll should share it."""
+        """Sample, unless the last sample is so young that every caller of one poll should share it; nor in a signal handler
+        of the host that came while its own thread samples."""
         clock = self.engine.machine.clock
+        if self.lock._is_owned():
+            return
         with self.lock:
             if window is not None and not self.finest <= window <= self.window:
                 self.window, self.finest = max(self.window, window), min(self.finest, window)
@@ -5363,7 +5366,7 @@ class _ReportFeed(_Feed):
         self.meters: tuple[_Energy | None, ...] = ()
         self.energies: dict[int, _Energy] = {}
         self.refusal: _Refusal | None = None
-        self.opening = allocate_lock()
+        self.opening = RLock()
         self.plans: dict[Any, Any] = {}             # what follows from the channels alone
 
     def open(self) -> None:
@@ -5385,9 +5388,10 @@ class _ReportFeed(_Feed):
         subscription = self.engine.machine.ioreport.subscribe(self.groups, *self.picks)
         if subscription is None:
             raise self._nothing_listed()
-        self.channels, self.plans = tuple(subscription.channels), {}
-        self._lay_out()
-        self.subscription, self.refusal = subscription, None
+        if self.subscription is None:       # else a signal handler subscribed meanwhile, and sampled
+            self.channels, self.plans = tuple(subscription.channels), {}
+            self._lay_out()
+            self.subscription, self.refusal = subscription, None
 
     def _nothing_listed(self) -> AppleGPUError:
         """Sandboxed apps have this variable, and see no IOReport group (NULL) without an exception for IOReportHub."""
@@ -5723,7 +5727,7 @@ class _Engine:
         self.timeout = _timeout_ns(timeout)
 
     def _begin(self) -> None:
-        self.lock = allocate_lock()             # histories
+        self.lock = RLock()                     # histories; like every lock here one that a signal handler may take again
         self.facts: dict[str, Any] = {}         # what does not change, or a _Refusal
         self.gauges: dict[str, tuple[int, Any]] = {}    # (when, what was read)
         self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
@@ -7004,7 +7008,7 @@ class _Library:
     """The default engine and how often it was initialised. Handles outlive LibraryShutDown: only permission ends."""
 
     def __init__(self) -> None:
-        self.lock = allocate_lock()
+        self.lock = RLock()
         self.count = 0
         self.engine: _Engine | None = None
         self.opened: tuple[Any, ...] | None = None      # what the engine was made from
@@ -7018,7 +7022,7 @@ _library = _Library()
 
 
 def _after_fork() -> None:
-    _library.lock = allocate_lock()
+    _library.lock = RLock()
     for engine in list(_library.engines):
         engine.forked()
 

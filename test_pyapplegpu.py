@@ -4735,6 +4735,33 @@ def test_a_poll_leaves_nothing_to_the_garbage_collector(name, smc):
         gc.enable()
 
 
+@pytest.mark.parametrize("inside", ["subscribe", "sample", "keep", "tell"])
+def test_a_signal_handler_may_ask_while_its_thread_samples(inside):
+    """A host's handler of SIGTERM that reads a last figure runs between two steps of ours: it gets what is known by then."""
+    engine, mac = engine_of(gpuph(0.5), (CPU, batched(2)), (GPU, live(20)))
+    if inside != "subscribe":
+        assert ask(engine, engine.gpu_power) == pytest.approx(20)
+    mac.t += 1000
+    got, real = [], {"subscribe": (mac, "subscribe"), "sample": (mac, "sample"), "keep": (engine.main, "keep"),
+                     "tell": (engine, "_sum_power")}[inside]
+    owner, name = real
+    function = getattr(owner, name)
+
+    def interrupted(*args, **named):
+        setattr(owner, name, function)
+        got.append((ask(engine, engine.gpu_power, timeout=0), ask(engine, engine.rail_power, "cpu", timeout=0)))
+        return function(*args, **named)
+    setattr(owner, name, interrupted)
+    thread = threading.Thread(target=lambda: got.append(ask(engine, engine.gpu_power)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits for itself"
+    first, last = got
+    assert first[0] == ("first" if inside == "subscribe" else pytest.approx(20)) and last == pytest.approx(20)
+    mac.t += 1000
+    assert ask(engine, engine.gpu_power) == pytest.approx(20)
+
+
 def test_two_threads_find_no_bandwidth_together():
     """Where neither AMC Stats nor PMP is there, what was found of the one is forgotten after each call: by one thread first."""
     engine, _ = engine_of(gpuph(0.5))
