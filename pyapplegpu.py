@@ -505,7 +505,7 @@ class Delta(NamedTuple):
     read_bytes: float | None
     write_bytes: float | None
     reasons: dict[str, str]
-    spans_s: dict[str, float | None]            # per rail: what its joules cover; joules / span is its mean power
+    spans_s: dict[str, float | None] = {}       # per rail: what its joules cover; joules / span is its mean power
 
 
 # ======================================================================================================================

@@ -4762,6 +4762,12 @@ def test_a_signal_handler_may_ask_while_its_thread_samples(inside):
     assert ask(engine, engine.gpu_power) == pytest.approx(20)
 
 
+def test_a_delta_made_or_pickled_by_a_program_that_knows_eight_fields():
+    """Fields are only ever added."""
+    delta = ag.Delta(1.0, {"cpu": 2.0}, {"cpu": 0.0}, None, {}, None, None, {})
+    assert delta.joules == {"cpu": 2.0} and delta.spans_s == {}
+
+
 def test_two_threads_find_no_bandwidth_together():
     """Where neither AMC Stats nor PMP is there, what was found of the one is forgotten after each call: by one thread first."""
     engine, _ = engine_of(gpuph(0.5))
