@@ -2493,7 +2493,8 @@ class _Place:
 
 
 class _Subscription:
-    """Chosen channels of IOReport. `channels` is final once subscribe() returned it, `sample()` aligned with it.
+    """Chosen channels of IOReport. `channels` is final once subscribe() returned it, but for ids and names that come with
+    the first sample of a channel; `sample()` is aligned with it.
 
     A sample costs 3 native calls and 4 for each channel, and no string: records carry who they are, so a channel that
     moved in the list is noticed and looked for again. Channels of a group that is refused are None in every sample.
@@ -2683,22 +2684,23 @@ class _IOReport:
         positions `keep(channels)` gives; None if there are none."""
         groups = tuple(groups)
         with self.lock:
-            if (groups, want) in self.made:
-                return self.made[groups, want]
-            subgroups: dict[str, set[str | None]] = {}
-            for group, subgroup in groups:
-                subgroups.setdefault(group, set()).add(subgroup)
-            listings = [self._list(group, of) for group, of in subgroups.items()]       # kept: they own the items
-            found = [pair for listing, of in zip(listings, subgroups.values()) for pair in self._wanted(listing, of, want)]
-            if keep is not None:
-                found = [found[i] for i in keep([channel for _, channel in found])]
-            if not found:
-                return None
-            made = self._open(found)
-            if any(c.format == _STATE and not (c.states and all(c.states)) for c in made.channels):
-                made.sample()       # a listing without state names: the sample has them
-            self.made[groups, want] = made
+            made = self.made.get((groups, want)) or self._subscribe(groups, want, keep)
+            if made is not None:
+                self.made[groups, want] = made
+                if any(c.format == _STATE and not (c.states and all(c.states)) for c in made.channels):
+                    made.sample()       # a listing without state names: the sample has them
             return made
+
+    def _subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
+                   keep: Callable[[Sequence[Any]], Sequence[int]] | None) -> _Subscription | None:
+        subgroups: dict[str, set[str | None]] = {}
+        for group, subgroup in groups:
+            subgroups.setdefault(group, set()).add(subgroup)
+        listings = [self._list(group, of) for group, of in subgroups.items()]       # kept: they own the items
+        found = [pair for listing, of in zip(listings, subgroups.values()) for pair in self._wanted(listing, of, want)]
+        if keep is not None:
+            found = [found[i] for i in keep([channel for _, channel in found])]
+        return self._open(found) if found else None
 
     @staticmethod
     def _list(group: str, subgroups: Iterable[str | None]) -> Any:

@@ -2809,6 +2809,18 @@ def test_a_listing_without_driver_or_states_is_completed_by_the_first_sample(mac
     assert [row[1] for row in made.sample()] == [(1,), (1,), (10, 20, 30), (1, 2)]
 
 
+def test_a_first_sample_that_fails_subscribes_once(mac):
+    """The names of the states come with a sample; a subscription is never released, so it is not made anew for each attempt."""
+    mac.listing_states, mac.null = False, {"IOReportCreateSamples"}
+    groups, report = native_energy(mac, 2), ag._LiveMachine().ioreport
+    want = lambda *a: True  # noqa: E731
+    for _ in range(3):
+        with pytest.raises(ag.AppleGPUError_OperatingSystem):
+            report.subscribe(groups, want)
+    mac.null = set()
+    assert report.subscribe(groups, want).channels[2].states == ("OFF", "P1", "P2") and len(ag._c.subscriptions) == 1
+
+
 def test_accessors_serve_for_good_where_records_differ(mac):
     mac.accessor_shift = 1000
     made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 2), lambda *a: True)
