@@ -362,7 +362,7 @@ class StateResidency(NamedTuple):
 
 
 class TemperatureSensor(NamedTuple):
-    key: str
+    key: str                        # of the SMC ("Tg05"), or the product name of a HID sensor
     celsius: float
 
 
@@ -426,7 +426,7 @@ class Footprint(NamedTuple):
 class ProcessInfo(NamedTuple):
     pid: int
     name: str
-    path: str | None
+    path: str | None                # None where macOS does not tell it
     parent_pid: int
     uid: int
 
@@ -6475,11 +6475,10 @@ class _Engine:
             raise self.lacking(feed.source, "no byte counter for this")
         return self._counted(feed, lanes, window, stems)
 
-    @staticmethod
-    def _counted(feed: _ReportFeed, lanes: Sequence[int], window: int, stems: Sequence[str]) -> _Figure:
+    def _counted(self, feed: _ReportFeed, lanes: Sequence[int], window: int, stems: Sequence[str]) -> _Figure:
         """Bytes per second of byte counters; a total (stems empty) that stands is a dead counter."""
         feed.refresh(window)
-        with feed.engine.lock:
+        with self.lock:
             counted = [(feed.counted(i, window), _BYTE_UNITS[feed.channels[i].unit]) for i in lanes]
             moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
             if not moved and not stems and span >= _SURE:
