@@ -4543,7 +4543,7 @@ _MOST_REMEMBERED = 4096     # a Mac lists 1,500 channels at most so far; replayi
 
 
 def _remembered(function: _Pure) -> _Pure:
-    """A pure function of a few texts that is asked the same thing at every sample (parsing names was a third of a snapshot)."""
+    """A pure function of a few texts that is asked the same thing at every sample (else parsing names is a third of a snapshot)."""
     known: dict[Any, Any] = {}
 
     def asked(*args: Any) -> Any:
