@@ -362,7 +362,7 @@ class StateResidency(NamedTuple):
 
 
 class TemperatureSensor(NamedTuple):
-    key: str
+    key: str                        # of the SMC ("Tg05"), or the product name of a HID sensor
     celsius: float
 
 
@@ -426,7 +426,7 @@ class Footprint(NamedTuple):
 class ProcessInfo(NamedTuple):
     pid: int
     name: str
-    path: str | None
+    path: str | None                # None where macOS does not tell it
     parent_pid: int
     uid: int
 
@@ -505,7 +505,7 @@ class Delta(NamedTuple):
     read_bytes: float | None
     write_bytes: float | None
     reasons: dict[str, str]
-    spans_s: dict[str, float | None]            # per rail: what its joules cover; joules / span is its mean power
+    spans_s: dict[str, float | None] = {}       # per rail: what its joules cover; joules / span is its mean power
 
 
 # ======================================================================================================================
@@ -896,11 +896,12 @@ def _cf_read(ref: Any) -> Any:
     if not data:
         return _cf_value(ref)       # it holds a set, or another odd type
     raw = _cf_to_bytes(data)
-    if raw not in _c.lists:
+    found = _c.lists.get(raw)       # one look: another thread may clear them
+    if found is None:
         if len(_c.lists) >= _MOST_LISTS:
             _c.lists.clear()
-        _c.lists[raw] = _plist(raw)
-    return _c.lists[raw]
+        found = _c.lists[raw] = _plist(raw)
+    return found
 
 
 _BINARY = 200       # kCFPropertyListBinaryFormat_v1_0
@@ -2492,7 +2493,8 @@ class _Place:
 
 
 class _Subscription:
-    """Chosen channels of IOReport. `channels` is final once subscribe() returned it, `sample()` aligned with it.
+    """Chosen channels of IOReport. `channels` is final once subscribe() returned it, but for ids and names that come with
+    the first sample of a channel; `sample()` is aligned with it.
 
     A sample costs 3 native calls and 4 for each channel, and no string: records carry who they are, so a channel that
     moved in the list is noticed and looked for again. Channels of a group that is refused are None in every sample.
@@ -2511,7 +2513,7 @@ class _Subscription:
 
     @property
     def note(self) -> str:
-        return next(iter(self.notes.values()), "")
+        return (list(self.notes.values()) or [""])[0]       # list: all at once, as another thread may sample
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
         """(stamp in ticks, values) for each channel, None for one that this sample does not hold."""
@@ -2682,22 +2684,23 @@ class _IOReport:
         positions `keep(channels)` gives; None if there are none."""
         groups = tuple(groups)
         with self.lock:
-            if (groups, want) in self.made:
-                return self.made[groups, want]
-            subgroups: dict[str, set[str | None]] = {}
-            for group, subgroup in groups:
-                subgroups.setdefault(group, set()).add(subgroup)
-            listings = [self._list(group, of) for group, of in subgroups.items()]       # kept: they own the items
-            found = [pair for listing, of in zip(listings, subgroups.values()) for pair in self._wanted(listing, of, want)]
-            if keep is not None:
-                found = [found[i] for i in keep([channel for _, channel in found])]
-            if not found:
-                return None
-            made = self._open(found)
-            if any(c.format == _STATE and not (c.states and all(c.states)) for c in made.channels):
-                made.sample()       # a listing without state names: the sample has them
-            self.made[groups, want] = made
+            made = self.made.get((groups, want)) or self._subscribe(groups, want, keep)
+            if made is not None:
+                self.made[groups, want] = made
+                if any(c.format == _STATE and not (c.states and all(c.states)) for c in made.channels):
+                    made.sample()       # a listing without state names: the sample has them
             return made
+
+    def _subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
+                   keep: Callable[[Sequence[Any]], Sequence[int]] | None) -> _Subscription | None:
+        subgroups: dict[str, set[str | None]] = {}
+        for group, subgroup in groups:
+            subgroups.setdefault(group, set()).add(subgroup)
+        listings = [self._list(group, of) for group, of in subgroups.items()]       # kept: they own the items
+        found = [pair for listing, of in zip(listings, subgroups.values()) for pair in self._wanted(listing, of, want)]
+        if keep is not None:
+            found = [found[i] for i in keep([channel for _, channel in found])]
+        return self._open(found) if found else None
 
     @staticmethod
     def _list(group: str, subgroups: Iterable[str | None]) -> Any:
@@ -3780,7 +3783,7 @@ class _ReplayClock:
         self.forked()
 
     def forked(self) -> None:
-        self._lock = allocate_lock()
+        self._lock = RLock()
 
     def ticks_per_second(self) -> int:
         return self._recording.ticks_per_second
@@ -4540,7 +4543,7 @@ _MOST_REMEMBERED = 4096     # a Mac lists 1,500 channels at most so far; replayi
 
 
 def _remembered(function: _Pure) -> _Pure:
-    """A pure function of a few texts that is asked the same thing at every sample (parsing names was a third of a snapshot)."""
+    """A pure function of a few texts that is asked the same thing at every sample (else parsing names is a third of a snapshot)."""
     known: dict[Any, Any] = {}
 
     def asked(*args: Any) -> Any:
@@ -5011,9 +5014,10 @@ class _Refusal:
     __slots__ = ("error", "until", "wait")
 
     def __init__(self, error: AppleGPUError | None, now: int, before: object) -> None:
-        lasting = isinstance(before, _Refusal) and (error is None or error.reason != REASON_SOURCE_FAILED)
         self.error = error and _twin(error)
-        self.wait: int = 2 * before.wait if lasting else _RETRY     # type: ignore[attr-defined]
+        self.wait = _RETRY
+        if isinstance(before, _Refusal) and (error is None or error.reason != REASON_SOURCE_FAILED):
+            self.wait = 2 * before.wait
         self.until = now + self.wait
 
 
@@ -5123,7 +5127,6 @@ class _Energy:
 
     def look(self, t: int, stamp: int | None, value: int | None, window: int, finest: int | None = None) -> None:
         """Take the counter as the sample at `t` shows it. `window` is the longest asked for, `finest` the shortest."""
-        self.told.clear()
         self.lapse = t - self.time if self.time else 0
         if value is None or value < 0:
             self.drop(t, REASON_ABSENT)
@@ -5133,6 +5136,7 @@ class _Energy:
             self._take(t, stamp if self.usable and stamp else t, value, window, finest or window)
             self.stamp, self.value = stamp, value
         self.time = t
+        self.told.clear()       # last: a signal handler may ask in between
 
     def _off_clock(self, t: int, stamp: int | None, value: int) -> bool:
         if stamp is None or stamp <= 0 or stamp > t + _LEAD:
@@ -5292,14 +5296,17 @@ class _Feed:
         self.engine = engine
         self.source = source
         self.series = _Series()
-        self.lock = allocate_lock()         # held around the native call, never while waiting
+        self.lock: Any = RLock()            # held around the native call, never while waiting
         self.window = self.finest = engine.window       # the longest and the shortest that was asked for
         self.time: int | None = None        # of the last sample
         self.asleep = 0
 
     def refresh(self, window: int | None = None) -> None:
-        """Sample, unless the last sample is so young that every caller of one poll should share it."""
+        """Sample, unless the last sample is so young that every caller of one poll should share it; nor in a signal handler
+        of the host that came while its own thread samples."""
         clock = self.engine.machine.clock
+        if self.lock._is_owned():
+            return
         with self.lock:
             if window is not None and not self.finest <= window <= self.window:
                 self.window, self.finest = max(self.window, window), min(self.finest, window)
@@ -5361,7 +5368,7 @@ class _ReportFeed(_Feed):
         self.meters: tuple[_Energy | None, ...] = ()
         self.energies: dict[int, _Energy] = {}
         self.refusal: _Refusal | None = None
-        self.opening = allocate_lock()
+        self.opening = RLock()
         self.plans: dict[Any, Any] = {}             # what follows from the channels alone
 
     def open(self) -> None:
@@ -5383,9 +5390,10 @@ class _ReportFeed(_Feed):
         subscription = self.engine.machine.ioreport.subscribe(self.groups, *self.picks)
         if subscription is None:
             raise self._nothing_listed()
-        self.channels, self.plans = tuple(subscription.channels), {}
-        self._lay_out()
-        self.subscription, self.refusal = subscription, None
+        if self.subscription is None:       # else a signal handler subscribed meanwhile, and sampled
+            self.channels, self.plans = tuple(subscription.channels), {}
+            self._lay_out()
+            self.subscription, self.refusal = subscription, None
 
     def _nothing_listed(self) -> AppleGPUError:
         """Sandboxed apps have this variable, and see no IOReport group (NULL) without an exception for IOReportHub."""
@@ -5721,8 +5729,8 @@ class _Engine:
         self.timeout = _timeout_ns(timeout)
 
     def _begin(self) -> None:
-        self.lock = allocate_lock()             # histories
-        self.facts: dict[str, Any] = {}         # what does not change, or the NotSupported it gave
+        self.lock = RLock()                     # histories; like every lock here one that a signal handler may take again
+        self.facts: dict[str, Any] = {}         # what does not change, or a _Refusal
         self.gauges: dict[str, tuple[int, Any]] = {}    # (when, what was read)
         self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
         self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),), _want_amc)
@@ -5766,16 +5774,14 @@ class _Engine:
 
     def once(self, name: str, work: Callable[[], Any]) -> Any:
         """A fact that does not change. That it is not there (None, NotSupported) is believed for a while."""
-        got, now = self.facts.get(name), 0
-        if isinstance(got, _Refusal):
-            now = self.machine.clock.now()[0]
-            if now < got.until and got.error is None:
-                return None
-            if now < got.until and got.error is not None:
-                raise _twin(got.error)
-        elif got is not None:
+        got = self.facts.get(name)
+        if got is not None and not isinstance(got, _Refusal):
             return got
-        now = now or self.machine.clock.now()[0]
+        now = self.machine.clock.now()[0]
+        if got is not None and now < got.until:
+            if got.error is None:
+                return None
+            raise _twin(got.error)
         try:
             value = work()
         except NVMLError_NotSupported as error:
@@ -5808,13 +5814,11 @@ class _Engine:
                 return True
             statistics = registry.get(entry, "PerformanceStatistics")
             return isinstance(statistics, dict) and "Device Utilization %" in statistics
-        if "accelerators" not in self.facts:
+        found = self.facts.get("accelerators")      # one look: another thread may forget them after a GPU restart
+        if not found:
             self.looked = self.machine.clock.now()[0]
-            found = [e for e in self.machine.registry.services("IOAccelerator") if is_gpu(e)]
-            if found:
-                self.facts["accelerators"] = found
-            return found
-        return list(self.facts["accelerators"])
+            found = self.facts["accelerators"] = [e for e in self.machine.registry.services("IOAccelerator") if is_gpu(e)]
+        return list(found)
 
     def accelerator(self, doubted: bool = False) -> Any:
         """The GPU's service. One that went away with a GPU restart is matched again: noticed every 10 s, or when in doubt."""
@@ -6121,16 +6125,14 @@ class _Engine:
     def rail(self, rail: str) -> tuple[_ReportFeed, list[int]]:
         """(feed, lanes) of a rail: the preferred channels, one per die, decided once."""
         def work() -> tuple[_ReportFeed, list[int]]:
-            refused: AppleGPUError | None = None
             for feed in (self.main, self.pmp):
                 try:
                     lanes = self._rail_lanes(feed, rail)
-                except NVMLError_NotSupported as error:
-                    refused, lanes = refused or error, []
+                except NVMLError_NotSupported:
+                    lanes = []
                 if lanes:
                     return feed, lanes
-            if refused is not None and self.main.subscription is None:
-                raise refused
+            self.main.open()        # says why where that is the reason
             raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % rail)
         feed, lanes = self.once("rail " + rail, work)
         return feed, lanes
@@ -6290,18 +6292,20 @@ class _Engine:
     def _die_sensors(self, prefixes: tuple[str, ...], hid_names: Sequence[str], what: str) -> _Figure:
         """Plausible sensors: SMC by prefix, else HID services by name."""
         now = self.machine.clock.now()[0]
-        keys, source, refused = 0, "smc", None
+        keys, source = 0, "smc"
         try:
             when, sensors, keys = self.sensors.temperatures(prefixes, now)
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem) as error:
-            when, sensors, refused = now, [], error
+        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
+            (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
+            if not sensors:
+                raise
         if not sensors:
             (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
         if not sensors:
             if keys:
                 raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
                             "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
-            raise refused or self.lacking("smc", "no %s temperature sensor is known here" % what)
+            raise self.lacking("smc", "no %s temperature sensor is known here" % what)
         return _Figure(tuple(sensors), (now - when) / _NS, None, source)
 
     def _hid_sensors(self, names: Sequence[str], now: int) -> tuple[int, list[TemperatureSensor]]:
@@ -6444,22 +6448,25 @@ class _Engine:
     def traffic(self, window: int, direction: str, agent: str | None = None, stems: Sequence[str] = ()) -> _Figure:
         """Bytes per second in a direction, of all or of one agent: byte counters where there are, else histograms."""
         stems = stems or (_AGENT_STEMS[agent] if agent else ())
-        if "amc dead" not in self.facts:
+        dead = self.facts.get("amc dead")
+        if dead is None:
             try:
                 return self._counted_traffic(self.amc, window, direction, stems)
             except NVMLError_NotSupported as error:
                 if self.amc.subscription is not None:
                     raise
-                self.facts["amc dead"] = _twin(error)
+                dead = _twin(error)
             except NVMLError_NotReady as error:
                 if error.reason != REASON_ABSENT or not self.amc.silent():
                     raise
-                self.facts["amc dead"] = self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
+                dead = self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
         try:
             self.pmp.open()
         except NVMLError_NotSupported:
-            raise self.facts.pop("amc dead") from None     # neither: both may be asked again
-        return self._pmp_traffic(window, direction, stems)
+            self.facts.pop("amc dead", None)        # neither: both may be asked again
+            raise _twin(dead) from None
+        self.facts["amc dead"] = dead
+        return self._pmp_traffic(window, direction, stems, dead.reason)
 
     def _counted_traffic(self, feed: _ReportFeed, window: int, direction: str, stems: Sequence[str]) -> _Figure:
         feed.open()
@@ -6468,11 +6475,10 @@ class _Engine:
             raise self.lacking(feed.source, "no byte counter for this")
         return self._counted(feed, lanes, window, stems)
 
-    @staticmethod
-    def _counted(feed: _ReportFeed, lanes: Sequence[int], window: int, stems: Sequence[str]) -> _Figure:
+    def _counted(self, feed: _ReportFeed, lanes: Sequence[int], window: int, stems: Sequence[str]) -> _Figure:
         """Bytes per second of byte counters; a total (stems empty) that stands is a dead counter."""
         feed.refresh(window)
-        with feed.engine.lock:
+        with self.lock:
             counted = [(feed.counted(i, window), _BYTE_UNITS[feed.channels[i].unit]) for i in lanes]
             moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
             if not moved and not stems and span >= _SURE:
@@ -6481,8 +6487,9 @@ class _Engine:
 
     def traffic_total(self, window: int, direction: str) -> _Figure:
         """Bytes in a direction since the driver began to count, where AMC Stats counts bytes; a flat total is not told."""
-        if "amc dead" in self.facts:
-            raise self.facts["amc dead"].with_traceback(None)
+        dead = self.facts.get("amc dead")
+        if dead is not None:
+            raise _twin(dead)
         self.amc.open()
         lanes = self._byte_lanes(self.amc, direction, ())
         if not lanes:
@@ -6511,23 +6518,23 @@ class _Engine:
         dram = [i for t, i in mine if t[2]]
         return dram or [i for t, i in mine]
 
-    def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
+    def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str], why: str | None) -> _Figure:
         simple = self.pmp.planned("bytes " + direction, lambda: [
             i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
             and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)])
         if simple and not stems:
             return self._counted(self.pmp, simple, window, stems)
-        return self._histogram_traffic(window, direction, stems)
+        return self._histogram_traffic(window, direction, stems, why)
 
-    def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
-        """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents."""
+    def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str], why: str | None) -> _Figure:
+        """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents. `why` AMC Stats is
+        not in use."""
         whole, agents = self.pmp.planned((direction, *stems), lambda: self._histogram_lanes(direction, stems))
         if whole or agents:
             return self._histograms(window, whole, agents)
         listed = any(_traffic(c.name) and not _agent_matches(c.name.split(" ")[0], ("AMCC",)) for c in self.pmp.channels)
-        refused = self.facts["amc dead"].reason == REASON_MACOS and not listed
         raise self.lacking("ioreport:AMC Stats", "AMC Stats gives no byte counters here, and PMP has no histogram for this",
-                           REASON_MACOS if refused else REASON_CHIP)
+                           REASON_MACOS if why == REASON_MACOS and not listed else REASON_CHIP)
 
     def _histogram_lanes(self, direction: str, stems: Sequence[str]) -> tuple[list[int], list[int]]:
         """(lanes of the whole controller, lanes of the agents), DRAM side first; ([], []) when there are none."""
@@ -7002,7 +7009,7 @@ class _Library:
     """The default engine and how often it was initialised. Handles outlive LibraryShutDown: only permission ends."""
 
     def __init__(self) -> None:
-        self.lock = allocate_lock()
+        self.lock = RLock()
         self.count = 0
         self.engine: _Engine | None = None
         self.opened: tuple[Any, ...] | None = None      # what the engine was made from
@@ -7016,7 +7023,7 @@ _library = _Library()
 
 
 def _after_fork() -> None:
-    _library.lock = allocate_lock()
+    _library.lock = RLock()
     for engine in list(_library.engines):
         engine.forked()
 
@@ -7889,7 +7896,7 @@ class Snapshot:
     memory_display_write: Bandwidth | None
     memory_io_read: Bandwidth | None
     memory_io_write: Bandwidth | None
-    memory_read_total_bytes: int | None
+    memory_read_total_bytes: int | None     # since the driver began to count: only differences mean something
     memory_write_total_bytes: int | None
     memory_max_bytes_per_s: float | None
     ane_utilization_percent: int | None

@@ -2809,6 +2809,18 @@ def test_a_listing_without_driver_or_states_is_completed_by_the_first_sample(mac
     assert [row[1] for row in made.sample()] == [(1,), (1,), (10, 20, 30), (1, 2)]
 
 
+def test_a_first_sample_that_fails_subscribes_once(mac):
+    """The names of the states come with a sample; a subscription is never released, so it is not made anew for each attempt."""
+    mac.listing_states, mac.null = False, {"IOReportCreateSamples"}
+    groups, report = native_energy(mac, 2), ag._LiveMachine().ioreport
+    want = lambda *a: True  # noqa: E731
+    for _ in range(3):
+        with pytest.raises(ag.AppleGPUError_OperatingSystem):
+            report.subscribe(groups, want)
+    mac.null = set()
+    assert report.subscribe(groups, want).channels[2].states == ("OFF", "P1", "P2") and len(ag._c.subscriptions) == 1
+
+
 def test_accessors_serve_for_good_where_records_differ(mac):
     mac.accessor_shift = 1000
     made = ag._LiveMachine().ioreport.subscribe(native_energy(mac, 2), lambda *a: True)
@@ -4709,6 +4721,86 @@ def test_clients_forgotten_by_another_thread_are_not_an_index_error(call):
     with pytest.raises(ag.NVMLError_NotReady) as caught:
         getattr(engine, call)(NS, *(() if call == "processes" else (1,)))
     assert caught.value.reason == ag.REASON_RESET
+
+
+@pytest.mark.parametrize("smc", ["answers", "refuses"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_poll_leaves_nothing_to_the_garbage_collector(name, smc):
+    """An error that the frame it passed through still names would keep both, and all that the frame holds, until gc looks."""
+    device = ag.LibraryOpen(recording(name), speed=0)
+    engine = device._engine
+    if smc == "refuses":
+        def temperatures(prefixes, now):
+            raise ag._fail(ag.ERROR_NO_PERMISSION, ag.REASON_SANDBOX, "smc", "refused")
+        engine.sensors.temperatures = temperatures
+    for _ in range(3):
+        ag.DeviceGetSnapshot(device)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            ag.DeviceGetSnapshot(device)
+            for figure in (ag.DeviceGetTemperature, ag.CpuGetTemperature, ag.DeviceGetPowerUsage, ag.MemoryGetPower):
+                ag.Try(figure, device)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("inside", ["subscribe", "sample", "keep", "tell"])
+def test_a_signal_handler_may_ask_while_its_thread_samples(inside):
+    """A host's handler of SIGTERM that reads a last figure runs between two steps of ours: it gets what is known by then."""
+    engine, mac = engine_of(gpuph(0.5), (CPU, batched(2)), (GPU, live(20)))
+    if inside != "subscribe":
+        assert ask(engine, engine.gpu_power) == pytest.approx(20)
+    mac.t += 1000
+    got, real = [], {"subscribe": (mac, "subscribe"), "sample": (mac, "sample"), "keep": (engine.main, "keep"),
+                     "tell": (engine, "_sum_power")}[inside]
+    owner, name = real
+    function = getattr(owner, name)
+
+    def interrupted(*args, **named):
+        setattr(owner, name, function)
+        got.append((ask(engine, engine.gpu_power, timeout=0), ask(engine, engine.rail_power, "cpu", timeout=0)))
+        return function(*args, **named)
+    setattr(owner, name, interrupted)
+    thread = threading.Thread(target=lambda: got.append(ask(engine, engine.gpu_power)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive(), "it waits for itself"
+    first, last = got
+    assert first[0] == ("first" if inside == "subscribe" else pytest.approx(20)) and last == pytest.approx(20)
+    mac.t += 1000
+    assert ask(engine, engine.gpu_power) == pytest.approx(20)
+
+
+def test_a_delta_made_or_pickled_by_a_program_that_knows_eight_fields():
+    """Fields are only ever added."""
+    delta = ag.Delta(1.0, {"cpu": 2.0}, {"cpu": 0.0}, None, {}, None, None, {})
+    assert delta.joules == {"cpu": 2.0} and delta.spans_s == {}
+
+
+def test_two_threads_find_no_bandwidth_together():
+    """Where neither AMC Stats nor PMP is there, what was found of the one is forgotten after each call: by one thread first."""
+    engine, _ = engine_of(gpuph(0.5))
+    meet, errors, real = threading.Barrier(2, timeout=30), [], engine.pmp.open
+
+    def open_together():
+        meet.wait()
+        real()
+
+    def call():
+        try:
+            engine.traffic(NS, "RD")
+        except Exception as error:
+            errors.append(type(error))
+    engine.pmp.open = open_together
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [ag.NVMLError_NotSupported] * 2
 
 
 def test_a_nested_init_keeps_the_times_of_the_first():
