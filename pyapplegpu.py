@@ -4928,8 +4928,8 @@ def _power_source(source: str, battery: Mapping[str, Any]) -> PowerSource:
 # ======================================================================================================================
 
 # The few facts that no source on the machine gives, by Apple's chip name; no other figure depends on them.
-# Bandwidth in GB/s as Apple sells it (metrics.md 3.3), ANE cores (hollance/neural-engine, Apple). No recording holds bus and
-# type: they are as the press has them (macg.co 140451 for M1 to M3, techboards.net 4917 for M4 and M5), and each row agrees
+# Bandwidth in GB/s as Apple sells it (metrics.md 3.3), ANE cores (hollance/neural-engine, Apple). No recording holds bus width
+# and DRAM: they are as the press has them (macg.co 140451 for M1 to M3, techboards.net 4917 for M4 and M5), and each row agrees
 # with its bandwidth: bits / 8 x 4266 (LPDDR4X), 6400 (LPDDR5), 7500, 8533 or 9600 (LPDDR5X) transfers/us.
 # Where one name has two memory systems the GPU core count tells them apart: {most cores of this row: row}.
 _CHIPS: dict[str, dict[int, tuple[float, int, str]]] = {

@@ -1786,6 +1786,11 @@ def test_no_name_is_defined_twice():
     assert twice == []
 
 
+def test_mypy_1_can_read_the_types():
+    """A comment that begins with "type:" is a type to it, and one that is none ends the check of whoever imports this."""
+    ast.parse(source(), type_comments=True)
+
+
 def test_public_functions_say_what_they_give():
     bare = [name for name in ag.__all__ if inspect.isfunction(getattr(ag, name)) and not name.lstrip("_").startswith("nvml")
             and not inspect.getdoc(getattr(ag, name))]
