@@ -9893,7 +9893,7 @@ def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[by
     out = bytearray(b"\xff" * 4 * width)
     if kind == 3:
         palette, alpha = chunks[b"PLTE"], chunks.get(b"tRNS", b"")
-        if 3 * max(line) >= len(palette):
+        if 3 * max(line) + 3 > len(palette):
             raise _bad("this PNG file is damaged")
         for i, n in enumerate(line):
             out[4 * i:4 * i + 4] = palette[3 * n:3 * n + 3] + (alpha[n:n + 1] or b"\xff")

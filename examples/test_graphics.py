@@ -967,7 +967,8 @@ class Rest(Base):
         self.assertEqual(ag.MetalPngRead(png(2, 1, 4, 0, b"\0\x0f")).pixels, bytes((0, 0, 0, 255, 255, 255, 255, 255)))
         whole = ag.MetalPng(7, 5, rgba)
         for bad in (b"", whole[:40], whole[:-40], png(1, 1, 8, 6, b"\5abcd"), png(1, 1, 8, 6, b"\0abcd", interlace=1), png(1 << 20, 1 << 20, 8, 6, b""),
-                    png(3, 1, 4, 2, bytes(9)), png(3, 1, 2, 6, bytes(9)), png(3, 1, 4, 4, bytes(9)), png(2, 1, 16, 3, bytes(5), palette), png(3, 1, 8, 3, b"\0\0\1\2", palette)):
+                    png(3, 1, 4, 2, bytes(9)), png(3, 1, 2, 6, bytes(9)), png(3, 1, 4, 4, bytes(9)), png(2, 1, 16, 3, bytes(5), palette), png(3, 1, 8, 3, b"\0\0\1\2", palette),
+                    png(2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", bytes(4)))):
             self.assertBad("PNG", ag.MetalPngRead, bad)
         for _ in range(300):
             broken = bytearray(whole)
