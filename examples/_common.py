@@ -524,6 +524,23 @@ def plain_where_needed() -> None:
             stream.reconfigure(errors="applegpu-ascii")
 
 
+def tell(text: str, stream: Any = None) -> None:
+    """A text to stderr, or to `stream`; that nobody reads it is no failure of what was done."""
+    try:
+        print(text, file=stream or sys.stderr, flush=True)
+    except BrokenPipeError:
+        drop_unread()
+
+
+def drop_unread() -> None:
+    """What nobody reads goes nowhere from now on, also when the interpreter flushes it at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def quiet_pipe(work: Callable[[], int]) -> int:
     """Run a tool's main; a reader that closes the pipe (`| head`) ends it without a traceback, an error is one sentence."""
     try:
@@ -532,8 +549,12 @@ def quiet_pipe(work: Callable[[], int]) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_unread()
         return 0
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):      # rich's way of ending
+            return 0
+        raise
     except KeyboardInterrupt:
         return 130
     except (ag.AppleGPUError, OSError) as error:

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Any, Callable, NamedTuple, Sequence
 
-from _common import ag
+from _common import ag, tell
 
 PARTS = ("gpu", "memory", "power", "clocks", "temperature", "bandwidth", "processes")
 SETTLE_S = 2.5          # the longest gap of a healthy rail (2.23 s) and a little
@@ -290,24 +290,27 @@ def run_command(device: ag.Device, command: Sequence[str], interval: float = 1.0
     meter = Meter(device, tree, on_sample, parts)
     meter.begin()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} if capture else {}
+    copy = open(capture, "wb", buffering=0) if capture else None        # before the command, which would go on alone
     try:
         failed = child.start(**pipes)
         if failed:
-            print("%s" % child.error, file=sys.stderr)
+            if copy is not None:
+                copy.close()
+            tell(child.error)
             return failed, None
         assert child.process is not None
         tree.root = child.process.pid
         tree._known[tree.root] = True
-        copiers = _copy_to(child.process, capture) if capture else []
+        copiers = _copy_to(child.process, copy) if copy is not None else []
         trouble = _watch(child, meter, interval)
         for copier in copiers:
             copier.join(2.0)
         if trouble:
-            print("measuring stopped: %s" % trouble, file=sys.stderr)
+            tell("measuring stopped: %s" % trouble)
         try:
             return child.code, meter.end()
         except (ag.AppleGPUError, OSError) as error:
-            print("not measured: %s" % error, file=sys.stderr)
+            tell("not measured: %s" % error)
             return child.code, None
     finally:
         child.restore()
@@ -327,9 +330,9 @@ def _watch(child: Child, meter: Meter, interval: float) -> Exception | None:
     return trouble
 
 
-def _copy_to(process: subprocess.Popen[bytes], path: str) -> list[threading.Thread]:
-    """Hand on both of its outputs as they come, each to ours, and copy both into one file, line by line."""
-    copy, lock, left = open(path, "wb", buffering=0), threading.Lock(), [2]
+def _copy_to(process: subprocess.Popen[bytes], copy: Any) -> list[threading.Thread]:
+    """Hand on both of its outputs as they come, each to ours, and copy both into one file, line by line; then close it."""
+    lock, left = threading.Lock(), [2]
 
     def work(source: Any, sink: Any) -> None:
         shown, begun = True, b""

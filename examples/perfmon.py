@@ -55,7 +55,7 @@ INJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "perfmon_lib",
 
 
 def say(text: str) -> None:
-    print("perfmon: " + text, file=sys.stderr)
+    c.tell("perfmon: " + text)
 
 
 # ---- options
@@ -181,7 +181,7 @@ def _finish(monitor: MetalPerformanceMonitor, made: Sequence[VisualizationConfig
     doc = monitor.document()
     fine = _write(doc, made, args)
     if not args.quiet:
-        print(reports.terminal(doc), end="", file=screen)
+        c.tell(reports.terminal(doc).rstrip("\n"), screen)
     if monitor.trouble:
         say("sampling ended early: %s" % monitor.trouble)
     return doc, fine
@@ -194,7 +194,7 @@ def _write(doc: dict[str, Any], made: Sequence[VisualizationConfig], args: argpa
         try:
             reports.write(one.output_path, _render(doc, one, args))
         except BrokenPipeError:
-            raise               # nobody reads: the end, not a failure
+            c.drop_unread()     # nobody reads it: no failure
         except OSError as error:
             fine = False
             say("%s was not written: %s" % (one.output_path, error.strerror or error))
@@ -314,7 +314,7 @@ def _against(doc: dict[str, Any], folder: str) -> bool:
     """Prints the table; False when something is worse."""
     found, left = comparing.baselines(folder)
     result = regressions(doc, found)
-    print(regression_text(result, left), file=sys.stderr)
+    c.tell(regression_text(result, left))
     return not result["worse"]
 
 

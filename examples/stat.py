@@ -573,7 +573,7 @@ def run(arguments: Sequence[str]) -> int:
         if args.log:
             _write_json(args.log + ".summary.json", summary)
         if not args.quiet:
-            print(json.dumps(summary) if args.json else summary_text(report, code), file=sys.stderr)
+            c.tell(json.dumps(summary) if args.json else summary_text(report, code))
     return code
 
 

@@ -596,6 +596,42 @@ def test_run_with_a_closed_stdout_lets_the_command_finish(tmp_path):
     assert (tmp_path / "x.log").stat().st_size == 20000 * 51
 
 
+@pytest.mark.parametrize("tool, more, stream, code", [
+    ("stat.py", ("run", "--", PYTHON, "-c", "raise SystemExit(3)"), "stderr", 3),
+    ("stat.py", ("run", "--", "no-such-command-anywhere"), "stderr", 127),
+    ("perfmon.py", ("run", "--speed", "0", "--", PYTHON, "-c", "raise SystemExit(3)"), "stderr", 3),
+    ("perfmon.py", ("run", "--quiet", "--json", "-", "--", PYTHON, "-c", "raise SystemExit(3)"), "stdout", 3),
+    ("top.py", ("--once",), "stdout", 0)])
+def test_that_nobody_reads_changes_no_exit_code(tool, more, stream, code):
+    """A pipe that is closed before anything is said: `| head`, `2>&1 | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: closed}
+        done = subprocess.run([PYTHON, os.path.join(HERE, tool), *more], timeout=60, **pipes,
+                              env=dict(os.environ, PYAPPLEGPU_RECORDING=recording("m1max")))
+    assert (done.returncode, done.stdout or b"", done.stderr or b"") == (code, b"", b"")
+
+
+def test_a_report_is_written_though_nobody_reads_the_one_on_stdout(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        done = subprocess.run([PYTHON, os.path.join(HERE, "perfmon.py"), "watch", "--seconds", "0.3", "--csv", "-", "--json", "-",
+                               "--trace", str(tmp_path / "t.json"), "--recording", recording("m1max")], stdout=closed,
+                              stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "t.json").stat().st_size
+
+
+def test_run_starts_nothing_when_its_log_cannot_be_written(tmp_path):
+    (tmp_path / "x.log").mkdir()
+    done = tmp_path / "done"
+    result = run_tool("--log", str(tmp_path / "x"), "--capture", "--", PYTHON, "-c", "open(%r, 'w')" % str(done))
+    assert result.returncode == 1 and "x.log: Is a directory" in result.stderr
+    time.sleep(0.5)
+    assert not done.exists()
+
+
 def test_the_tree_of_a_command_follows_parents_only(monkeypatch):
     parents = {50: 10, 51: 50, 60: 1, 70: 71, 71: 70}
     monkeypatch.setattr(ag, "ProcessGetInfo", lambda device, pid: ag.ProcessInfo(pid, "p", None, parents[pid], 501))
