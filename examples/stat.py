@@ -178,7 +178,7 @@ def _list(*pairs: tuple[str, str]) -> Line:
     return out
 
 
-def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_gpu(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     clocks = [state.mhz for state in s.gpu_states or () if state.mhz]
     span = "%d to %s" % (min(clocks), c.mhz(s.gpu_max_clock_mhz)) if clocks else c.mhz(s.gpu_max_clock_mhz)
     yield "GPU", _list(("device", c.percent(s.gpu_device_percent)), ("renderer", c.percent(s.gpu_renderer_percent)),
@@ -188,7 +188,7 @@ def section_gpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
                     ("restarts", c.show(s.gpu_recovery_count, "%d")))
 
 
-def section_cpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_cpu(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "CPU", _list(("", c.percent(s.cpu_utilization_percent)), ("power", c.watts(s.cpu_power_mw)),
                        ("cores", " + ".join(("%d %s" % (n, kind)).strip() for kind, n in c.cores_by_kind(s).items()) or c.DASH))
     for cluster in s.cpu_clusters or ():
@@ -197,7 +197,7 @@ def section_cpu(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
                         ("power", c.watts(cluster.power_mw)), ("cores", c.show(cluster.cores, "%d")))
 
 
-def section_power(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_power(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "Power", _list(("machine", c.watts(s.system_power_mw)), ("package", c.watts(s.package_power_mw)),
                          ("GPU", c.watts(s.gpu_power_mw)), ("CPU", c.watts(s.cpu_power_mw)),
                          ("ANE", c.watts(s.ane_power_mw)), ("DRAM", c.watts(s.memory_power_mw)))
@@ -208,7 +208,7 @@ def section_power(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
                     ("battery", c.DASH if source is None else c.percent(source.battery_percent)))
 
 
-def section_memory(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_memory(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     m, pressure = s.system_memory, s.system_memory_pressure
     level = pressure.level if pressure is not None else None
     yield "Memory", [(c.pair(m.used_bytes, m.total_bytes) if m else c.DASH, ""),
@@ -219,25 +219,25 @@ def section_memory(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
             "wired", "active", "inactive", "compressed", "app", "cached", "free")))
 
 
-def section_gpumem(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_gpumem(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "Metal", [(c.pair(s.memory_used_bytes, s.memory_total_bytes), ""), (", ", "")] + _list(
         ("", c.percent(s.memory_utilization_percent)), ("allocated", c.size(s.memory_allocated_bytes)),
         ("headroom", c.size(s.memory_headroom_bytes)),
         ("wired limit", c.wired_limit(s)))
 
 
-def section_swap(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_swap(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     swap = s.system_swap
     yield "Swap", [(c.pair(swap.used_bytes, swap.total_bytes) if swap else c.DASH, "")]
 
 
-def section_ane(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_ane(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "ANE", _list(("", ("%s %s" % (c.ane_use(s), c.ane_method(s))).strip()), ("power", c.watts(s.ane_power_mw)),
                        ("state", c.show(s.ane_power_state, "%d")), ("read", c.bandwidth(s.memory_ane_read)),
                        ("write", c.bandwidth(s.memory_ane_write)))
 
 
-def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_thermal(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     throttle, level = s.gpu_throttle, s.thermal_pressure_level
     fans = " + ".join("%d rpm (%s)" % (fan.rpm, c.percent(fan.percent)) for fan in s.fans or ())
     yield "Heat", _list(("GPU", c.celsius(s.gpu_temperature_celsius)), ("hottest", c.celsius(s.gpu_temperature_max_celsius)),
@@ -248,7 +248,7 @@ def section_thermal(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
                     ("fans", fans or ("none" if s.fans is not None else c.DASH)))
 
 
-def section_bandwidth(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_bandwidth(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "Traffic", _list(("read", c.bandwidth(s.memory_read)), ("write", c.bandwidth(s.memory_write)),
                            ("of", c.speed(s.memory_max_bytes_per_s)))
     known = [(agent, getattr(s, read), getattr(s, write)) for agent, read, write in c.AGENT_FIELDS]
@@ -258,13 +258,13 @@ def section_bandwidth(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
         yield "", _list(*pairs[start:start + 3])
 
 
-def section_codec(s: ag.Snapshot, wide: int) -> Iterator[tuple[str, Line]]:
+def section_codec(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "Video", _list(("encoder", "%s %s" % (c.bandwidth(s.encode_bandwidth), c.watts(s.encode_power_mw))),
                          ("decoder", "%s %s" % (c.bandwidth(s.decode_bandwidth), c.watts(s.decode_power_mw))),
                          ("ProRes", c.bandwidth(s.prores_bandwidth)))
 
 
-DRAW: dict[str, Callable[[ag.Snapshot, int], Iterator[tuple[str, Line]]]] = {
+DRAW: dict[str, Callable[[ag.Snapshot], Iterator[tuple[str, Line]]]] = {
     "gpu": section_gpu, "cpu": section_cpu, "power": section_power, "memory": section_memory, "gpumem": section_gpumem,
     "swap": section_swap, "thermal": section_thermal, "bandwidth": section_bandwidth, "codec": section_codec,
     "ane": section_ane}
@@ -297,7 +297,7 @@ def page(looks: Sequence[Look], args: argparse.Namespace, width: int) -> list[Li
     for look in looks:
         lines += _broken(one_line(look), width, 4)
         for name in names:
-            for title, pieces in DRAW[name](look.snapshot, width):
+            for title, pieces in DRAW[name](look.snapshot):
                 lines += _wrapped(title, pieces, width)
         if args.procs or args.user:
             lines += list(processes(look, args.num_procs, args.user))
@@ -436,7 +436,7 @@ def _console(args: argparse.Namespace) -> Console:
                    highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
-def _data(reader: Reader, args: argparse.Namespace, looks: Sequence[Look], began: float) -> str:
+def _data(args: argparse.Namespace, looks: Sequence[Look], began: float) -> str:
     """One look as the data format asked for."""
     first = looks[0].snapshot
     elapsed = round(first.time_unix_s - began, 3)
@@ -486,7 +486,7 @@ def _print_data(reader: Reader, args: argparse.Namespace) -> int:
                 table.writeheader()
             table.writerow(row)
         else:
-            print(_data(reader, args, looks, began))
+            print(_data(args, looks, began))
         sys.stdout.flush()
     return 0
 
@@ -521,7 +521,7 @@ def _picture(reader: Reader, args: argparse.Namespace, path: str) -> int:
     return 0
 
 
-def _debug(reader: Reader) -> int:
+def _debug() -> int:
     for report in ag.LibraryDiagnose():
         print("%-4s %-28s %6.0f ms  %s" % ("ok" if report.ok else "-", report.source, 1000 * report.seconds,
                                            c.clean(report.detail)))
@@ -642,7 +642,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.picture:
             return _picture(reader, args, args.picture)
         if args.debug:
-            return _debug(reader)
+            return _debug()
         code = (_print_data if args.json or args.jsonl or args.csv else _print_text)(reader, args)
         if reader.ended:
             print("stat.py: " + reader.ended, file=sys.stderr)
