@@ -915,7 +915,7 @@ def write_textfile(path: str, text: bytes) -> None:
             file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:       # Ctrl-C too
         os.unlink(temporary)
         raise
 
@@ -939,13 +939,20 @@ def _run_once(device: ag.Device, args: argparse.Namespace) -> int:
 
 def launchd_plist(argv: Sequence[str]) -> bytes:
     """A LaunchAgent that runs this exporter with the same options."""
-    rest = [os.path.abspath(a) if i and argv[i - 1] in _PATHS else a
-            for i, a in enumerate(argv) if a != "--launchd-plist"]
+    rest = [_without_folder(word, before) for before, word in zip(["", *argv], argv) if word != "--launchd-plist"]
     return plistlib.dumps({
         "Label": "org.pyapplegpu.exporter",
         "ProgramArguments": [sys.executable, os.path.join(HERE, "exporter.py"), *rest],
         "RunAtLoad": True, "KeepAlive": True, "ThrottleInterval": 10, "ProcessType": "Background",
         "StandardErrorPath": os.path.expanduser("~/Library/Logs/applegpu-exporter.log")})
+
+
+def _without_folder(word: str, before: str) -> str:
+    """A word of the command line that means the same in every folder."""
+    name, equals, path = word.partition("=")
+    if equals and name in _PATHS:
+        return name + "=" + os.path.abspath(path)
+    return os.path.abspath(word) if before in _PATHS else word
 
 
 _PATHS = ("--recording", "--token-file", "--tls-cert", "--tls-key", "--textfile")
@@ -1059,8 +1066,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.once or args.textfile:
             return _run_once(device, args)
         asyncio.run(_serve(device, args))
+    except BrokenPipeError:
+        raise
     except (ag.AppleGPUError, OSError) as error:
-        print("exporter: %s" % error, file=sys.stderr)
+        print("exporter: %s" % common.sentence(error), file=sys.stderr)
         return 1
     except ImportError as error:
         print("exporter: %s; pip install starlette uvicorn prometheus-client plotly" % error, file=sys.stderr)
@@ -1071,4 +1080,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(common.quiet_pipe(main))

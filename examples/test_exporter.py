@@ -441,6 +441,23 @@ def test_textfile_of_a_lost_gpu_says_down(tmp_path: Any, monkeypatch: Any, capsy
     assert parse(target.read_text())["applegpu_up", ()] == 0 and "accelerator" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--once", "--list-metrics", "--launchd-plist"])
+def test_a_reader_that_went_away_is_no_error(option: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as closed:
+        done = subprocess.run([sys.executable, os.path.join(HERE, "exporter.py"), option, "--recording", path_of("m4pro")],
+                              stdout=closed, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_launchd_plist_has_no_path_that_depends_on_the_folder() -> None:
+    done = run("--launchd-plist", "--recording=" + os.path.relpath(path_of("m4pro")), "--textfile=x.prom", "--textfile", "y.prom")
+    words = plistlib.loads(done.stdout.encode())["ProgramArguments"]
+    assert words[2:] == ["--recording=" + path_of("m4pro"), "--textfile=" + os.path.abspath("x.prom"), "--textfile",
+                         os.path.abspath("y.prom")]
+
+
 def test_launchd_plist() -> None:
     done = run("--launchd-plist", "--port", "19900", "--recording", os.path.relpath(path_of("m4pro")))
     plist = plistlib.loads(done.stdout.encode())
