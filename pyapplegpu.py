@@ -9828,18 +9828,20 @@ def _png_read(data: bytes) -> MetalImage:
     import zlib
     if data[:8] != _PNG:
         raise _bad("this is no PNG file")
-    at, chunks = 8, {b"IDAT": b""}
+    at, packed = 8, list[bytes]()
+    chunks: dict[bytes, bytes] = {}
     while at + 8 <= len(data):
         length, kind = struct.unpack(">I4s", data[at:at + 8])
         body = data[at + 8:at + 8 + length]
-        chunks[kind] = chunks[b"IDAT"] + body if kind == b"IDAT" else body
+        packed += [body] if kind == b"IDAT" else []
+        chunks[kind] = body
         at += 12 + length
     width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     channels, depths = _PNG_BITS[kind]
     if interlaced or bits not in depths or not 0 < width * height <= 1 << 28:
         raise _bad("an interlaced, odd or huge PNG file is not read here")
     row, step = (width * channels * bits + 7) // 8, max(channels * bits // 8, 1)
-    raw = zlib.decompressobj().decompress(chunks[b"IDAT"], (row + 1) * height)
+    raw = zlib.decompressobj().decompress(b"".join(packed), (row + 1) * height)
     if len(raw) < (row + 1) * height:
         raise _bad("this PNG file is cut off")
     above, out = bytearray(row), bytearray()
@@ -11091,7 +11093,7 @@ def nvmlDeviceGetHandleByIndex(index: int) -> Device:
 
 def nvmlDeviceGetHandleByUUID(uuid: str | bytes) -> Device:
     """Handle of the GPU with that UUID."""
-    return LibraryInitDeviceByUuid(uuid.decode(errors="replace") if isinstance(uuid, bytes) else uuid)
+    return LibraryInitDeviceByUuid(uuid)
 
 
 def nvmlDeviceGetIndex(handle: Device) -> int:

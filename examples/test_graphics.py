@@ -966,6 +966,9 @@ class Rest(Base):
         self.assertEqual(ag.MetalPngRead(png(3, 1, 1, 3, b"\0\x40", palette)).pixels, bytes((1, 2, 3, 128, 4, 5, 6, 255, 1, 2, 3, 128)))
         self.assertEqual(ag.MetalPngRead(png(2, 1, 4, 0, b"\0\x0f")).pixels, bytes((0, 0, 0, 255, 255, 255, 255, 255)))
         whole = ag.MetalPng(7, 5, rgba)
+        packed = zlib.compress(b"".join(b"\0" + rgba[n:n + 28] for n in range(0, 140, 28)))
+        parts = [chunk(b"IDAT", packed[n:n + 9]) for n in range(0, len(packed), 9)]
+        self.assertEqual(ag.MetalPngRead(whole[:33] + b"".join(parts) + whole[-12:]).pixels, rgba)
         for bad in (b"", whole[:40], whole[:-40], png(1, 1, 8, 6, b"\5abcd"), png(1, 1, 8, 6, b"\0abcd", interlace=1), png(1 << 20, 1 << 20, 8, 6, b""),
                     png(3, 1, 4, 2, bytes(9)), png(3, 1, 2, 6, bytes(9)), png(3, 1, 4, 4, bytes(9)), png(2, 1, 16, 3, bytes(5), palette), png(3, 1, 8, 3, b"\0\0\1\2", palette),
                     png(2, 1, 8, 3, b"\0\0\1", chunk(b"PLTE", bytes(4)))):
