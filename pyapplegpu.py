@@ -9593,6 +9593,8 @@ def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObj
     """
     info = MetalFormatInfo(format)
     device = _device(device) if heap is None else _heap_device(heap)
+    if heap is None and offset is not None:
+        raise _bad("an offset is one in a placement heap (heap=)")
     with MetalPool():
         if kind is None:
             kind = "2DMultisample" if samples != 1 else "3D" if depth != 1 else "2DArray" if layers != 1 else "2D"
@@ -11581,7 +11583,7 @@ def _bounded(option: str, text: str | None, low: float, high: float) -> float | 
     except ValueError:
         number = -1.0
     if not low <= number <= high:
-        _wrong("%s takes a number from %g to %g, not %r" % (option, low, high, text))
+        _wrong("%s takes a number from %.10g to %.10g, not %r" % (option, low, high, text))
     return number
 
 

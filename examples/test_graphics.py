@@ -662,6 +662,7 @@ class Defects(Base):
         self.assertIs(texture.heap(), room)
         for offset in (4, need.size + 256):
             self.assertBad("not inside", ag.MetalTexture, 8, 8, heap=room, offset=offset)
+        self.assertBad("heap", ag.MetalTexture, 8, 8, offset=0)
         cached = ag.MetalClass("MTLHeapDescriptor").new()
         cached.setSize_(1 << 16)
         cached.setStorageMode_(ag.MTLStorageModeShared)
