@@ -176,16 +176,21 @@ class measure:
         return self
 
     def _sample(self) -> None:
-        while not self._stop.wait(self.interval):
-            self.meter.sample()
+        try:
+            while not self._stop.wait(self.interval):
+                self.meter.sample()
+        except (ag.AppleGPUError, OSError):     # __exit__ asks once more, and raises it where it is seen
+            pass
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self.report = self.meter.end()
-        if self._own:
-            ag.LibraryClose(self.device)
+        try:
+            self.report = self.meter.end()
+        finally:
+            if self._own:
+                ag.LibraryClose(self.device)
 
 
 # ---- a command

@@ -632,6 +632,18 @@ def test_run_starts_nothing_when_its_log_cannot_be_written(tmp_path):
     assert not done.exists()
 
 
+def test_measure_of_a_mac_that_no_longer_answers(monkeypatch):
+    """One error, where the block ends; nothing from the thread, and the device that `measure` opened is closed."""
+    thrown, opened, closed, open_ = [], [], [], ag.LibraryOpen
+    monkeypatch.setattr(_run.threading, "excepthook", thrown.append)
+    monkeypatch.setattr(ag, "LibraryOpen", lambda: opened.append(open_(recording("vm-macos15"), speed=100, loop=False)) or opened[0])
+    monkeypatch.setattr(ag, "LibraryClose", closed.append)
+    with pytest.raises(ag.AppleGPUError, match="has ended"):
+        with _run.measure(interval=0.02):
+            time.sleep(0.4)
+    assert thrown == [] and closed == opened != []
+
+
 def test_the_tree_of_a_command_follows_parents_only(monkeypatch):
     parents = {50: 10, 51: 50, 60: 1, 70: 71, 71: 70}
     monkeypatch.setattr(ag, "ProcessGetInfo", lambda device, pid: ag.ProcessInfo(pid, "p", None, parents[pid], 501))
