@@ -498,6 +498,24 @@ def local_fonts(path: str) -> None:
         file.write(re.sub(r"<!--.*?-->", "", text))
 
 
+async def in_thread(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What a call gives that may take long, made beside the event loop. Not in an executor (asyncio.to_thread), whose threads
+    are waited for at the end: a Mac that does not answer must not hold up `q` or Ctrl-C."""
+    import asyncio
+    import threading
+    from concurrent.futures import Future
+    future: Future[Any] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:      # whoever waits gets it
+            future.set_exception(error)
+    threading.Thread(target=run, name="snapshot", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
 _ASCII = str.maketrans(dict({"°": "", "…": "~", "─": "-", "●": "*", "▲": "^", "▼": "v", "░": ".", "·": "."}, **{
     block: "_.-=+*#@"[n] for n, block in enumerate("▁▂▃▄▅▆▇█")}, **dict.fromkeys("▏▎▍▌▋▊▉", "#")))
 

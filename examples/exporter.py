@@ -31,11 +31,9 @@ import socket
 import ssl
 import sys
 import tempfile
-import threading
 import time
 from array import array
 from collections import deque
-from concurrent.futures import Future
 from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Sequence
 
 import _common as common
@@ -521,21 +519,8 @@ class Sampler:
             self._task = asyncio.create_task(self._take())
         return await asyncio.wait_for(asyncio.shield(self._task), self.PATIENCE)
 
-    def _in_thread(self) -> Future[Sampled]:
-        future: Future[Sampled] = Future()
-
-        def work() -> None:
-            future.set_running_or_notify_cancel()
-            try:
-                future.set_result(self.take())
-            except BaseException as error:      # whoever waits gets it
-                future.set_exception(error)
-        # Not an executor, whose threads are waited for at the end: a Mac that never answers must not hold up Ctrl-C.
-        threading.Thread(target=work, name="snapshot", daemon=True).start()
-        return future
-
     async def _take(self) -> Sampled:
-        sampled = await asyncio.wrap_future(self._in_thread())
+        sampled = await common.in_thread(self.take)
         self.latest = sampled
         if sampled.snapshot is not None:
             self.history.add(sampled.snapshot)

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -1131,6 +1132,20 @@ def test_own_clock_samples_and_quits(pilot_app):
             assert app.samples == seen
             await pilot.press("p", "q")
     asyncio.run(go())
+
+
+def test_a_mac_that_does_not_answer_holds_up_no_end(pilot_app, monkeypatch):
+    over, waited = threading.Event(), []
+    monkeypatch.setattr(ag, "DeviceGetSnapshot", lambda *_: waited.append(over.wait(6)))
+
+    async def go():
+        app = top.textual_app()(device("m1max"), interval=0.1)
+        async with app.run_test(size=(80, 24)) as pilot:
+            await pilot.pause(0.1)
+            await pilot.press("q")
+    asyncio.run(go())
+    assert waited == []         # the look is still being waited for, by nobody
+    over.set()
 
 
 @pytest.mark.parametrize("keys", [("q",), ("ctrl+c",), ("slash", "a", "ctrl+c")])

@@ -1162,7 +1162,7 @@ def textual_app() -> Any:
         async def sample(self) -> None:
             """One look and the frame it gives. The look is taken beside the screen's loop: a first one may take seconds."""
             try:
-                snapshot = await asyncio.to_thread(ag.DeviceGetSnapshot, self.model.device, self.parts, 0.0)
+                snapshot = await c.in_thread(ag.DeviceGetSnapshot, self.model.device, self.parts, 0.0)
             except ag.AppleGPUError as error:
                 self.model.ended = c.clean(error)
                 if error.reason == ag.REASON_RECORDING:
