@@ -49,15 +49,16 @@ def open_device(args: argparse.Namespace) -> ag.Device:
 def seconds(text: str) -> float:
     """"500ms", "0.5s", "2m" or a number of seconds."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|sec|m|min|h)?\s*", text)
-    if not match or not float(match.group(1)):
+    span = float(match.group(1)) * {"ms": 0.001, "m": 60, "min": 60, "h": 3600}.get(match.group(2) or "", 1) if match else 0
+    if not 0 < span < 1e6:
         raise argparse.ArgumentTypeError("%r is not a time such as 500ms, 0.5s or 2m" % text)
-    return float(match.group(1)) * {"ms": 0.001, "m": 60, "min": 60, "h": 3600}.get(match.group(2) or "", 1)
+    return span
 
 
 def interval(text: str) -> float:
     """As `seconds`, but a bare number from 100 is milliseconds: nobody refreshes every 100 seconds, metop counts in ms."""
     if re.fullmatch(r"\s*\d+\s*", text) and int(text) >= 100:
-        return int(text) / 1000
+        text += "ms"
     return seconds(text)
 
 

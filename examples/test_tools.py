@@ -82,7 +82,7 @@ def test_interval(given, expected):
     assert c.interval(given) == expected
 
 
-@pytest.mark.parametrize("given", ["", "0", "-1", "x", "1d", "0ms", "nan"])
+@pytest.mark.parametrize("given", ["", "0", "-1", "x", "1d", "0ms", "nan", "9" * 20, "1000000s", "9" * 400])
 def test_interval_refused(given):
     import argparse
     with pytest.raises(argparse.ArgumentTypeError):
