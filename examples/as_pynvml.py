@@ -13,6 +13,7 @@ For programs that start others (and for those installed as commands) see nvml_al
 """
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -42,6 +43,10 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print((__doc__ or "").strip())
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    package = arguments[0].partition(".")[0]
+    if not os.path.isfile(arguments[0]) and not (package and importlib.util.find_spec(package)):
+        print("as_pynvml.py: %s is neither a file nor a module that is installed" % arguments[0], file=sys.stderr)
+        return 1
     run(arguments[0], arguments[1:])
     return 0
 

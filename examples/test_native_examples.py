@@ -191,6 +191,9 @@ def test_as_pynvml_runs_a_script_and_a_module(tmp_path):
     assert done.stdout == "Apple M4 Pro []\n", done.stderr
     out, _ = run(alias, code=2)
     assert "my_monitor.py" in out
+    for missing in ("no_such_program", "./no_such_program.py", "no.such.module"):
+        _, error = run(alias, missing, code=1)
+        assert error == "as_pynvml.py: %s is neither a file nor a module that is installed\n" % missing
 
 
 def test_nvml_alias_folder_reaches_child_processes(tmp_path):
