@@ -208,6 +208,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if not command:
         parser.error("which command? perfmon.py run -- COMMAND")
     made, monitor = outputs(args), _monitor(args)
+    listener = _listen(args.listen, monitor)
     monitor.begin()
     monitor.metal.detach()              # this process does no Metal work of its own
     monitor.command = {"argv": command, "exit_code": None, "seconds": 0.0}
@@ -215,7 +216,6 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if folder is not None:
         open(os.path.join(folder, ZERO), "w").close()
     publisher = Publisher(monitor, made, say, lambda: _absorb(monitor, folder))
-    listener = _listen(args.listen, monitor)
 
     def sampled(snapshot: Any, elapsed: float) -> None:
         monitor.command["seconds"] = elapsed        # type: ignore[index]

@@ -943,6 +943,12 @@ def test_a_running_command_serves_prometheus(tmp_path):
                 "1").returncode == 2
 
 
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    done = tool("run", "--kernels", "--listen", "nonsense", "--recording", RECORDINGS / "m4pro.json", "--", "true")
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+
+
 # ---- run: the command's own ways, a full disk, an end by force
 
 def test_run_is_the_command_and_a_report(tmp_path):
