@@ -520,7 +520,7 @@ class Sampler:
         return await asyncio.wait_for(asyncio.shield(self._task), self.PATIENCE)
 
     async def _take(self) -> Sampled:
-        sampled = await common.in_thread(self.take)
+        sampled: Sampled = await common.in_thread(self.take)
         self.latest = sampled
         if sampled.snapshot is not None:
             self.history.add(sampled.snapshot)

@@ -505,7 +505,8 @@ def _print_text(reader: Reader, args: argparse.Namespace) -> int:
             for looks in _looks(reader, args):
                 live.update(text_of(page(looks, args, console.width)), refresh=True)
     finally:        # that screen is gone, also after Ctrl-C: what was last on it stays
-        console.print(text_of(page(looks, args, console.width)))
+        if looks:
+            console.print(text_of(page(looks, args, console.width)))
     return 0
 
 
