@@ -18,7 +18,7 @@ import threading
 import time
 from typing import Any, Callable, NamedTuple, Sequence
 
-from _common import ag, tell
+from _common import ag, sentence, tell
 
 PARTS = ("gpu", "memory", "power", "clocks", "temperature", "bandwidth", "processes")
 SETTLE_S = 2.5          # the longest gap of a healthy rail (2.23 s) and a little
@@ -337,24 +337,33 @@ def _watch(child: Child, meter: Meter, interval: float) -> Exception | None:
 
 def _copy_to(process: subprocess.Popen[bytes], copy: Any) -> list[threading.Thread]:
     """Hand on both of its outputs as they come, each to ours, and copy both into one file, line by line; then close it."""
-    lock, left = threading.Lock(), [2]
+    lock, left, failed = threading.Lock(), [2], [False]
+
+    def keep(data: bytes) -> None:
+        with lock:
+            try:
+                if not failed[0]:
+                    copy.write(data)
+            except OSError as error:    # a full disk, said once; the child must not block on a full pipe
+                failed[0], error.filename = True, copy.name
+                tell(sentence(error))
 
     def work(source: Any, sink: Any) -> None:
         shown, begun = True, b""
-        for chunk in iter(lambda: source.read1(65536), b""):
-            try:
-                if shown:
-                    sink.write(chunk)
-                    sink.flush()
-            except OSError:
-                shown = False       # nobody reads us any more; the child must not block on a full pipe
-            lines, newline, begun = (begun + chunk).rpartition(b"\n")
-            if len(begun) > 65536:      # a progress bar that never ends its line
-                lines, newline, begun = lines + newline + begun, b"", b""
-            with lock:
-                copy.write(lines + newline)
+        with source:
+            for chunk in iter(lambda: source.read1(65536), b""):
+                try:
+                    if shown:
+                        sink.write(chunk)
+                        sink.flush()
+                except OSError:
+                    shown = False       # nobody reads us any more: likewise
+                lines, newline, begun = (begun + chunk).rpartition(b"\n")
+                if len(begun) > 65536:      # a progress bar that never ends its line
+                    lines, newline, begun = lines + newline + begun, b"", b""
+                keep(lines + newline)
+        keep(begun)
         with lock:
-            copy.write(begun)
             left[0] -= 1
             if not left[0]:
                 copy.close()

@@ -624,6 +624,19 @@ def test_a_report_is_written_though_nobody_reads_the_one_on_stdout(tmp_path):
     assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "t.json").stat().st_size
 
 
+def test_run_closes_the_pipes_of_its_copy(tmp_path):
+    result = run_tool("--log", str(tmp_path / "x"), "--capture", "-q", "--", PYTHON, "-c", "print(1)", env={"PYTHONDEVMODE": "1"})
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_run_goes_on_when_the_disk_is_full(tmp_path):
+    os.symlink("/dev/full", str(tmp_path / "x.log"))
+    result = run_tool("--log", str(tmp_path / "x"), "--capture", "-q", "--", PYTHON, "-c", "print('x' * 300000)")
+    assert (result.returncode, result.stdout) == (0, "x" * 300000 + "\n")
+    assert result.stderr == "%s: No space left on device\n" % (tmp_path / "x.log")
+
+
 def test_run_starts_nothing_when_its_log_cannot_be_written(tmp_path):
     (tmp_path / "x.log").mkdir()
     done = tmp_path / "done"
