@@ -12,6 +12,7 @@ A dash is a figure that is not known; --why lists them with their reasons. It ne
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import socket
@@ -562,20 +563,31 @@ def run(arguments: Sequence[str]) -> int:
         open(args.log + ".jsonl", "w").close()
         rows = c.RowWriter(args.log + ".jsonl", "jsonl")
 
+    failed: list[OSError] = []
+
+    def keep(write: Callable[[], object]) -> None:
+        """A log that cannot be written is said once; it costs neither the measurement nor the command's exit code."""
+        try:
+            write()
+        except OSError as error:
+            if not failed:
+                c.tell("stat.py: " + c.sentence(error))
+            failed.append(error)
+
     def sampled(snapshot: ag.Snapshot, elapsed: float) -> None:
-        if rows is not None:
-            rows.write(c.flat(snapshot, round(elapsed, 3)))
+        if rows is not None and not failed:
+            keep(functools.partial(rows.write, c.flat(snapshot, round(elapsed, 3))))
     code, report = _run.run_command(device, command, args.interval, sampled, args.log + ".log" if args.capture else None,
                                     ag.PARTS if args.log else _run.PARTS)
     if rows is not None:
-        rows.close()
+        keep(rows.close)
     if report is not None:
         summary = {"command": command, "exit_code": code, "source": device_source(args), **report._asdict()}
         if args.log:
-            _write_json(args.log + ".summary.json", summary)
+            keep(lambda: _write_json(args.log + ".summary.json", summary))
         if not args.quiet:
             c.tell(json.dumps(summary) if args.json else summary_text(report, code))
-    return code
+    return code or (1 if failed else 0)
 
 
 def device_source(args: argparse.Namespace) -> str:
@@ -583,9 +595,13 @@ def device_source(args: argparse.Namespace) -> str:
 
 
 def _write_json(path: str, value: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2)
-        file.write("\n")
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+    except OSError as error:        # of a full disk it does not tell the name
+        error.filename = path
+        raise
 
 
 RAIL_NAMES = {"gpu": "GPU", "gpu_sram": "GPU SRAM", "cpu": "CPU", "ane": "ANE", "dram": "DRAM", "encode": "encoder",

@@ -637,6 +637,16 @@ def test_run_goes_on_when_the_disk_is_full(tmp_path):
     assert result.stderr == "%s: No space left on device\n" % (tmp_path / "x.log")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("file", ["summary.json", "jsonl"])
+@pytest.mark.parametrize("code", [0, 3])
+def test_run_says_what_it_could_not_write_and_has_the_commands_exit_code(tmp_path, file, code):
+    os.symlink("/dev/full", str(tmp_path / ("x." + file)))
+    result = run_tool("--log", str(tmp_path / "x"), "--", PYTHON, "-c", "raise SystemExit(%d)" % code)
+    assert result.returncode == (code or 1) and "exit code %d after" % code in result.stderr
+    assert result.stderr.count("x.%s: No space left on device" % file) == 1 and "Traceback" not in result.stderr
+
+
 def test_run_starts_nothing_when_its_log_cannot_be_written(tmp_path):
     (tmp_path / "x.log").mkdir()
     done = tmp_path / "done"
