@@ -536,11 +536,13 @@ def sentence(error: Exception) -> str:
 
 def plain_where_needed() -> None:
     """Let stdout, and stderr that Textual draws on, write what their encoding lacks (LC_ALL=C in a cron job) as the nearest
-    letters, not as a traceback."""
+    letters, not as a traceback; and to nowhere where they are closed (`>&-`)."""
     codecs.register_error("applegpu-ascii", _in_ascii)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="applegpu-ascii")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="applegpu-ascii")
 
 
 def tell(text: str, stream: Any = None) -> None:

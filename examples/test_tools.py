@@ -614,6 +614,16 @@ def test_that_nobody_reads_changes_no_exit_code(tool, more, stream, code):
     assert (done.returncode, done.stdout or b"", done.stderr or b"") == (code, b"", b"")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+@pytest.mark.parametrize("tool, more", [("stat.py", ()), ("stat.py", ("run", "--", "true")), ("top.py", ("--once",)),
+                                        ("perfmon.py", ("watch", "--seconds", "0.2"))])
+def test_without_stdout_or_stderr_nothing_fails(tool, more, closed):
+    done = subprocess.run(["sh", "-c", 'exec "$@" ' + closed, "sh", PYTHON, os.path.join(HERE, tool), *more], timeout=60,
+                          env=dict(os.environ, PYAPPLEGPU_RECORDING=recording("m1max")), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and b"exit code" not in done.stdout
+
+
 def test_a_report_is_written_though_nobody_reads_the_one_on_stdout(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
