@@ -522,6 +522,19 @@ def test_stamps_of_another_process_are_moved_only_from_another_clock():
         assert here._elsewhere["timeline"][0][0] == pytest.approx(2.5 if moved else 1.5)
 
 
+def test_the_runs_of_several_processes_add_up_beyond_those_that_are_kept(tmp_path):
+    config = engine.PerformanceMonitorConfig(history_buffer_size=10)
+    here = metal.MetalActivity(config)
+    for process, count in enumerate((30, 12, 4)):
+        there = metal.MetalActivity(config)
+        for _ in range(count):
+            there.record_kernel("k", 0.5)
+        there.save(str(tmp_path / ("%d.json" % process)))
+        here.absorb(json.loads((tmp_path / ("%d.json" % process)).read_text()), 1.0)
+    row = here.document()["kernels"][0]
+    assert (row["count"], row["timed"], row["total_s"]) == (46, 46, 23.0)
+
+
 def test_begin_and_end_come_in_pairs():
     monitor = watch(RECORDINGS / "m4-macos27.json", 2)
     monitor.begin_kernel_profiling("step")

@@ -524,14 +524,15 @@ class MetalActivity:
         for one in data["buffers"]:
             self.record_buffer(BufferRun(**{k: v + move if k in _STAMPS and v is not None else v
                                             for k, v in one.items()}))
+        before = {name: (row.count, row.timed, row.total_s) for name, row in self.kernels.items()}
         for one in data["kernels"]:
             given = dict(one, start_s=None if one["start_s"] is None else one["start_s"] + move)
             for key in ("threads", "group"):
                 given[key] = None if given[key] is None else tuple(given[key])
             self._keep(KernelRun(**given))
-        for name, (count, timed, total) in data["totals"].items():
-            row = self.kernels[name]
-            row.count, row.timed, row.total_s = max(row.count, count), max(row.timed, timed), max(row.total_s, total)
+        for name, theirs in data["totals"].items():         # those of runs that are no longer kept included
+            row, ours = self.kernels[name], before.get(name, (0, 0, 0.0))
+            row.count, row.timed, row.total_s = ours[0] + theirs[0], ours[1] + theirs[1], ours[2] + theirs[2]
         held = data.get("allocations")
         if held is not None:
             held["timeline"] = [[t + since, current, live] for t, current, live in held["timeline"]]
