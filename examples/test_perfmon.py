@@ -515,7 +515,7 @@ def test_stamps_of_another_process_are_moved_only_from_another_clock():
         here.zero_s = engine.uptime_s() - 10
         base = 5e6 if moved else here.zero_s
         there.record_kernel("k", 0.5, start_s=base + 2.0)
-        data = {"kernels": [run._asdict() for run in there.runs("k")], "totals": {}, "buffers": [], "zero_s": base + 1.0,
+        data = {"kernels": [run._asdict() for run in there.runs("k")], "totals": {}, "buffers": [], "buffer_totals": [0] * 16, "zero_s": base + 1.0,
                 "saved_s": base + 3.0, "allocations": {"timeline": [[0.5, 64, 1]]}, "pid": 1}
         here.absorb(data, 4.0 if moved else 100.0)
         assert here.runs("k")[0].start_s - here.zero_s == pytest.approx(3.0 if moved else 2.0)
@@ -527,12 +527,14 @@ def test_the_runs_of_several_processes_add_up_beyond_those_that_are_kept(tmp_pat
     here = metal.MetalActivity(config)
     for process, count in enumerate((30, 12, 4)):
         there = metal.MetalActivity(config)
-        for _ in range(count):
+        for n in range(count):
             there.record_kernel("k", 0.5)
+            there.record_buffer(metal.BufferRun("b", "q", 1, None, n + 1.0, None, None, None, None, n + 1.003))
         there.save(str(tmp_path / ("%d.json" % process)))
         here.absorb(json.loads((tmp_path / ("%d.json" % process)).read_text()), 1.0)
     row = here.document()["kernels"][0]
     assert (row["count"], row["timed"], row["total_s"]) == (46, 46, 23.0)
+    assert (here.buffer_count, sum(here.latency_counts), here.latency_sum_s) == (46, 46, pytest.approx(46 * 0.003))
 
 
 def test_begin_and_end_come_in_pairs():

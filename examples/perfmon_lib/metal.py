@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import operator
 import os
 import threading
 import time
@@ -501,6 +502,7 @@ class MetalActivity:
             data = {"kernels": [run._asdict() for row in self.kernels.values() for run in row.runs],
                     "totals": {name: [row.count, row.timed, row.total_s] for name, row in self.kernels.items()},
                     "buffers": [run._asdict() for run in self.buffers], "zero_s": self.zero_s, "saved_s": uptime_s(),
+                    "buffer_totals": [self.buffer_count, self.latency_sum_s, *self.latency_counts],
                     "allocations": self.allocations.document(self.zero_s,
                                                              max(1e-9, (self.stopped_s or self.zero_s) - self.zero_s)),
                     "pid": os.getpid()}
@@ -521,16 +523,19 @@ class MetalActivity:
         shared = self.zero_s <= data["saved_s"] <= uptime_s()
         move = 0.0 if shared else self.zero_s + after_s - data["saved_s"]
         since = data["zero_s"] + move - self.zero_s
+        totals = [self.buffer_count, self.latency_sum_s, *self.latency_counts]
         for one in data["buffers"]:
             self.record_buffer(BufferRun(**{k: v + move if k in _STAMPS and v is not None else v
                                             for k, v in one.items()}))
+        # Counts and sums are those of the whole life of the other process, runs that are no longer kept included.
+        self.buffer_count, self.latency_sum_s, *self.latency_counts = map(operator.add, totals, data["buffer_totals"])
         before = {name: (row.count, row.timed, row.total_s) for name, row in self.kernels.items()}
         for one in data["kernels"]:
             given = dict(one, start_s=None if one["start_s"] is None else one["start_s"] + move)
             for key in ("threads", "group"):
                 given[key] = None if given[key] is None else tuple(given[key])
             self._keep(KernelRun(**given))
-        for name, theirs in data["totals"].items():         # those of runs that are no longer kept included
+        for name, theirs in data["totals"].items():
             row, ours = self.kernels[name], before.get(name, (0, 0, 0.0))
             row.count, row.timed, row.total_s = ours[0] + theirs[0], ours[1] + theirs[1], ours[2] + theirs[2]
         held = data.get("allocations")
