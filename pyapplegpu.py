@@ -9289,10 +9289,10 @@ def MetalEventSet(event: MetalObject, value: int) -> None:
     event.setSignaledValue_(_u64(value))
 
 
-def MetalEventWait(event: MetalObject, value: int, timeout: float = 60.0) -> None:
-    """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds."""
+def MetalEventWait(event: MetalObject, value: int, timeout: float | None = 60.0) -> None:
+    """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds, None waits for ever."""
     _expect(event, "MTLSharedEvent")
-    value, end = _u64(value), time.monotonic() + timeout
+    value, end = _u64(value), float("inf") if timeout is None else time.monotonic() + timeout
     wait = getattr(event, "waitUntilSignaledValue_timeoutMS_", None)        # macOS 12
     while event.signaledValue() < value:
         left = end - time.monotonic()

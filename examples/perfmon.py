@@ -412,7 +412,7 @@ def runs_text(result: dict[str, Any], name_a: str, name_b: str) -> str:
 
 
 def regression_text(result: dict[str, Any], left: Sequence[str]) -> str:
-    lines = ["Against %d earlier runs" % len(result["baselines"])]
+    lines = ["Against %d earlier run%s" % (len(result["baselines"]), "s" * (len(result["baselines"]) != 1))]
     if result["other_gpus"]:
         lines.append("%d runs of other GPUs were left out" % len(result["other_gpus"]))
     lines += ["left out: " + text for text in left]

@@ -392,7 +392,7 @@ class PyMetalTests(Base):
         ag.MetalEncodeDispatch(work, pipeline, 8, x)
         ag.MetalEncodeSignal(work, event, 7)
         ag.MetalCommit(work)
-        ag.MetalEventWait(event, 7, 10)
+        ag.MetalEventWait(event, 7, None)
         ag.MetalWait(work)
         scope.endScope()
         self.assertEqual(set(ag.MetalContents(x, "f")), {6.0})
