@@ -6377,10 +6377,13 @@ class _Engine:
         raise self.lacking("sysctl", "iogpu.wired_limit_mb is not there", REASON_MACOS)
 
     def memory_limit(self, window: int) -> _Figure:
-        value = self.metal()["recommendedMaxWorkingSetSize"]
-        if not value:
-            raise self.lacking("metal", "Metal names no recommendedMaxWorkingSetSize")
-        return _Figure(value, source="metal")
+        def work() -> Any:
+            value = self.metal()["recommendedMaxWorkingSetSize"]
+            if not value:
+                self.facts.pop("metal", None)       # a device that names none is asked once more when this is
+                raise self.lacking("metal", "Metal names no recommendedMaxWorkingSetSize")
+            return value
+        return _Figure(self.once("metal limit", work), source="metal")
 
     def memory_total(self, window: int = 0) -> _Figure:
         """What the GPU may use: the wired limit when one is set, else Metal's; never a share of RAM."""

@@ -583,6 +583,8 @@ class Mac:
         found.refs -= 1
         if not found.refs:
             del self.ports[name]
+            if len(self.dead_ports) == self.graves.maxlen:
+                del self.dead_ports[next(iter(self.dead_ports))]
             self.dead_ports[name] = (found.kind, found.maker)
 
     # -- functions -----------------------------------------------------------------------------------------------------
