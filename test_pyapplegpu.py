@@ -6005,8 +6005,8 @@ def test_faults(symbol):
                         problems.append((fault, case, "no reason", got))
                     if was[0][0] == "value" and symbol not in uses[case] and not symbol.startswith(("IOServiceClose",)):
                         problems.append((fault, case, "fails though it does not need it", got))
-                    over = tested.last is not None and made.before_last_pass[fault] >= tested.last
-                    if turn == 2 and over and was[2][0] == "value" and symbol not in LATCHED:
+                    over = turn == 2 and tested.last is not None and made.before_last_pass[fault] >= tested.last
+                    if over and was[2][0] == "value" and symbol not in LATCHED:
                         problems.append((fault, case, "stays broken after one failure", got))
                 elif got[0] == "value" and false_zero([one[1] for one in was if one[0] == "value"], got[1]) \
                         and symbol not in IMPOSSIBLE and not fault.startswith("IORegistryEntryCreateCFProperty=short"):
