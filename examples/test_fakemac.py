@@ -522,7 +522,7 @@ def test_metalstat(tmp_path):
         spec = __import__("importlib.util").util.find_spec("metalstat")
         found = os.path.dirname(os.path.dirname(spec.origin)) if spec else None
     if found is None:
-        pytest.skip("metalstat is not installed (pip install metalstat)")
+        pytest.skip("metalstat is not installed: pip install --no-deps metalstat")
     path = tmp_path / "small.json"
     path.write_text(json.dumps(tiny()))
     program = ("import sys; sys.path.insert(0, %r)\nfrom metalstat.ioreport import IOReportSampler\n"
