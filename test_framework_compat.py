@@ -255,6 +255,44 @@ def test_what_clients_take_from_pynvml_besides_nvml(mac):
     assert nv.c_nvmlGpuFabricInfoV_t is type(fabric) and {"c_nvmlGpuFabricInfoV_t", "c_nvmlMemory_t"} <= set(dir(nv))
 
 
+FRESH = """
+import json, sys, threading
+import pyapplegpu as pynvml
+pynvml.LibraryInit(sys.argv[1], speed=0)
+pynvml.DeviceGetUtilization(pynvml.LibraryInitDeviceByIndex(0))
+here = pynvml.nvmlInit.__globals__
+quiet = not any(name in here for name in ("nvmlDeviceGetPciInfo", "NVML_FI_MAX", "c_nvmlMemory_t"))
+seen = []
+def look():
+    WAYS
+    seen.append(id(here["nvmlDeviceGetPciInfo"]))
+threads = [threading.Thread(target=look) for _ in range(8)]
+for one in threads:
+    one.start()
+for one in threads:
+    one.join()
+refusal = here["nvmlDeviceGetPciInfo"]
+print(json.dumps([quiet, len(seen), len(set(seen)), here["NVML_FI_MAX"], refusal is pynvml.nvmlDeviceGetPciInfo, refusal.__module__]))
+"""
+
+
+@pytest.mark.parametrize("way", (
+    "vars(pynvml)['nvmlDeviceGetPciInfo']", "pynvml.__dict__['NVML_PSTATE_3']", "assert 'NVML_FI_MAX' in dir(pynvml)",
+    "from pyapplegpu import nvmlDeviceGetPciInfo", "assert hasattr(pynvml, 'c_nvmlSample_t')", "pynvml.NVML_BRAND_NVIDIA_RTX", "pynvml.__all__"))
+def test_names_are_made_when_one_is_looked_for(way):
+    """A program that asks only native functions never pays for two thousand names; one that looks anywhere finds all."""
+    done = run(["-c", FRESH.replace("WAYS", way), recording("m4pro")], None)[0]
+    assert json.loads(done) == [True, 8, 1, 308, True, "pyapplegpu"]
+
+
+def test_names_where_the_module_cannot_be_asked():
+    """Run by exec, as freezers and loaders do, without an entry in sys.modules."""
+    names = {"__name__": "nowhere"}
+    with open(nv.__file__, encoding="utf-8") as file:
+        exec(compile(file.read(), "nowhere", "exec", dont_inherit=True), names)
+    assert names["NVML_FI_MAX"] == nv.NVML_FI_MAX and isinstance(names["nvmlDeviceGetPciInfo"], types.FunctionType)
+
+
 def test_p2p_and_topology_are_ints():
     for name in dir(nv):
         if name.startswith(("NVML_P2P_", "NVML_TOPOLOGY_")):
