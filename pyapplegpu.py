@@ -11439,9 +11439,10 @@ _CANNOT = frozenset("""
     -u --unit --query-accounted-apps --query-retired-pages --query-remapped-rows
     topo nvlink c2c clocks vgpu mig drain daemon replay stats encodersessions fbcsessions compute-policy boost-slider
     power-hint base-clocks conf-compute power-smoothing""".split())
-_JOBS = ("list_gpus", "query", "query_gpu", "query_compute_apps", "help_query_gpu", "help_query_compute_apps", "json",
-          "jsonl", "doctor", "selftest", "record", "version", "help")
-_LOOPING = (None, "query", "query_gpu", "query_compute_apps", "json", "jsonl", "dmon", "pmon")
+_JOBS = ("list_gpus", "query", "query_gpu", "query_compute_apps", "query_supported_clocks", "help_query_gpu",
+         "help_query_compute_apps", "help_query_supported_clocks", "json", "jsonl", "doctor", "selftest", "record", "version",
+         "help")
+_LOOPING = (None, "query", "json", "jsonl")
 
 
 class _Usage(Exception):
@@ -11468,8 +11469,10 @@ def _parser() -> Any:
     add("-q", "-a", "--query", action="store_true", help="every figure, grouped")
     add("--query-gpu", metavar="FIELDS", help="CSV of these fields; nvidia-smi's names, apple.* for the rest")
     add("--query-compute-apps", metavar="FIELDS", help="CSV of the processes that use the GPU, likewise")
-    add("--help-query-gpu", action="store_true", help="the fields of --query-gpu")
-    add("--help-query-compute-apps", action="store_true", help="the fields of --query-compute-apps")
+    add("--query-supported-clocks", metavar="FIELDS", help="CSV of the GPU's clocks, likewise")
+    for query in _QUERIES:
+        option = "--" + query.replace("_", "-")
+        add(option.replace("--", "--help-"), action="store_true", help="the fields of " + option)
     add("--json", action="store_true", help="one snapshot: stable keys, a value or a reason for each")
     add("--jsonl", action="store_true", help="the same on one line; with -l one line each time")
     add("--doctor", action="store_true", help="what each source of this Mac answers, to paste into a bug report")
@@ -11483,7 +11486,7 @@ def _parser() -> Any:
     add("-l", "--loop", metavar="SECONDS", nargs="?", const="5", help="again every so many seconds (5)")
     add("-lms", "--loop-ms", metavar="MS", help="again every so many milliseconds")
     add("-f", "--filename", metavar="FILE", help="write there instead of to stdout")
-    add("--format", metavar="csv[,noheader][,nounits]", help="of --query-gpu and --query-compute-apps")
+    add("--format", metavar="csv[,noheader][,nounits]", help="of --query-gpu and its like")
     add("-x", "--xml-format", action="store_true", help="-q as nvidia-smi's XML")
     add("-d", "--display", "--delay", metavar="WHAT", help="-q: nvidia-smi's sections, as MEMORY,POWER; dmon, pmon: seconds (1)")
     add("-s", "--select", metavar="LETTERS", help="columns of dmon (pucvmet, without it puc) and pmon (um, without it u)")
@@ -11530,13 +11533,13 @@ def _arguments(argv: Sequence[str] | None) -> Any:
     for wrong, why in (
             (len(chosen) > 1, "Invalid combination of input arguments"),
             (args.loop is not None and args.loop_ms is not None, "-l and -lms do not go together"),
-            ((args.loop or args.loop_ms) is not None and (args.scroll or args.mode not in _LOOPING),
+            ((args.loop or args.loop_ms) is not None and args.mode not in (*_LOOPING, *_QUERIES),
              "-l goes with the view, -q, the queries, --json and --jsonl"),
             (args.mode != "record" and (args.seconds is not None or args.names), "--seconds and --names go with --record"),
             (args.xml_format and (args.mode != "query" or args.display is not None), "-x goes with -q, without -d"),
             (args.display is not None and args.mode != "query" and not args.scroll, "-d goes with -q, dmon and pmon"),
             (not args.scroll and (args.select or args.count or args.options), "-s, -c and -o go with dmon and pmon"),
-            (args.format is not None and args.mode not in ("query_gpu", "query_compute_apps"), "--format goes with --query-gpu")):
+            (args.format is not None and args.mode not in _QUERIES, "--format goes with --query-gpu and its like")):
         if wrong:
             _wrong(why)
     args.every = _bounded("-l", args.loop, 0.01, 86400)
@@ -11553,12 +11556,12 @@ def _arguments(argv: Sequence[str] | None) -> Any:
 
 def _fields(args: Any) -> list[_Field]:
     """The rows of _query_table that are asked for; `noheader` and `nounits` are set on `args`."""
-    asked = args.query_gpu if args.query_gpu is not None else args.query_compute_apps
+    asked = getattr(args, args.mode) if args.mode in _QUERIES else None
     words = [w.strip() for w in args.format.split(",")] if args.format is not None else ["csv"]
     if "csv" not in words or not set(words) <= {"csv", "noheader", "nounits"}:
         _wrong("--format is csv, and with commas noheader and nounits; not %r" % args.format)
     args.noheader, args.nounits = "noheader" in words, "nounits" in words
-    table = _query_table(apps=args.query_gpu is None)
+    table = _query_table(args.mode) if asked is not None else {}
     names = [name.strip() for name in asked.split(",")] if asked is not None else []
     for name in names:
         if name not in table:
@@ -11926,9 +11929,11 @@ def _query_all(device: Device, s: Snapshot, verbose: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---- --query-gpu
+# ---- --query-gpu and its like
 
-# name[|other name] ; where it comes from: a function, a field of Snapshot, =constant, !special ; unit ; what it is.
+# names ; where it comes from ; unit ; what it is. Each name, of those that _spelled makes of it, is a column; behind | stand
+# other names of a column, headed with the first. Sources: a function, a field of Snapshot, of the process or clock of the
+# line, =constant, !special, and none for what a Mac has not: [N/A] here; drivers of 535 to 590 list these.
 _QUERY = """\
 timestamp;!time;;when it was measured, YYYY/MM/DD HH:MM:SS.msec
 driver_version;SystemGetOsVersion;;version of macOS, which the driver is a part of
@@ -11940,17 +11945,17 @@ hostname;!host;;name of this Mac
 accounting.mode;=Disabled;;processes that ended are not remembered
 compute_mode;=Default;;any process may use the GPU
 fan.speed;fans.0.percent;%;speed of the first fan, of its own maximum
-clocks_event_reasons.sw_power_cap|clocks_throttle_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
-clocks_event_reasons.hw_thermal_slowdown|clocks_throttle_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
+clocks_[event,throttle]_reasons.sw_power_cap;gpu_throttle.ppm_percent;active<;Active: power budget below 100 %
+clocks_[event,throttle]_reasons.hw_thermal_slowdown;gpu_throttle.cltm_ratio;active>;Active: held back by heat
 memory.total;memory_total_bytes;MiB;what the GPU may use: wired limit, or Metal's working set
 memory.used;memory_used_bytes;MiB;in use by every process
 memory.free;memory_free_bytes;MiB;total - used; for what can really be had see apple.memory.headroom
 utilization.gpu;gpu_utilization_percent;%;share of the last second the GPU was active
 temperature.gpu;gpu_temperature_celsius;C;mean of the GPU's sensors
-power.draw|power.draw.average|power.draw.instant;gpu_power_mw;W;the GPU alone, mean of the last second
-power.limit|enforced.power.limit;gpu_power_limit_mw;W;the cap, when one is set
-clocks.current.graphics|clocks.gr|clocks.current.sm|clocks.sm;gpu_clock_mhz;MHz;mean clock while active
-clocks.max.graphics|clocks.max.gr|clocks.max.sm;gpu_max_clock_mhz;MHz;top clock
+power.draw power.draw.[average,instant];gpu_power_mw;W;the GPU alone, mean of the last second
+power.limit enforced.power.limit;gpu_power_limit_mw;W;the cap, when one is set
+clocks.current.graphics|clocks.gr clocks.current.sm|clocks.sm;gpu_clock_mhz;MHz;mean clock while active
+clocks.max.graphics|clocks.max.gr clocks.max.sm;gpu_max_clock_mhz;MHz;top clock
 apple.brand;DeviceGetBrand;;Apple
 apple.chip;system_chip_name;;chip, as sysctl names it
 apple.model;system_model;;model of the Mac
@@ -11995,58 +12000,39 @@ apple.bandwidth.gpu_write;memory_gpu_write.bytes_per_s;GB/s;by the GPU
 apple.bandwidth.ane_read;memory_ane_read.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.ane_write;memory_ane_write.bytes_per_s;GB/s;by the Neural Engine
 apple.bandwidth.encode;encode_bandwidth.bytes_per_s;GB/s;video encoder, read and written
-apple.bandwidth.decode;decode_bandwidth.bytes_per_s;GB/s;video decoder, read and written"""
-# What nvidia-smi knows and a Mac has not, [N/A] here: "prefix|prefix: ending ending"; drivers of 535 to 590 list these.
-_QUERY_NONE = """\
-: serial gpu_serial display_mode display_attached display_active persistence_mode addressing_mode vbios_version pstate
-: gpu_recovery_action compute_cap edpp_multiplier c2c.mode gpu_bus_id kmd_version accounting.buffer_size gpu.base.uuid
-pci.: bus_id domain bus device baseClass subClass device_id sub_device_id
-pcie.link.: gen.current gen.gpucurrent gen.max gen.gpumax gen.hostmax width.current width.max
-inforom.: img image oem ecc pwr power checksum_validation
-driver_model.|gom.|gpu_operation_mode.|dramEncryption.mode.|ecc.mode.|mig.mode.: current pending
-reset_status.: reset_required drain_and_reset_recommended
-vgpu_driver_capability.: heterogenous_multivGPU
-vgpu_device_capability.: fractional_multiVgpu heterogeneous_timeSlice_profile heterogeneous_timeSlice_sizes
-clocks_event_reasons.|clocks_throttle_reasons.: supported active gpu_idle applications_clocks_setting hw_slowdown
-clocks_event_reasons.|clocks_throttle_reasons.: hw_power_brake_slowdown sw_thermal_slowdown sync_boost
-clocks_event_reasons_counters.: sw_power_cap sync_boost sw_thermal_slowdown hw_thermal_slowdown hw_power_brake_slowdown
-memory.: reserved
-utilization.: memory encoder decoder jpeg ofa
-encoder.stats.: sessionCount averageFps averageLatency
-ecc.errors.corrected.volatile.|ecc.errors.corrected.aggregate.: device_memory dram register_file l1_cache l2_cache
-ecc.errors.corrected.volatile.|ecc.errors.corrected.aggregate.: texture_memory cbu sram total
-ecc.errors.uncorrected.volatile.|ecc.errors.uncorrected.aggregate.: device_memory dram register_file l1_cache l2_cache
-ecc.errors.uncorrected.volatile.|ecc.errors.uncorrected.aggregate.: texture_memory cbu sram total sram.parity sram.secded
-ecc.errors.uncorrected.aggregate.sram.: thresholdExceeded l2 sm mcu pcie other
-retired_pages.: single_bit_ecc.count double_bit.count pending sbe dbe
-remapped_rows.: correctable uncorrectable correctable_inactive uncorrectable_inactive pending failure
-remapped_rows.histogram.: max high partial low none
-temperature.: gpu.tlimit memory
-power.: management
-power.|module.power.: default_limit min_limit max_limit
-module.: power.draw.average power.draw.instant power.limit enforced.power.limit
-clocks.current.: memory video
-clocks.: mem video applications.graphics applications.gr applications.memory applications.mem max.memory max.mem
-clocks.default_applications.: graphics gr memory mem
-gsp.mode.: current default
-protected_memory.: total used free
-fabric.: state status cliqueId clusterUuid
-platform.: chassis_serial_number slot_number tray_index host_id peer_type module_id gpu_fabric_guid"""
-_SPELLED = {    # nvidia-smi heads a column with the long name
-    "gr": "graphics", "mem": "memory", "clocks.gr": "clocks.current.graphics", "clocks.sm": "clocks.current.sm",
-    "clocks.mem": "clocks.current.memory", "clocks.video": "clocks.current.video",
-    "gpu_name": "name", "gpu_uuid": "uuid", "gpu_serial": "serial", "gpu_bus_id": "pci.bus_id",
-    "inforom.image": "inforom.img", "inforom.power": "inforom.pwr", "gpu_operation_mode.current": "gom.current",
-    "gpu_operation_mode.pending": "gom.pending", "retired_pages.sbe": "retired_pages.single_bit_ecc.count",
-    "retired_pages.dbe": "retired_pages.double_bit.count"}
-_NVIDIA_UNITS = (("clocks_event_reasons_counters.", "us"), ("clocks_", ""), ("clocks.", "MHz"), ("utilization.", "%"),
-                 ("power.management", ""), ("power.", "W"), ("enforced.", "W"), ("module.", "W"), ("memory.", "MiB"),
-                 ("protected_memory.", "MiB"), ("edpp_multiplier", "%"))
+apple.bandwidth.decode;decode_bandwidth.bytes_per_s;GB/s;video decoder, read and written
+serial|gpu_serial display_[mode,attached,active] persistence_mode addressing_mode vbios_version pstate gpu_recovery_action \
+compute_cap c2c.mode kmd_version accounting.buffer_size gpu.base.uuid pci.bus_id|gpu_bus_id \
+pci.[domain,bus,device,baseClass,subClass,device_id,sub_device_id] \
+pcie.link.gen.[current,gpucurrent,max,gpumax,hostmax] pcie.link.width.[current,max] \
+inforom.img|inforom.image inforom.pwr|inforom.power inforom.[oem,ecc,checksum_validation] \
+gom.[current,pending]|gpu_operation_mode.[current,pending] gsp.mode.[current,default] \
+[driver_model,dramEncryption.mode,ecc.mode,mig.mode].[current,pending] \
+reset_status.[reset_required,drain_and_reset_recommended] vgpu_driver_capability.heterogenous_multivGPU \
+vgpu_device_capability.[fractional_multiVgpu,heterogeneous_timeSlice_profile,heterogeneous_timeSlice_sizes] \
+clocks_[event,throttle]_reasons.[supported,active,gpu_idle,applications_clocks_setting,hw_slowdown] \
+clocks_[event,throttle]_reasons.[hw_power_brake_slowdown,sw_thermal_slowdown,sync_boost] \
+encoder.stats.[sessionCount,averageFps,averageLatency] \
+ecc.errors.[corrected,uncorrected].[volatile,aggregate].[device_memory,dram,register_file,l1_cache,l2_cache] \
+ecc.errors.[corrected,uncorrected].[volatile,aggregate].[texture_memory,cbu,sram,total] \
+ecc.errors.uncorrected.[volatile,aggregate].sram.[parity,secded] \
+ecc.errors.uncorrected.aggregate.sram.[thresholdExceeded,l2,sm,mcu,pcie,other] \
+retired_pages.single_bit_ecc.count|retired_pages.sbe retired_pages.double_bit.count|retired_pages.dbe retired_pages.pending \
+remapped_rows.[correctable,uncorrectable,correctable_inactive,uncorrectable_inactive,pending,failure] \
+remapped_rows.histogram.[max,high,partial,low,none] temperature.gpu.tlimit temperature.memory power.management \
+fabric.[state,status,cliqueId,clusterUuid] \
+platform.[chassis_serial_number,slot_number,tray_index,host_id,peer_type,module_id,gpu_fabric_guid];;;
+utilization.[memory,encoder,decoder,jpeg,ofa] edpp_multiplier;;%;
+memory.reserved protected_memory.[total,used,free];;MiB;
+[power,module.power].[default_limit,min_limit,max_limit] module.power.[draw.average,draw.instant,limit] \
+module.enforced.power.limit;;W;
+clocks.current.[memory,video]|clocks.[mem,video] clocks.max.memory|clocks.max.mem \
+clocks.[applications,default_applications].[graphics,memory]|clocks.[applications,default_applications].[gr,mem];;MHz;
+clocks_event_reasons_counters.[sw_power_cap,sync_boost,sw_thermal_slowdown,hw_thermal_slowdown,hw_power_brake_slowdown];;us;"""
 _QUERY_APPS = """\
 timestamp;!time;;when it was measured
 gpu_name;gpu_name;;name of the chip
-gpu_bus_id;;;
-gpu_serial;;;
+gpu_bus_id gpu_serial;;;
 gpu_uuid;DeviceGetUUID;;UUID of the GPU
 pid;process.pid;;number of the process
 process_name|name;process.name;;its name, of at most 16 characters
@@ -12054,37 +12040,34 @@ used_gpu_memory|used_memory;;MiB;its GPU memory: macOS tells no share
 apple.gpu_percent;process.gpu_percent;share %;share of the last second it used the GPU
 apple.gpu_time;process.gpu_time_ns;s;GPU seconds since it began
 apple.footprint;process.footprint_bytes;MiB;all its memory, GPU buffers included; another user's is [N/A]"""
+_QUERY_CLOCKS = """\
+timestamp;!time;;when it was asked
+gpu_name;DeviceGetName;;name of the chip
+gpu_bus_id gpu_serial;;;
+gpu_uuid;DeviceGetUUID;;UUID of the GPU
+memory|mem;;MHz;
+graphics|gr;clock;MHz;a clock of the GPU, the highest first"""
+_QUERIES = {"query_gpu": _QUERY, "query_compute_apps": _QUERY_APPS, "query_supported_clocks": _QUERY_CLOCKS}
 
 
-def _query_table(apps: bool = False) -> dict[str, _Field]:
-    """name -> (heading without unit, source, unit, what it is); no source: a Mac has no such thing."""
+def _query_table(mode: str = "query_gpu") -> dict[str, _Field]:
+    """name -> (heading without unit, source, unit, what it is)."""
     table = {}
-    for line in (_QUERY_APPS if apps else _QUERY).splitlines():
+    for line in _QUERIES[mode].splitlines():
         names, source, unit, what = line.split(";", 3)
-        for name in names.split("|"):
-            table[name] = (names.split("|")[0] if apps else _heading(name), source, unit, what)
-    for line in [] if apps else _QUERY_NONE.splitlines():
-        prefixes, _, endings = line.partition(":")
-        for name in (prefix + ending for prefix in prefixes.split("|") for ending in endings.split()):
-            unit = next((unit for start, unit in _NVIDIA_UNITS if name.startswith(start)), "")
-            table[name] = (_heading(name), "", unit, "")
+        for column in names.split():
+            for spellings in zip(*map(_spelled, column.split("|"))):
+                table.update(dict.fromkeys(spellings, (spellings[0], source, unit, what)))
     return table
 
 
-def _heading(name: str) -> str:
-    if name in _SPELLED:
-        return _SPELLED[name]
-    start, _, end = name.rpartition(".")
-    return start + "." + _SPELLED[end] if start.startswith("clocks.") and end in _SPELLED else name
-
-
-def _help_query(apps: bool) -> str:
+def _help_query(mode: str) -> str:
     """In nvidia-smi's form: programs read the names out of it. Names of one figure stand on one line."""
     entries: dict[str, list[str]] = {}
-    table = _query_table(apps)
+    table = _query_table(mode)
     for name, row in table.items():
         entries.setdefault(row[0], []).append(name)
-    lines = ['Fields of "--query-%s": nvidia-smi\'s names, and apple.* for the rest.' % ("compute-apps" if apps else "gpu")]
+    lines = ['Fields of "--%s": nvidia-smi\'s names, and apple.* for the rest.' % mode.replace("_", "-")]
     for names in entries.values():
         _, _, kind, what = table[names[0]]
         lines += ["", " or ".join('"%s"' % name for name in names) + (" [%s]" % _unit(kind) if _unit(kind) else ""),
@@ -12121,8 +12104,8 @@ def _follow(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-def _fetch(device: Device, s: Snapshot, process: GpuProcess | None, source: str) -> Any:
-    """What a source of the query tables gives now."""
+def _fetch(device: Device, s: Snapshot, item: Any, source: str) -> Any:
+    """What a source of the query tables gives now; `item` is the process or clock of the line."""
     if source in ("", "!host"):
         return os.uname().nodename if source and s.source == "live" else None
     if source == "!time":
@@ -12133,7 +12116,7 @@ def _fetch(device: Device, s: Snapshot, process: GpuProcess | None, source: str)
         function = globals()[source]
         return Try(function, *([] if source.startswith(("System", "Library")) else [device])).value
     path = source.split(".")
-    return _follow(process, path[1:]) if path[0] == "process" else _follow(s, path)
+    return _follow(item, path[1:]) if path[0] in ("process", "clock") else _follow(s, path)
 
 
 def _parts_of(sources: Iterable[str]) -> tuple[str, ...]:
@@ -12150,16 +12133,22 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
     return "".join(", ".join(map(cell, row)) + "\n" for row in rows)
 
 
-def _cell(device: Device, s: Snapshot, process: GpuProcess | None, row: _Field, units: bool = True) -> str | None:
+def _cell(device: Device, s: Snapshot, item: Any, row: _Field, units: bool = True) -> str | None:
     """A figure as text, None where it is missing."""
-    text, unit = _field_text(_fetch(device, s, process, row[1]), row[2]), _unit(row[2])
+    text, unit = _field_text(_fetch(device, s, item, row[1]), row[2]), _unit(row[2])
     return text + " " + unit if text is not None and unit and units else text
 
 
+def _query_items(mode: str, device: Device, s: Snapshot) -> Sequence[Any]:
+    """What a query has a line for: the GPU, or each of its processes or clocks."""
+    if mode == "query_supported_clocks":
+        return (Try(DeviceGetSupportedClocks, device).value or ())[::-1]
+    return (None,) if mode == "query_gpu" else s.processes or ()
+
+
 def _query_rows(args: Any, device: Device, s: Snapshot) -> list[list[str]]:
-    """One row for the GPU, or one for each of its processes."""
-    items: Sequence[GpuProcess | None] = (None,) if args.mode == "query_gpu" else s.processes or ()
-    return [[_cell(device, s, item, row, not args.nounits) or "[N/A]" for row in args.fields] for item in items]
+    return [[_cell(device, s, item, row, not args.nounits) or "[N/A]" for row in args.fields]
+            for item in _query_items(args.mode, device, s)]
 
 
 def _query_head(args: Any) -> list[str]:
@@ -12240,7 +12229,7 @@ def _sections(args: Any) -> None:
 
 def _log_items(device: Device, s: Snapshot, sections: Iterable[str] | None) -> Iterator[tuple[int, str, str, str | None]]:
     """(depth, element, label, value or None for a group) of the sections, of all for None."""
-    tables, asked = (_query_table(), _query_table(apps=True)), False
+    tables, asked = (_query_table(), _query_table("query_compute_apps")), False
 
     def value(field: str, process: GpuProcess | None = None) -> str:
         row = tables[process is not None].get(field, ("", "", "", ""))
@@ -12251,7 +12240,7 @@ def _log_items(device: Device, s: Snapshot, sections: Iterable[str] | None) -> I
         asked = asked if name[0] == " " else sections is None or section in sections
         if asked:
             yield (1 if name[0] == " " else 0), name.strip(), label, value(field) if field else None
-            for mhz in reversed(Try(DeviceGetSupportedClocks, device).value or ()) if name == "supported_clocks" else ():
+            for mhz in _query_items("query_" + name, device, s) if name == "supported_clocks" else ():
                 yield 1, "supported_graphics_clock", "Graphics", "%d MHz" % mhz
             for process in s.processes or () if name == "processes" else ():
                 yield 1, "process_info", "", None
@@ -12300,7 +12289,7 @@ _STAMPS = (("Date", "YYYYMMDD", "%Y%m%d"), ("Time", "HH:MM:SS", "%H:%M:%S"))
 
 def _columns(args: Any) -> list[tuple[str, str, _Field | None]]:
     """(title, unit, field) of the columns of dmon and pmon that -s selects."""
-    letters, table = _SCROLL[args.mode], _query_table(apps=args.mode == "pmon")
+    letters, table = _SCROLL[args.mode], _query_table("query_gpu" if args.mode == "dmon" else "query_compute_apps")
     if not set(args.select) <= set(letters):
         _wrong("-s takes letters of %s, not %s" % ("".join(letters), _clean(args.select)))
     found = [column.split() for letter in args.select for column in letters[letter].split(",")]
@@ -12470,7 +12459,7 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
     if args.mode == "query":
         return _log_xml(device, s) if args.xml_format else _log_text(args, device, s) if args.display is not None else \
             _query_all(device, s, args.verbose)
-    if args.mode in ("query_gpu", "query_compute_apps"):
+    if args.mode in _QUERIES:
         return _csv(_query_rows(args, device, s))
     if args.scroll:
         return _scroll_rows(args, device, s)
@@ -12482,7 +12471,7 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
 def _run(args: Any) -> int:
     """Print once, so many times, or for ever, on a schedule that does not drift."""
     devices, left = _open(args), args.count
-    asked = args.mode in ("query_gpu", "query_compute_apps") or args.scroll
+    asked = args.mode in _QUERIES or args.scroll
     parts = _parts_of([row[1] for row in args.fields] + ["process"] * (args.mode == "pmon")) if asked else None
     if asked and not (args.mode[0] == "q" and args.noheader):
         _write(_scroll_head(args) if args.scroll else _csv([_query_head(args)]))
@@ -12512,8 +12501,9 @@ def _list_gpus(args: Any) -> int:
 def _act(args: Any) -> int:
     said: dict[str, Callable[[], str]] = {
         "help": lambda: str(_parser().format_help()), "version": lambda: "pyapplegpu %s\n" % __version__,
-        "help_query_gpu": lambda: _help_query(False), "help_query_compute_apps": lambda: _help_query(True),
         "doctor": lambda: _doctor(args)}
+    if (args.mode or "").startswith("help_"):
+        said[args.mode] = lambda: _help_query(args.mode[len("help_"):])
     if args.mode in said:
         _write(said[args.mode]())
         return 0

@@ -5162,10 +5162,10 @@ def test_every_field_answers_everywhere():
 
 def test_fields_are_those_of_the_snapshot():
     fields = {field for row in ag._SNAPSHOT for field, _ in row[3]}
-    for apps in (False, True):
-        for name, (_, source, _, _) in ag._query_table(apps).items():
+    for mode in ag._QUERIES:
+        for name, (_, source, _, _) in ag._query_table(mode).items():
             start = source.split(".")[0]
-            assert not source or source[0] in "!=" or start == "process" or start in fields or callable(getattr(ag, start)), name
+            assert not source or source[0] in "!=" or start in ("process", "clock") or start in fields or callable(getattr(ag, start)), name
 
 
 def test_unknown_field():
@@ -5177,9 +5177,10 @@ def test_unknown_field():
 
 def test_help_query():
     """In nvidia-smi's form: exporters find the fields as the first quoted word after an empty line, and ask for them all."""
-    for apps, option, query in ((False, "--help-query-gpu", "--query-gpu"), (True, "--help-query-compute-apps", "--query-compute-apps")):
-        text = good(option, recording=None)
-        for name in ag._query_table(apps):
+    for mode in ("query_gpu", "query_compute_apps", "query_supported_clocks"):
+        query = "--" + mode.replace("_", "-")
+        text = good(query.replace("--", "--help-"), recording=None)
+        for name in ag._query_table(mode):
             assert '"%s"' % name in text, name
         found = re.findall(r'(?m)\n\s*\n^"([^"]+)"', text)
         heads = good(query + "=" + ",".join(found), "--format=csv").splitlines()[0].split(", ")
@@ -5196,6 +5197,17 @@ def test_query_compute_apps():
         "4100, python3.13, [N/A], 93.0 %, 5.930 s, 34816 MiB"]
     assert good("--query-compute-apps=pid,name", "--format=csv", recording="vm-macos15") == "pid, process_name\n"
     assert good("--query-compute-apps=gpu_bus_id,gpu_serial,pid", "--format=csv,noheader").startswith("[N/A], [N/A], 404\n")
+
+
+@pytest.mark.parametrize("name", cli_NAMES)
+def test_query_supported_clocks(name):
+    """The list that scripts take the highest or lowest clock of, the same as in -q -d SUPPORTED_CLOCKS."""
+    clocks = good("--query-supported-clocks=gr", "--format=csv,noheader,nounits", recording=name).splitlines()
+    assert clocks == re.findall(r": (\d+) MHz", good("-q", "-d", "SUPPORTED_CLOCKS", recording=name))
+    assert clocks == sorted(clocks, key=int, reverse=True) and (clocks or name == "vm-macos15")
+    head, *lines = good("--query-supported-clocks=gpu_name,mem,graphics", "--format=csv", recording=name).splitlines()
+    assert head == "gpu_name, memory [MHz], graphics [MHz]" and [line.split(", ")[1:] for line in lines] == [
+        ["[N/A]", mhz + " MHz"] for mhz in clocks]
 
 
 @pytest.mark.parametrize("name", cli_NAMES)
@@ -5688,10 +5700,10 @@ def test_readme_is_right_about_reasons_fields_and_keys():
     assert set(re.findall(r"`(\w+)`", reasons)) == {v for k, v in vars(ag).items() if k.startswith("REASON_")}
     fields = page("examples/README.md").partition("### Fields of --query-gpu")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z]\w*(?:\.\w+)+)`", fields))
-    assert named and named <= set(ag._query_table()) | set(ag._query_table(True)), named - set(ag._query_table())
+    assert named and named <= set(ag._query_table()) | set(ag._query_table("query_compute_apps")), named - set(ag._query_table())
     for start, more in re.findall(r"`(apple\.[\w.]+)`((?: `\.\w+`)+)", fields):       # `apple.power.cpu` `.ane`: short for apple.power.ane
         named |= {start.rpartition(".")[0] + end for end in re.findall(r"`(\.\w+)`", more)}
-    known = {**ag._query_table(), **ag._query_table(True)}
+    known = {**ag._query_table(), **ag._query_table("query_compute_apps")}
     assert {name for name in named if name.startswith("apple.")} == {name for name in known if name.startswith("apple.")}
     keys = re.findall(r"^\| (`.*?) \|", text.partition("### JSON")[2].partition("\n## ")[0], re.M)
     patterns = [re.escape(key).replace("\\*", "\\w*").replace("<agent>", "[a-z]+").replace("_read/_write", "_(read|write)")
