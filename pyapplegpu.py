@@ -11461,7 +11461,7 @@ def _parser() -> Any:
     import argparse
     parser = argparse.ArgumentParser(
         "pyapplegpu", "pyapplegpu [dmon | pmon] [options]", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
-        add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+        add_help=False)
     parser.error = _wrong      # type: ignore[method-assign, assignment]
     mode = parser.add_mutually_exclusive_group()
     add = mode.add_argument
@@ -12222,7 +12222,10 @@ def _sections(args: Any) -> None:
     if args.scroll:
         args.every = _bounded("-d", args.display or "1", 0.01, 86400)
         args.select = args.select or ("puc" if args.mode == "dmon" else "u")
-        args.options = [row for row in _STAMPS if row[0][0] in (args.options or "").upper()]
+        letters = (args.options or "").upper()
+        if not set(letters) <= {"D", "T"}:
+            _wrong("-o takes D for the date and T for the time, not %s" % _clean(letters))
+        args.options = [row for row in _STAMPS if row[0][0] in letters]
     elif args.display is not None and not set(args.sections) <= set(known):
         _wrong("-d takes, with commas, " + ", ".join(known))
 

@@ -5517,7 +5517,7 @@ WRONG = (["--nonsense"], ["stray"], ["-l", "x"], ["-l", "0"], ["-l", "-1"], ["-l
          ["--query-gpu=name", "--format=noheader"], ["--query-gpu"], ["--seconds", "3"], ["--names"], ["--record", "x", "--seconds", "0"],
          ["-l", "1", "--doctor"], ["-l", "1", "--record", "x"], ["-x"], ["-x", "-q", "-d", "ECC"], ["-d", "ECC"], ["-q", "-d", ""], ["-c", "3"],
          ["-s", "p"], ["-o", "T"], ["dmon", "-s", "z"], ["pmon", "-s", "p"], ["dmon", "-c", "0"], ["dmon", "-d", "x"], ["dmon", "-q"],
-         ["dmon", "-l", "1"], ["dmon", "pmon"], ["--format=csv", "-L"], ["--speed", "-1"], ["--speed", "nan"], ["--quer"], ["--query-gpu=,"])
+         ["dmon", "-o", "X"], ["--query-supported-clocks=name"], ["dmon", "-l", "1"], ["dmon", "pmon"], ["--format=csv", "-L"], ["--speed", "-1"], ["--speed", "nan"], ["--quer"], ["--query-gpu=,"])
 
 
 @pytest.mark.parametrize("argv", WRONG, ids=" ".join)
@@ -5535,6 +5535,9 @@ def test_version_and_help():
     for option in ("-L", "-q", "--query-gpu", "--help-query-gpu", "-i", "-l", "-lms", "--json", "--jsonl", "--doctor", "--selftest",
                    "--record", "--seconds", "--names", "--recording", "--speed", "--version", "--format", "exit codes"):
         assert option in text, option
+    for width in (40, 80):      # everything wraps, text above and below the options too; names of options are not broken
+        text = good("--help", recording=None, COLUMNS=width)
+        assert [line for line in text.splitlines() if len(line) > width and line[:3] not in ("usa", "  -")] == []
 
 
 def test_loop_spellings():
