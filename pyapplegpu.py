@@ -10962,6 +10962,27 @@ def nvmlFriendlyObjectToStruct(obj: Any, model: Any) -> Any:
     return model
 
 
+# ---- functions that NVIDIA only calls by another name
+
+def _nvml_as(name: str, function: _Pure) -> _Pure:
+    """The same function, called by NVIDIA's name in help and logs too."""
+    make: Any = type(function)
+    same: Any = make(function.__code__, globals(), name, function.__defaults__)
+    same.__qualname__, same.__doc__, same.__annotations__ = name, function.__doc__, function.__annotations__
+    return same     # type: ignore[no-any-return]
+
+
+nvmlShutdown = _nvml_as("nvmlShutdown", LibraryShutDown)
+nvmlSystemGetDriverVersion = _nvml_as("nvmlSystemGetDriverVersion", SystemGetOsVersion)     # the GPU driver is a part of it
+nvmlSystemGetNVMLVersion = _nvml_as("nvmlSystemGetNVMLVersion", LibraryGetVersion)
+nvmlDeviceGetCount = _nvml_as("nvmlDeviceGetCount", LibraryCountDevice)
+nvmlDeviceGetHandleByIndex = _nvml_as("nvmlDeviceGetHandleByIndex", LibraryInitDeviceByIndex)
+nvmlDeviceGetHandleByUUID = _nvml_as("nvmlDeviceGetHandleByUUID", LibraryInitDeviceByUuid)
+nvmlDeviceGetNumGpuCores = _nvml_as("nvmlDeviceGetNumGpuCores", DeviceCountGpuCores)
+nvmlDeviceGetMemoryBusWidth = _nvml_as("nvmlDeviceGetMemoryBusWidth", MemoryGetBusWidth)
+nvmlDeviceGetNumFans = _nvml_as("nvmlDeviceGetNumFans", DeviceCountFan)
+
+
 # ---- library
 
 def nvmlInit() -> None:
@@ -10979,11 +11000,6 @@ def nvmlInit() -> None:
 def nvmlInitWithFlags(flags: int) -> None:
     """As nvmlInit; there is nothing to flag."""
     nvmlInit()
-
-
-def nvmlShutdown() -> None:
-    """Ends one nvmlInit."""
-    LibraryShutDown()
 
 
 def nvmlErrorString(result: int) -> str:
@@ -11006,16 +11022,6 @@ def _nvmlCheckReturn(ret: int) -> int:
     return ret
 
 
-def nvmlSystemGetDriverVersion() -> str:
-    """The version of macOS, whose part the GPU driver is."""
-    return SystemGetOsVersion()
-
-
-def nvmlSystemGetNVMLVersion() -> str:
-    """The version of this library."""
-    return LibraryGetVersion()
-
-
 def nvmlSystemGetProcessName(pid: int) -> str:
     """Path of a process, or its name where macOS does not tell the path."""
     info = ProcessGetInfo(LibraryInitDeviceByIndex(0), pid)
@@ -11024,28 +11030,8 @@ def nvmlSystemGetProcessName(pid: int) -> str:
 
 # ---- devices
 
-def nvmlDeviceGetCount() -> int:
-    """Apple GPUs: 1 on every Mac so far (an Ultra's dies are one GPU)."""
-    return LibraryCountDevice()
-
-
-def nvmlDeviceGetHandleByIndex(index: int) -> Device:
-    """Handle of the GPU; hashable, and valid again after a new nvmlInit."""
-    return LibraryInitDeviceByIndex(index)
-
-
-def nvmlDeviceGetHandleByUUID(uuid: str | bytes) -> Device:
-    """Handle of the GPU with that UUID."""
-    return LibraryInitDeviceByUuid(uuid)
-
-
 def nvmlDeviceGetIndex(handle: Device) -> int:
     """Its index, from 0."""
-    return DeviceGetIndex(handle)
-
-
-def nvmlDeviceGetMinorNumber(handle: Device) -> int:
-    """The index: there is no device node."""
     return DeviceGetIndex(handle)
 
 
@@ -11069,16 +11055,6 @@ def nvmlDeviceGetArchitecture(device: Device) -> int:
     """NVML_DEVICE_ARCH_UNKNOWN: none of NVIDIA's; it is above VOLTA, where clients look for the energy counter."""
     DeviceGetIndex(device)
     return NVML_DEVICE_ARCH_UNKNOWN
-
-
-def nvmlDeviceGetNumGpuCores(device: Device) -> int:
-    """GPU cores that are enabled."""
-    return DeviceCountGpuCores(device)
-
-
-def nvmlDeviceGetMemoryBusWidth(device: Device) -> int:
-    """Bits of the chip's memory interface."""
-    return MemoryGetBusWidth(device)
 
 
 def nvmlDeviceGetComputeMode(handle: Device) -> int:
@@ -11147,11 +11123,6 @@ def nvmlDeviceGetTemperatureV(handle: Device, sensor: int, version: int = nvmlTe
     return nvmlDeviceGetTemperature(handle, sensor)
 
 
-def nvmlDeviceGetTemperatureV1(handle: Device, sensor: int) -> int:
-    """As nvmlDeviceGetTemperature."""
-    return nvmlDeviceGetTemperature(handle, sensor)
-
-
 def nvmlDeviceGetPowerUsage(handle: Device) -> int:
     """mW of the GPU alone, not of the package."""
     return DeviceGetPowerUsage(handle)
@@ -11168,11 +11139,6 @@ def nvmlDeviceGetEnforcedPowerLimit(handle: Device) -> int:
         return DeviceGetPowerLimit(handle)
     except NVMLError_NoData as e:
         raise _fail(ERROR_NOT_SUPPORTED, e.reason, e.source, e.detail) from None
-
-
-def nvmlDeviceGetPowerManagementLimit(handle: Device) -> int:
-    """As nvmlDeviceGetEnforcedPowerLimit."""
-    return nvmlDeviceGetEnforcedPowerLimit(handle)
 
 
 def _nvml_gpu_clock(clock_type: int) -> None:
@@ -11205,11 +11171,6 @@ def nvmlDeviceGetClock(handle: Device, type: int, id: int) -> int:
 def nvmlDeviceGetSupportedGraphicsClocks(handle: Device, memoryClockMHz: int) -> list[int]:
     """MHz of the GPU's states, highest first, whatever the memory clock."""
     return sorted(DeviceGetSupportedClocks(handle), reverse=True)
-
-
-def nvmlDeviceGetNumFans(device: Device) -> int:
-    """Fans of the Mac; 0 on a fanless one."""
-    return DeviceCountFan(device)
 
 
 def nvmlDeviceGetFanSpeed_v2(handle: Device, fan: int) -> int:
@@ -11251,6 +11212,9 @@ def nvmlDeviceGetMPSComputeRunningProcesses(handle: Device) -> list[nvmlFriendly
     return []
 
 
+nvmlDeviceGetMinorNumber = _nvml_as("nvmlDeviceGetMinorNumber", nvmlDeviceGetIndex)       # there is no device node
+nvmlDeviceGetTemperatureV1 = _nvml_as("nvmlDeviceGetTemperatureV1", nvmlDeviceGetTemperature)
+nvmlDeviceGetPowerManagementLimit = _nvml_as("nvmlDeviceGetPowerManagementLimit", nvmlDeviceGetEnforcedPowerLimit)
 nvmlDeviceGetComputeRunningProcesses_v2 = nvmlDeviceGetComputeRunningProcesses_v3 = nvmlDeviceGetComputeRunningProcesses
 nvmlDeviceGetGraphicsRunningProcesses_v2 = nvmlDeviceGetGraphicsRunningProcesses
 nvmlDeviceGetGraphicsRunningProcesses_v3 = nvmlDeviceGetGraphicsRunningProcesses
