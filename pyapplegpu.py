@@ -11494,6 +11494,8 @@ def _arguments(argv: Sequence[str] | None) -> Any:
         _wrong("Option %s is not recognized" % _clean(rest[0]))
     args.mode = chosen[0] if chosen else None
     args.scroll = args.mode in ("dmon", "pmon")
+    args.sections = (args.display or "").upper().replace(" ", "").split(",")
+    sections = sorted({(line + "|||").split("|")[3] for line in _LOG.splitlines()} - {""})
     for wrong, why in (
             (len(chosen) > 1, "Invalid combination of input arguments"),
             (args.loop is not None and args.loop_ms is not None, "-l and -lms do not go together"),
@@ -11502,6 +11504,8 @@ def _arguments(argv: Sequence[str] | None) -> Any:
             (args.mode != "record" and (args.seconds is not None or args.names), "--seconds and --names go with --record"),
             (args.xml_format and (args.mode != "query" or args.display is not None), "-x goes with -q, without -d"),
             (args.display is not None and args.mode != "query" and not args.scroll, "-d goes with -q, dmon and pmon"),
+            (args.display is not None and not args.scroll and not set(args.sections) <= set(sections),
+             "-d takes, with commas, " + ", ".join(sections)),
             (not args.scroll and (args.select or args.count or args.options), "-s, -c and -o go with dmon and pmon"),
             (args.format is not None and args.mode not in _QUERIES, "--format goes with --query-gpu and its like")):
         if wrong:
@@ -11512,9 +11516,9 @@ def _arguments(argv: Sequence[str] | None) -> Any:
     args.speed = _bounded("--speed", args.speed, 0, 1000)
     args.seconds = _bounded("--seconds", args.seconds or "3", 0.1, 3600)
     args.count = int(_bounded("-c", args.count, 1, 1e9) or 0)
-    _sections(args)
-    args.columns = _columns(args) if args.scroll else []
-    args.fields = [row for _, _, row in args.columns if row] if args.scroll else _fields(args)
+    if args.scroll:
+        _scroll(args)
+    args.fields = [column[3] for column in args.columns if column[3]] if args.scroll else _fields(args)
     return args
 
 
@@ -11845,8 +11849,8 @@ def _tell(name: str, value: Any, indent: str, why: str | None = None) -> list[st
     """A figure of any kind as indented lines."""
     unit = next((u for u in _SUFFIXES if ("_" + name).endswith(u[0])), None)
     words = name[:-len(unit[0])] if unit and "_pressure" not in unit[0] else name
-    if unit and unit[0] == "_celsius" and "temperature" not in words:
-        words += "_temperature"
+    noun = {"_celsius": "temperature", "_bytes_per_s": "bandwidth"}.get(unit[0] if unit else "", "")
+    words += "" if noun in words else "_" + noun
     head = "%s%-*s: " % (indent, 44 - len(indent), _clean(_label(words or name)))
     if value is None:
         return [head + "N/A" + (" (%s)" % _clean(why) if why else "")]
@@ -11899,7 +11903,7 @@ def _query_all(device: Device, s: Snapshot, verbose: bool) -> str:
 # other names of a column, headed with the first. Sources: a function, a field of Snapshot, of the process or clock of the
 # line, =constant, !special, and none for what a Mac has not: [N/A] here; drivers of 535 to 590 list these.
 _QUERY = """\
-timestamp;!time;;when it was measured, YYYY/MM/DD HH:MM:SS.msec
+timestamp;!%Y/%m/%d %H:%M:%S.ms;;when it was measured, YYYY/MM/DD HH:MM:SS.msec
 driver_version;SystemGetOsVersion;;version of macOS, which the driver is a part of
 count;LibraryCountDevice;;number of GPUs
 name|gpu_name;gpu_name;;name of the chip
@@ -11994,7 +11998,7 @@ clocks.current.[memory,video]|clocks.[mem,video] clocks.max.memory|clocks.max.me
 clocks.[applications,default_applications].[graphics,memory]|clocks.[applications,default_applications].[gr,mem];;MHz;
 clocks_event_reasons_counters.[sw_power_cap,sync_boost,sw_thermal_slowdown,hw_thermal_slowdown,hw_power_brake_slowdown];;us;"""
 _QUERY_APPS = """\
-timestamp;!time;;when it was measured
+timestamp;!%Y/%m/%d %H:%M:%S.ms;;when it was measured
 gpu_name;gpu_name;;name of the chip
 gpu_bus_id gpu_serial;;;
 gpu_uuid;DeviceGetUUID;;UUID of the GPU
@@ -12005,7 +12009,7 @@ apple.gpu_percent;process.gpu_percent;share %;share of the last second it used t
 apple.gpu_time;process.gpu_time_ns;s;GPU seconds since it began
 apple.footprint;process.footprint_bytes;MiB;all its memory, GPU buffers included; another user's is [N/A]"""
 _QUERY_CLOCKS = """\
-timestamp;!time;;when it was asked
+timestamp;!%Y/%m/%d %H:%M:%S.ms;;when it was asked
 gpu_name;DeviceGetName;;name of the chip
 gpu_bus_id gpu_serial;;;
 gpu_uuid;DeviceGetUUID;;UUID of the GPU
@@ -12034,7 +12038,7 @@ def _help_query(mode: str) -> str:
     lines = ['Fields of "--%s": nvidia-smi\'s names, and apple.* for the rest.' % mode.replace("_", "-")]
     for names in entries.values():
         _, _, kind, what = table[names[0]]
-        lines += ["", " or ".join('"%s"' % name for name in names) + (" [%s]" % _unit(kind) if _unit(kind) else ""),
+        lines += ["", _headed(" or ".join('"%s"' % name for name in names), kind),
                   "    " + (what or "always [N/A]: a Mac has no such thing")]
     return "\n".join(lines) + "\n"
 
@@ -12059,28 +12063,24 @@ def _field_text(value: Any, kind: str) -> str | None:
     return form[0] % (value / form[1]) if form else _clean(str(value))
 
 
-def _follow(value: Any, path: Sequence[str]) -> Any:
-    """An attribute or item of a figure; None where the figure or the item is missing."""
-    for step in path:
-        if value is None or (step.isdigit() and int(step) >= len(value)):
-            return None
-        value = value[int(step)] if step.isdigit() else getattr(value, step)
-    return value
-
-
 def _fetch(device: Device, s: Snapshot, item: Any, source: str) -> Any:
     """What a source of the query tables gives now; `item` is the process or clock of the line."""
     if source in ("", "!host"):
         return os.uname().nodename if source and s.source == "live" else None
-    if source == "!time":
-        return time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(s.time_unix_s)) + ".%03d" % (s.time_unix_s % 1 * 1000)
+    if source[0] == "!":
+        return time.strftime(source[1:], time.localtime(s.time_unix_s)).replace("ms", "%03d" % (s.time_unix_s % 1 * 1000))
     if source[0] == "=":
         return source[1:]
     if source[0].isupper():
         function = globals()[source]
         return Try(function, *([] if source.startswith(("System", "Library")) else [device])).value
-    path = source.split(".")
-    return _follow(item, path[1:]) if path[0] in ("process", "clock") else _follow(s, path)
+    start, *path = source.split(".")
+    value = item if start in ("process", "clock") else getattr(s, start)
+    for step in path:
+        if value is None or (step.isdigit() and int(step) >= len(value)):
+            return None
+        value = value[int(step)] if step.isdigit() else getattr(value, step)
+    return value
 
 
 def _parts_of(sources: Iterable[str]) -> tuple[str, ...]:
@@ -12107,16 +12107,11 @@ def _query_items(mode: str, device: Device, s: Snapshot) -> Sequence[Any]:
     """What a query has a line for: the GPU, or each of its processes or clocks."""
     if mode == "query_supported_clocks":
         return (Try(DeviceGetSupportedClocks, device).value or ())[::-1]
-    return (None,) if mode == "query_gpu" else s.processes or ()
+    return s.processes or () if mode in ("query_compute_apps", "pmon") else (None,)
 
 
-def _query_rows(args: Any, device: Device, s: Snapshot) -> list[list[str]]:
-    return [[_cell(device, s, item, row, not args.nounits) or "[N/A]" for row in args.fields]
-            for item in _query_items(args.mode, device, s)]
-
-
-def _query_head(args: Any) -> list[str]:
-    return [heading + (" [%s]" % _unit(kind) if _unit(kind) else "") for heading, _, kind, _ in args.fields]
+def _headed(heading: str, kind: str) -> str:
+    return heading + (" [%s]" % _unit(kind) if _unit(kind) else "")
 
 
 # ---- nvidia-smi's other forms: -q -d and -q -x, dmon and pmon
@@ -12179,21 +12174,6 @@ _LOG_PROCESS = (("gpu_instance_id", "GPU instance ID", ""), ("compute_instance_i
                 ("used_memory", "    Used GPU Memory", "used_memory"))
 
 
-def _sections(args: Any) -> None:
-    """`sections` of -q -d; `every`, `select` and `options` of dmon and pmon."""
-    args.sections = (args.display or "").upper().replace(" ", "").split(",")
-    known = sorted({(line + "|||").split("|")[3] for line in _LOG.splitlines()} - {""})
-    if args.scroll:
-        args.every = _bounded("-d", args.display or "1", 0.01, 86400)
-        args.select = args.select or ("puc" if args.mode == "dmon" else "u")
-        letters = (args.options or "").upper()
-        if not set(letters) <= {"D", "T"}:
-            _wrong("-o takes D for the date and T for the time, not %s" % _clean(letters))
-        args.options = [row for row in _STAMPS if row[0][0] in letters]
-    elif args.display is not None and not set(args.sections) <= set(known):
-        _wrong("-d takes, with commas, " + ", ".join(known))
-
-
 def _log_items(device: Device, s: Snapshot, sections: Iterable[str] | None) -> Iterator[tuple[int, str, str, str | None]]:
     """(depth, element, label, value or None for a group) of the sections, of all for None."""
     tables, asked = (_query_table(), _query_table("query_compute_apps")), False
@@ -12251,41 +12231,36 @@ _SCROLL = {
              "v": "pviol % -,tviol bool -", "m": "fb MB memory.used,bar1 MB -,ccpm MB -",
              "e": "sbecc errs -,dbecc errs -,pci errs -", "t": "rxpci MB/s -,txpci MB/s -"},
     "pmon": {"u": "sm % apple.gpu_percent,mem % -,enc % -,dec % -,jpg % -,ofa % -", "m": "fb MB -,ccpm MB -"}}
-_STAMPS = (("Date", "YYYYMMDD", "%Y%m%d"), ("Time", "HH:MM:SS", "%H:%M:%S"))
+_SCROLL_FORMS = {"Date": "%-11s", "Time": "%-11s", "gpu": "%4s", "pid": "%12s", "command": "    %-15.15s"}     # else "%7s"
 
 
-def _columns(args: Any) -> list[tuple[str, str, _Field | None]]:
-    """(title, unit, field) of the columns of dmon and pmon that -s selects."""
-    letters, table = _SCROLL[args.mode], _query_table("query_gpu" if args.mode == "dmon" else "query_compute_apps")
-    if not set(args.select) <= set(letters):
-        _wrong("-s takes letters of %s, not %s" % ("".join(letters), _clean(args.select)))
-    found = [column.split() for letter in args.select for column in letters[letter].split(",")]
-    return [(title, unit, table.get(field)) for title, unit, field in found]
+def _scroll(args: Any) -> None:
+    """`every` of dmon and pmon, and `columns`: form, title, unit, field or None."""
+    args.every = _bounded("-d", args.display or "1", 0.01, 86400)
+    process, groups = args.mode == "pmon", _SCROLL[args.mode]
+    select, stamps = args.select or ("u" if process else "puc"), (args.options or "").upper()
+    for option, letters, known in (("-s", select, "".join(groups)), ("-o", stamps, "DT")):
+        if not set(letters) <= set(known):
+            _wrong("%s takes letters of %s, not %s" % (option, known, _clean(letters)))
+    table = {**_query_table(), **(_query_table("query_compute_apps") if process else {}),
+             "date": ("", "!%Y%m%d", "", ""), "time": ("", "!%H:%M:%S", "", "")}
+    words = ["Date YYYYMMDD date"] * ("D" in stamps) + ["Time HH:MM:SS time"] * ("T" in stamps) + ["gpu Idx index"]
+    words += ["pid # pid", "type C/G -"] * process + ",".join(groups[letter] for letter in select).split(",")
+    words += ["command name process_name"] * process
+    args.columns = [(_SCROLL_FORMS.get(title, "%7s"), title, unit, table.get(field))
+                    for title, unit, field in map(str.split, words)]
 
 
-def _scroll_line(mark: str, stamps: Iterable[str], gpu: str, cells: Sequence[str], process: Sequence[str]) -> str:
-    """A line of dmon, or with (pid, type, name) of pmon, in nvidia-smi's columns."""
-    ends = ("%12s%7s" % tuple(process[:2]), "    %-15.15s" % process[2]) if process else ("", "")
-    return mark + "".join("%-11s" % stamp for stamp in stamps) + "%4s" % gpu + ends[0] + "".join(
-        "%7s" % cell for cell in cells) + ends[1] + "\n"
-
-
-def _scroll_head(args: Any) -> str:
-    names = (("pid", "type", "command"), ("#", "C/G", "name")) if args.mode == "pmon" else ((), ())
-    return "".join(_scroll_line("#", [stamp[n] for stamp in args.options], ("gpu", "Idx")[n],
-                                [column[n] for column in args.columns], names[n]) for n in (0, 1))
+def _scroll_line(args: Any, mark: str, cells: Iterable[str | None]) -> str:
+    return mark + "".join(column[0] % ("-" if cell is None else cell) for column, cell in zip(args.columns, cells)) + "\n"
 
 
 def _scroll_rows(args: Any, device: Device, s: Snapshot) -> str:
-    stamps = [time.strftime(form, time.localtime(s.time_unix_s)) for _, _, form in args.options]
-
-    def line(item: GpuProcess | None, process: Sequence[str]) -> str:
-        cells = [_cell(device, s, item, row, False) if row else None for _, _, row in args.columns]
-        return _scroll_line(" ", stamps, str(DeviceGetIndex(device)),
-                            ["-" if cell is None else "%.0f" % float(cell) for cell in cells], process)
-    if args.mode == "dmon":
-        return line(None, ())
-    return "".join(line(p, (str(p.pid), "-", _clean(p.name))) for p in s.processes or ()) or line(None, ("-", "-", "-"))
+    def text(item: Any, form: str, row: _Field | None) -> str | None:
+        cell = _cell(device, s, item, row, False) if row else None
+        return "%.0f" % float(cell) if cell and form == "%7s" else cell
+    return "".join(_scroll_line(args, " ", [text(item, form, row) for form, _, _, row in args.columns])
+                   for item in _query_items(args.mode, device, s) or (None,))
 
 
 # ---- --doctor, --selftest, --record
@@ -12427,7 +12402,8 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
         return _log_xml(device, s) if args.xml_format else _log_text(args, device, s) if args.display is not None else \
             _query_all(device, s, args.verbose)
     if args.mode in _QUERIES:
-        return _csv(_query_rows(args, device, s))
+        return _csv([_cell(device, s, item, row, not args.nounits) or "[N/A]" for row in args.fields]
+                    for item in _query_items(args.mode, device, s))
     if args.scroll:
         return _scroll_rows(args, device, s)
     import shutil
@@ -12439,9 +12415,12 @@ def _run(args: Any) -> int:
     """Print once, so many times, or for ever, on a schedule that does not drift."""
     devices, left = _open(args), args.count
     asked = args.mode in _QUERIES or args.scroll
-    parts = _parts_of([row[1] for row in args.fields] + ["process"] * (args.mode == "pmon")) if asked else None
-    if asked and not (args.mode[0] == "q" and args.noheader):
-        _write(_scroll_head(args) if args.scroll else _csv([_query_head(args)]))
+    each = ["process"] * (args.mode in ("query_compute_apps", "pmon"))
+    parts = _parts_of([row[1] for row in args.fields] + each) if asked else None
+    if args.scroll:
+        _write("".join(_scroll_line(args, "#", [column[n] for column in args.columns]) for n in (1, 2)))
+    elif asked and not args.noheader:
+        _write(_csv([[_headed(row[0], row[2]) for row in args.fields]]))
     start, timeout = time.monotonic(), _default().timeout / _NS
     while True:
         _write("".join(_render(args, d, DeviceGetSnapshot(d, parts, timeout)) for d in devices))

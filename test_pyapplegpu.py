@@ -5197,6 +5197,7 @@ def test_query_compute_apps():
         "4100, python3.13, [N/A], 93.0 %, 5.930 s, 34816 MiB"]
     assert good("--query-compute-apps=pid,name", "--format=csv", recording="vm-macos15") == "pid, process_name\n"
     assert good("--query-compute-apps=gpu_bus_id,gpu_serial,pid", "--format=csv,noheader").startswith("[N/A], [N/A], 404\n")
+    assert good("--query-compute-apps=gpu_name", "--format=csv,noheader") == "Apple M4\n" * 3        # no figure of a process
 
 
 @pytest.mark.parametrize("name", cli_NAMES)
