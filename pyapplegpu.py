@@ -11403,9 +11403,6 @@ _CANNOT = frozenset("""
     -u --unit --query-accounted-apps --query-retired-pages --query-remapped-rows
     topo nvlink c2c clocks vgpu mig drain daemon replay stats encodersessions fbcsessions compute-policy boost-slider
     power-hint base-clocks conf-compute power-smoothing""".split())
-_JOBS = ("list_gpus", "query", "query_gpu", "query_compute_apps", "query_supported_clocks", "help_query_gpu",
-         "help_query_compute_apps", "help_query_supported_clocks", "json", "jsonl", "doctor", "selftest", "record", "version",
-         "help")
 _LOOPING = (None, "query", "json", "jsonl")
 
 
@@ -11427,23 +11424,25 @@ def _parser() -> Any:
         "pyapplegpu", "pyapplegpu [dmon | pmon] [options]", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
         add_help=False)
     parser.error = _wrong      # type: ignore[method-assign, assignment]
-    mode = parser.add_mutually_exclusive_group()
-    add = mode.add_argument
-    add("-L", "--list-gpus", action="store_true", help="the GPU and its UUID")
-    add("-q", "-a", "--query", action="store_true", help="every figure, grouped")
+    group = parser.add_mutually_exclusive_group()
+    add = group.add_argument
+
+    def mode(*options: str, help: str) -> None:
+        add(*options, action="store_const", dest="mode", const=options[-1][2:].replace("-", "_"), help=help)
+    mode("-L", "--list-gpus", help="the GPU and its UUID")
+    mode("-q", "-a", "--query", help="every figure, grouped")
     add("--query-gpu", metavar="FIELDS", help="CSV of these fields; nvidia-smi's names, apple.* for the rest")
     add("--query-compute-apps", metavar="FIELDS", help="CSV of the processes that use the GPU, likewise")
     add("--query-supported-clocks", metavar="FIELDS", help="CSV of the GPU's clocks, likewise")
-    for query in _QUERIES:
-        option = "--" + query.replace("_", "-")
-        add(option.replace("--", "--help-"), action="store_true", help="the fields of " + option)
-    add("--json", action="store_true", help="one snapshot: stable keys, a value or a reason for each")
-    add("--jsonl", action="store_true", help="the same on one line; with -l one line each time")
-    add("--doctor", action="store_true", help="what each source of this Mac answers, to paste into a bug report")
-    add("--selftest", action="store_true", help="call every function once: its value or the reason")
+    for option in ("query-gpu", "query-compute-apps", "query-supported-clocks"):
+        mode("--help-" + option, help="the fields of --" + option)
+    mode("--json", help="one snapshot: stable keys, a value or a reason for each")
+    mode("--jsonl", help="the same on one line; with -l one line each time")
+    mode("--doctor", help="what each source of this Mac answers, to paste into a bug report")
+    mode("--selftest", help="call every function once: its value or the reason")
     add("--record", metavar="FILE", help="write a recording of this Mac, for a bug report or another OS")
-    add("--version", action="store_true", help="the version of this file")
-    add("-h", "--help", action="store_true", help="this text")
+    mode("--version", help="the version of this file")
+    mode("-h", "--help", help="this text")
     add = parser.add_argument
     add("-v", "--verbose", action="store_true", help="say why a figure is N/A; show every process")
     add("-i", "--id", metavar="ID", help="index or UUID of the GPU, or several with commas")
@@ -11487,7 +11486,8 @@ def _arguments(argv: Sequence[str] | None) -> Any:
     words = list(sys.argv[1:] if argv is None else argv)
     _known(word for word in words if word[:1] == "-")
     args, rest = _parser().parse_known_args(words)
-    chosen = [name for name in _JOBS if getattr(args, name) not in (None, False)]
+    chosen = [name for name in (*_QUERIES, "record") if getattr(args, name) is not None]
+    chosen += [args.mode] if args.mode else []
     chosen += [rest.pop(0)] if rest[:1] in (["dmon"], ["pmon"]) else []
     _known(rest)
     if rest:
@@ -12366,14 +12366,13 @@ def _selftest(args: Any) -> int:
     return 1 if counts["FAILED"] else 0
 
 
-def _record_file(args: Any) -> int:
+def _record_file(args: Any) -> None:
     _open(args)
     sys.stderr.write("recording for %g s ...\n" % args.seconds)
     LibraryRecord(args.record, args.seconds, max(0.25, args.seconds / 2000), args.names)
     named = "with names of all processes" if args.names else "process names of macOS's own programs only"
     say = _write if os.path.isfile(args.record) else sys.stderr.write      # it may be /dev/stdout that was written
     say("%s: %s, no serial number, no UUID, %s\n" % (_clean(args.record), _size_text(os.path.getsize(args.record)), named))
-    return 0
 
 
 # ---- main
@@ -12397,7 +12396,7 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
     """What the chosen mode prints of a snapshot."""
     if args.mode in ("json", "jsonl"):
         import json
-        return json.dumps(s.to_dict(), indent=2 if args.json else None).replace("\x7f", "\\u007f") + "\n"
+        return json.dumps(s.to_dict(), indent=2 if args.mode == "json" else None).replace("\x7f", "\\u007f") + "\n"
     if args.mode == "query":
         return _log_xml(device, s) if args.xml_format else _log_text(args, device, s) if args.display is not None else \
             _query_all(device, s, args.verbose)
@@ -12411,7 +12410,7 @@ def _render(args: Any, device: Device, s: Snapshot) -> str:
     return _view(device, s, args.verbose, width, _coloured())
 
 
-def _run(args: Any) -> int:
+def _run(args: Any) -> None:
     """Print once, so many times, or for ever, on a schedule that does not drift."""
     devices, left = _open(args), args.count
     asked = args.mode in _QUERIES or args.scroll
@@ -12426,7 +12425,7 @@ def _run(args: Any) -> int:
         _write("".join(_render(args, d, DeviceGetSnapshot(d, parts, timeout)) for d in devices))
         left -= 1
         if args.every is None or left == 0:
-            return 0
+            return
         timeout = 0.0
         _sleep_until(start, args.every)
 
@@ -12437,23 +12436,20 @@ def _sleep_until(start: float, every: float) -> None:
     time.sleep(max(0.0, start + (int((now - start) / every) + 1) * every - now))
 
 
-def _list_gpus(args: Any) -> int:
+def _list_gpus(args: Any) -> None:
     for device in _open(args):
         _write("GPU %d: %s (UUID: %s)\n" % (DeviceGetIndex(device), _clean(Try(DeviceGetName, device).value or "N/A"),
                                            Try(DeviceGetUUID, device).value or "N/A"))
-    return 0
 
 
 def _act(args: Any) -> int:
-    said: dict[str, Callable[[], str]] = {
-        "help": lambda: str(_parser().format_help()), "version": lambda: "pyapplegpu %s\n" % __version__,
-        "doctor": lambda: _doctor(args)}
-    if (args.mode or "").startswith("help_"):
-        said[args.mode] = lambda: _help_query(args.mode[len("help_"):])
-    if args.mode in said:
-        _write(said[args.mode]())
-        return 0
-    return {"list_gpus": _list_gpus, "selftest": _selftest, "record": _record_file}.get(args.mode, _run)(args)
+    jobs: dict[str | None, Callable[[], int | None]] = {
+        "help": lambda: _write(_parser().format_help()), "version": lambda: _write("pyapplegpu %s\n" % __version__),
+        "doctor": lambda: _write(_doctor(args)), "list_gpus": lambda: _list_gpus(args), "selftest": lambda: _selftest(args),
+        "record": lambda: _record_file(args)}
+    if args.mode and args.mode.startswith("help_"):
+        jobs[args.mode] = lambda: _write(_help_query(args.mode[len("help_"):]))
+    return jobs.get(args.mode, lambda: _run(args))() or 0
 
 
 def _dispatch(args: Any) -> int:
