@@ -12018,10 +12018,10 @@ graphics|gr;clock;MHz;a clock of the GPU, the highest first"""
 _QUERIES = {"query_gpu": _QUERY, "query_compute_apps": _QUERY_APPS, "query_supported_clocks": _QUERY_CLOCKS}
 
 
-def _query_table(mode: str = "query_gpu") -> dict[str, _Field]:
-    """name -> (heading without unit, source, unit, what it is)."""
+def _query_table(*modes: str) -> dict[str, _Field]:
+    """name -> (heading without unit, source, unit, what it is), of these queries, without any of --query-gpu."""
     table = {}
-    for line in _QUERIES[mode].splitlines():
+    for line in "\n".join(_QUERIES[mode] for mode in modes or ("query_gpu",)).splitlines():
         names, source, unit, what = line.split(";", 3)
         for column in names.split():
             for spellings in zip(*map(_spelled, column.split("|"))):
@@ -12176,10 +12176,10 @@ _LOG_PROCESS = (("gpu_instance_id", "GPU instance ID", ""), ("compute_instance_i
 
 def _log_items(device: Device, s: Snapshot, sections: Iterable[str] | None) -> Iterator[tuple[int, str, str, str | None]]:
     """(depth, element, label, value or None for a group) of the sections, of all for None."""
-    tables, asked = (_query_table(), _query_table("query_compute_apps")), False
+    table, asked = _query_table("query_compute_apps", "query_gpu"), False
 
     def value(field: str, process: GpuProcess | None = None) -> str:
-        row = tables[process is not None].get(field, ("", "", "", ""))
+        row = table.get(field, ("", "", "", ""))
         text = _cell(device, s, process, row)
         return "N/A" if text is None else text + " C" if row[2] == "C" else text
     for line in _LOG.splitlines():
@@ -12242,8 +12242,8 @@ def _scroll(args: Any) -> None:
     for option, letters, known in (("-s", select, "".join(groups)), ("-o", stamps, "DT")):
         if not set(letters) <= set(known):
             _wrong("%s takes letters of %s, not %s" % (option, known, _clean(letters)))
-    table = {**_query_table(), **(_query_table("query_compute_apps") if process else {}),
-             "date": ("", "!%Y%m%d", "", ""), "time": ("", "!%H:%M:%S", "", "")}
+    table = _query_table("query_compute_apps", "query_gpu")
+    table.update(date=("", "!%Y%m%d", "", ""), time=("", "!%H:%M:%S", "", ""))
     words = ["Date YYYYMMDD date"] * ("D" in stamps) + ["Time HH:MM:SS time"] * ("T" in stamps) + ["gpu Idx index"]
     words += ["pid # pid", "type C/G -"] * process + ",".join(groups[letter] for letter in select).split(",")
     words += ["command name process_name"] * process
