@@ -10903,6 +10903,7 @@ class _PrintableStructure(ctypes.Structure):
 
 
 # Structures that something here fills: names, how a field prints, "name:type" of each, a type of ctypes or one above.
+# c_nvmlMemory_t is signed: clients write -1 for unknown. c_nvmlOpaque_t is all of _NVML_OPAQUE: a client may set any field.
 _NVML_LAYOUTS = """\
 c_nvmlMemory_t;%d B;total:c_longlong free:c_longlong used:c_longlong
 c_nvmlMemory_v2_t;%d B;version:c_uint total:c_ulonglong reserved:c_ulonglong free:c_ulonglong used:c_ulonglong
@@ -10914,7 +10915,7 @@ c_nvmlValue_t;%s;\
 dVal:c_double uiVal:c_uint ulVal:c_ulong ullVal:c_ulonglong sllVal:c_longlong siVal:c_int usVal:c_ushort
 c_nvmlFieldValue_t;%s;fieldId:c_uint scopeId:c_uint timestamp:c_int64 latencyUsec:c_int64 valueType:c_uint \
 nvmlReturn:c_uint value:c_nvmlValue_t
-c_nvmlOpaque_t;%s;"""       # all of _NVML_OPAQUE: no field, but a client may set any. c_nvmlMemory_t is signed: clients write -1 for unknown
+c_nvmlOpaque_t;%s;"""
 c_nvmlDevice_t = Device
 
 
@@ -12324,7 +12325,7 @@ def _feed_text(feed: _ReportFeed) -> list[str]:
     count: dict[str, int] = {}
     for c in feed.channels:
         count[name(c.group, c.subgroup)] = count.get(name(c.group, c.subgroup), 0) + 1
-    return ["%s: %d channels" % pair for pair in count.items()]
+    return ["%s: %d channel%s" % (who, n, "" if n == 1 else "s") for who, n in count.items()]
 
 
 def _selftest_calls(device: Device) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
