@@ -11421,27 +11421,25 @@ def _wrong(text: str) -> NoReturn:
 
 def _parser() -> Any:
     import argparse
-    parser = argparse.ArgumentParser(
-        "pyapplegpu", "pyapplegpu [dmon | pmon] [options]", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False,
-        add_help=False)
+    parser = argparse.ArgumentParser("pyapplegpu", "pyapplegpu [dmon | pmon] [options]", description=_DESCRIPTION,
+                                     epilog=_EPILOG, allow_abbrev=False, add_help=False)
     parser.error = _wrong      # type: ignore[method-assign, assignment]
-    group = parser.add_mutually_exclusive_group()
-    add = group.add_argument
+    one_of = parser.add_mutually_exclusive_group().add_argument
 
     def mode(*options: str, help: str) -> None:
-        add(*options, action="store_const", dest="mode", const=options[-1][2:].replace("-", "_"), help=help)
+        one_of(*options, action="store_const", dest="mode", const=options[-1][2:].replace("-", "_"), help=help)
     mode("-L", "--list-gpus", help="the GPU and its UUID")
     mode("-q", "-a", "--query", help="every figure, grouped")
-    add("--query-gpu", metavar="FIELDS", help="CSV of these fields; nvidia-smi's names, apple.* for the rest")
-    add("--query-compute-apps", metavar="FIELDS", help="CSV of the processes that use the GPU, likewise")
-    add("--query-supported-clocks", metavar="FIELDS", help="CSV of the GPU's clocks, likewise")
+    one_of("--query-gpu", metavar="FIELDS", help="CSV of these fields; nvidia-smi's names, apple.* for the rest")
+    one_of("--query-compute-apps", metavar="FIELDS", help="CSV of the processes that use the GPU, likewise")
+    one_of("--query-supported-clocks", metavar="FIELDS", help="CSV of the GPU's clocks, likewise")
     for option in ("query-gpu", "query-compute-apps", "query-supported-clocks"):
         mode("--help-" + option, help="the fields of --" + option)
     mode("--json", help="one snapshot: stable keys, a value or a reason for each")
     mode("--jsonl", help="the same on one line; with -l one line each time")
     mode("--doctor", help="what each source of this Mac answers, to paste into a bug report")
     mode("--selftest", help="call every function once: its value or the reason")
-    add("--record", metavar="FILE", help="write a recording of this Mac, for a bug report or another OS")
+    one_of("--record", metavar="FILE", help="write a recording of this Mac, for a bug report or another OS")
     mode("--version", help="the version of this file")
     mode("-h", "--help", help="this text")
     add = parser.add_argument
