@@ -120,6 +120,8 @@ class Server:
             self.process.kill()
             self.process.wait(5)
         assert self.process.stderr is not None
+        if self.process.stderr.closed:      # stopped before
+            return ""
         with self.process.stderr as pipe:
             return pipe.read()
 
@@ -409,6 +411,10 @@ def test_pages_and_headers() -> None:
         for path in ("/metrics", "/api/events", "/"):
             status, headers, _ = server.get(path, method="POST")
             assert status == 405 and "GET" in headers["allow"], path
+        for path in ("/", "/app.js", "/metrics", "/api/snapshot", "/api/history", "/api/events", "/healthz"):
+            status, headers, body = server.get(path, method="HEAD")
+            assert status == 200 and body == b"" and headers["content-type"] and "content-security-policy" in headers, path
+            assert server.get(path, method="OPTIONS")[0] == 405
         snapshot = json.loads(server.get("/api/snapshot")[2])
         assert snapshot["schema"] == 1 and snapshot["source"] == "recording m5max-macos27"
         assert snapshot["processes"] is None and snapshot["reasons"]["processes"] == "not_asked"
@@ -426,6 +432,30 @@ def test_textfile_and_once(tmp_path: Any) -> None:
     assert parse(done.stdout).keys() == samples.keys()
     done = run("--once", "--textfile", str(tmp_path / "no" / "such.prom"), "--recording", path_of("m4pro"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_textfile_when_it_cannot_be_written(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
+    """At the start that ends it; later (a full disk) it is said once, and tried again."""
+    folder = tmp_path / "node"
+    options = ["--textfile", str(folder / "applegpu.prom"), "--interval", "7s", "--recording", path_of("m4pro")]
+    assert exporter.main(options) == 1 and capsys.readouterr().err.count("No such file") == 1
+    folder.mkdir()
+    turns = []
+
+    def sleep(seconds: float, really: Any = time.sleep) -> None:
+        if seconds != 7:        # the library waits for a second sample
+            return really(seconds)
+        turns.append((folder / "applegpu.prom").exists())
+        if len(turns) == 1:
+            shutil.rmtree(folder)
+        elif len(turns) == 3:
+            folder.mkdir()
+        elif len(turns) == 4:
+            raise KeyboardInterrupt
+        return None
+    monkeypatch.setattr(exporter.time, "sleep", sleep)
+    assert exporter.main(options) == 0 and turns == [True, False, False, True]
+    assert capsys.readouterr().err == "exporter: %s: No such file or directory\n" % options[1]
 
 
 def test_textfile_of_a_lost_gpu_says_down(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
@@ -456,6 +486,13 @@ def test_launchd_plist_has_no_path_that_depends_on_the_folder() -> None:
     words = plistlib.loads(done.stdout.encode())["ProgramArguments"]
     assert words[2:] == ["--recording=" + path_of("m4pro"), "--textfile=" + os.path.abspath("x.prom"), "--textfile",
                          os.path.abspath("y.prom")]
+
+
+def test_launchd_plist_refuses_what_would_be_lost() -> None:
+    """A token that only this shell knows, and half an option's name."""
+    done = run("--launchd-plist", "--host", "10.0.0.7", env={**os.environ, "APPLEGPU_TOKEN": "x"})
+    assert done.returncode == 2 and "--token-file" in done.stderr and done.stdout == ""
+    assert run("--launchd", "--port", "1").returncode == 2
 
 
 def test_launchd_plist() -> None:
@@ -541,6 +578,30 @@ def test_one_address_cannot_take_every_connection() -> None:
             assert server.get("/metrics")[0] == 200
         for connection in taken:
             connection.close()
+
+
+def test_a_flood_of_connections_and_nonsense_leaves_no_word() -> None:
+    """A burst beyond an address's share is cut off, the others are served; nobody can fill the log (launchd keeps it)."""
+    with serving("--no-dashboard") as server:
+        flood = [server.begin("/healthz") for _ in range(200)]
+        answers = []
+        for connection in flood:
+            try:
+                answers.append(connection.recv(12))
+            except ConnectionError:
+                answers.append(b"")
+            connection.close()
+        assert answers.count(b"HTTP/1.1 200") == 64 and set(answers) == {b"", b"HTTP/1.1 200"}
+        for nonsense in (b"\x16\x03\x01\x02" * 9, b"GET /" + b"a" * 99999, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 99999,
+                         b"GET / HTTP/1.1\r\nHost: a\r\nHost: 127.0.0.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                         b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"):
+            with socket.create_connection((server.host, server.port), timeout=20) as connection:
+                try:
+                    connection.sendall(nonsense)
+                    assert connection.recv(9) == b"HTTP/1.1 "
+                except ConnectionError:
+                    pass
+        assert server.get("/metrics")[0] == 200 and server.stop() == ""
 
 
 def read_event(server: Server) -> dict[str, Any]:
@@ -634,23 +695,25 @@ def test_a_client_that_takes_nothing_delays_nobody() -> None:
     assert asyncio.run(scenario()) > 8
 
 
+async def ask(app: Any, path: str) -> tuple[int, bytes]:
+    """An answer of the application, without a server."""
+    got: list[Any] = []
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"",
+             "headers": [(b"host", b"localhost")]}
+    await app(scope, receive, send)
+    return got[0]["status"], b"".join(m.get("body", b"") for m in got[1:])
+
+
 def test_a_mac_that_does_not_answer() -> None:
     """A call that hangs: 503 with a sentence, and again an answer when it comes back."""
     import asyncio
     import threading
-
-    async def get(app: Any, path: str) -> tuple[int, bytes]:
-        got: list[Any] = []
-
-        async def send(message: Any) -> None:
-            got.append(message)
-
-        async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
-        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"",
-                 "headers": [(b"host", b"localhost")]}
-        await app(scope, receive, send)
-        return got[0]["status"], b"".join(m.get("body", b"") for m in got[1:])
 
     async def scenario() -> None:
         args = exporter._parser().parse_args(["--recording", path_of("m4pro"), "--no-dashboard"])
@@ -659,12 +722,18 @@ def test_a_mac_that_does_not_answer() -> None:
         app, take, go = exporter.application(sampler, args), sampler.take, threading.Event()
         sampler.PATIENCE = 0.2
         sampler.take = lambda: (go.wait(10), take())[1]     # type: ignore[method-assign]
-        for path, word in (("/metrics", b"in time"), ("/api/snapshot", b"in time"), ("/healthz", b"stuck")):
-            status, body = await get(app, path)
+        for path, word in (("/api/snapshot", b"in time"), ("/healthz", b"stuck")):
+            status, body = await ask(app, path)
             assert status == 503 and word in body
+        status, body = await ask(app, "/metrics")       # as for a GPU that is lost, so that the alert says what is true
+        assert status == 200 and parse(body.decode()).keys() == {("applegpu_up", ()), ("applegpu_scrape_duration_seconds", ())}
+        assert parse(body.decode())["applegpu_up", ()] == 0
+        pump = asyncio.create_task(sampler.pump())
+        assert await sampler.next(0, 5) and b"in time" in sampler.event     # a page that is open is told, too
+        pump.cancel()
         go.set()
         sampler.PATIENCE = 5
-        assert (await get(app, "/metrics"))[0] == 200 and (await get(app, "/healthz"))[0] == 200
+        assert (await ask(app, "/metrics"))[0] == 200 and (await ask(app, "/healthz"))[0] == 200
 
     asyncio.run(scenario())
 
@@ -681,6 +750,35 @@ def test_a_mac_that_never_answers_does_not_hold_up_the_end(how: int) -> None:
             assert process.wait(10) in (0, -how) and "Traceback" not in process.stderr.read()
         finally:
             process.kill()
+
+
+def test_history_does_not_hold_up_a_scrape() -> None:
+    """A day of every column takes a while: it is put together beside the event loop, one at a time."""
+    import asyncio
+    import threading
+
+    async def scenario() -> None:
+        args = exporter._parser().parse_args(["--recording", path_of("m4pro"), "--no-dashboard"])
+        args.token, args.hosts = None, None
+        sampler = exporter.Sampler(exporter.open_device(args), args)
+        app, go, busy = exporter.application(sampler, args), threading.Event(), []
+        answer = sampler.history.answer
+
+        def slow(*asked: Any) -> Any:
+            busy.append(None)
+            go.wait(10)
+            return answer(*asked)
+        sampler.history.answer = slow     # type: ignore[method-assign]
+        asked = [asyncio.create_task(ask(app, "/api/history")) for _ in range(3)]
+        while not busy:
+            await asyncio.sleep(0.01)
+        assert (await ask(app, "/metrics"))[0] == 200 and len(busy) == 1 and not any(task.done() for task in asked)
+        go.set()
+        for task in asked:
+            status, body = await task
+            assert status == 200 and json.loads(body)["columns"]
+
+    asyncio.run(scenario())
 
 
 def test_stop_is_prompt_with_streams_open() -> None:
