@@ -943,8 +943,43 @@ def test_page_says_why(browser: Any) -> None:
         hidden = "[...document.querySelectorAll('.chart')].filter((c) => c.hidden).map((c) => c.id).join()"
         assert browser.run(hidden) == "clock,states,power,bandwidth,agents,thermal,throttle"     # no axes without a figure
         assert "virtual machine" in browser.run("document.querySelector('#clock-card .note').textContent")
+        order = "['memory', 'clock', 'cpu'].map((id) => getComputedStyle(document.getElementById(id + '-card')).order).join()"
+        assert browser.run(order) == "0,1,2"            # what only says that it is missing stands below the charts
         assert "virtual machine" in browser.run("document.querySelector('[data-field=gpu_power_mw] .more').textContent")
         assert browser.troubles() == []
+
+
+def test_page_shows_little_as_little(browser: Any) -> None:
+    """6 MB, 1 mW and 2 ms of an idle M1 have their own units: only 0 reads as 0."""
+    with serving("--processes", *FAST, recording="m1-macos11") as server:
+        look(browser, server)
+        assert tile(browser, "memory_used_bytes") == "6.1MB"
+        assert browser.run("document.querySelector('#memory-card [data-column=memory_used_bytes] b').innerText") == "6.1\u00a0MB"
+        cpu = {v / 1000 for v in possible("m1-macos11", "cpu_power_mw")}
+        assert max(cpu) < 0.1 and browser.run("document.querySelector('#power-card [data-column=cpu_power_mw] b').innerText") in {
+            "%d\u00a0mW" % (1000 * v) for v in cpu}
+        assert not re.search(r"\b0\.0+\b", browser.run("document.querySelector('main').innerText"))
+        assert browser.run("[0, 0.0004, 0.3, 6.5, 40].map((v) => say(v, 'W')).join()").replace("\u00a0", " ") == \
+            "0 W,0.4 mW,300 mW,6.50 W,40.0 W"
+        assert browser.troubles() == []
+
+
+def test_page_does_not_show_old_figures_as_new(browser: Any) -> None:
+    """An exporter that hangs, answers again, ends: said, and what stands on the page is dimmed."""
+    with serving(*FAST) as server:
+        look(browser, server)
+        status, dim = "document.getElementById('status-text').textContent", "getComputedStyle(document.querySelector('main')).opacity"
+        assert browser.run(status) == "live" and browser.run(dim) == "1"
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            browser.run("state.heard -= 60000")       # a minute goes by
+            assert browser.until(status + " === 'no new figures'") and float(browser.run(dim)) < 1
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert browser.until(status + " === 'live'") and browser.run(dim) == "1"
+        assert browser.troubles() == []
+        server.stop()
+        assert browser.until(status + ".includes('does not answer')") and float(browser.run(dim)) < 1
 
 
 def test_page_gaps(browser: Any, tmp_path: Any) -> None:
@@ -984,6 +1019,9 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
                 break
         assert {"live", "theme", "utilisation", "power", "memory", "thermal", "1 h"} <= reached, reached
         browser.run("document.getElementById('memory').focus()")
+        browser.key("+", text="+", number=187)      # nearer: the newest stays in view
+        assert browser.run("state.zoom[1] > local(newest()) - 2000 && state.zoom[1] - state.zoom[0] < 60000")
+        browser.key("Escape", number=27)
         browser.key("ArrowLeft", number=37)
         assert browser.run(live) == "false"
         held, shown = browser.run("state.zoom.join()"), "document.getElementById('memory').layout.xaxis.range.join()"
@@ -998,6 +1036,7 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         assert browser.run("document.activeElement.id") == "memory"
         assert browser.run("document.querySelectorAll('.chart[hidden]').length") == 0
         assert "In use" not in browser.run("document.querySelector('#memory-card .note').textContent")
+        assert "nothing was measured" in browser.run("document.getElementById('memory').textContent")
         browser.key("Escape", number=27)
         assert browser.until(live + " === 'true'")
         browser.run("[...document.querySelectorAll('#ranges button')].find((b) => b.textContent === '1 h').click()")
