@@ -1121,6 +1121,14 @@ def test_promtool_checks_the_files() -> None:
     assert "SUCCESS" in promtool("test", "rules", "rules_test.yml")
 
 
+def test_every_alert_has_its_test() -> None:
+    found = []
+    for word, name in (("alert", "alert_rules.yml"), ("alertname", "rules_test.yml")):
+        with open(os.path.join(PROMETHEUS, name)) as file:
+            found.append(set(re.findall(word + r": (\w+)", file.read())))
+    assert found[0] and found[0] == found[1]
+
+
 @needs_prometheus
 @pytest.mark.parametrize("name", NAMES)
 def test_promtool_checks_the_metrics(name: str) -> None:
