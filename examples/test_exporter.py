@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Iterator
 
 import pytest
@@ -583,24 +583,25 @@ def test_one_address_cannot_take_every_connection() -> None:
 def test_a_flood_of_connections_and_nonsense_leaves_no_word() -> None:
     """A burst beyond an address's share is cut off, the others are served; nobody can fill the log (launchd keeps it)."""
     with serving("--no-dashboard") as server:
-        flood = [server.begin("/healthz") for _ in range(200)]
-        answers = []
+        flood, answers = [], []
+        for _ in range(200):
+            with suppress(ConnectionError):      # cut off before it has asked
+                flood.append(server.begin("/healthz"))
         for connection in flood:
             try:
                 answers.append(connection.recv(12))
             except ConnectionError:
                 answers.append(b"")
+        for connection in flood:        # only now: each that goes makes room for another
             connection.close()
-        assert answers.count(b"HTTP/1.1 200") == 64 and set(answers) == {b"", b"HTTP/1.1 200"}
+        assert answers.count(b"HTTP/1.1 200") == 64 and set(answers) <= {b"", b"HTTP/1.1 200"}
         for nonsense in (b"\x16\x03\x01\x02" * 9, b"GET /" + b"a" * 99999, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 99999,
                          b"GET / HTTP/1.1\r\nHost: a\r\nHost: 127.0.0.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
                          b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"):
             with socket.create_connection((server.host, server.port), timeout=20) as connection:
-                try:
+                with suppress(ConnectionError):
                     connection.sendall(nonsense)
                     assert connection.recv(9) == b"HTTP/1.1 "
-                except ConnectionError:
-                    pass
         assert server.get("/metrics")[0] == 200 and server.stop() == ""
 
 
