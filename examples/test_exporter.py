@@ -799,7 +799,7 @@ HOSTS = {name: name for name in NAMES} | {"rack-9": "m5max-macos27", "rack-10": 
 
 
 class Rack:
-    """Exporters over the eight recordings, two twice as other hosts, and Prometheus over them."""
+    """Exporters over the eight recordings, two twice as other hosts, one host that never answers, and Prometheus over them."""
 
     def __init__(self, folder: Any, stack: ExitStack) -> None:
         self.servers = {}
@@ -808,8 +808,10 @@ class Rack:
             stack.callback(self.servers[host].stop)
         for server in self.servers.values():
             server.ready()
-        self.prometheus = Prometheus(folder, [{"targets": ["127.0.0.1:%d" % s.port], "labels": {"host": h}}
-                                              for h, s in self.servers.items()])
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=500))
+        ports = {**{host: server.port for host, server in self.servers.items()}, "silent": silent.getsockname()[1]}
+        self.prometheus = Prometheus(folder, [{"targets": ["127.0.0.1:%d" % port], "labels": {"host": host}}
+                                              for host, port in ports.items()])
         stack.callback(self.prometheus.stop)
         assert self.prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 40), (folder / "log").read_text()[-2000:]
         self.began = time.monotonic()
@@ -846,6 +848,10 @@ def test_rack_is_up(rack: Rack) -> None:
     frozen = by_host('applegpu_metric_available{metric="%s", of="cpu", reason="frozen"}' % ENERGY)
     assert frozen == {"m3max-macos27": 0}
     assert "vm-macos15" not in by_host(ENERGY)
+    # a host that takes the connection and says nothing: counted as such, and it holds up nobody
+    answering, not_answering = [expression for title, expression in panel_queries("20s", ".*") if title == "Macs"]
+    assert (rack.prometheus.query(answering)[0][1], rack.prometheus.query(not_answering)[0][1]) == (10, 1)
+    assert rack.prometheus.until('ALERTS{alertname="AppleGpuExporterDown", host="silent"}', bool, 10)
 
 
 # ---- the page
@@ -1287,8 +1293,8 @@ def test_rack_cost(rack: Rack, capsys: Any) -> None:
         lines.append("%2d hosts: a round of scrapes %.1f ms, %.1f ms of CPU (%.1f ms a host)" % (
             count, 1e3 * costs[count][0], 1e3 * costs[count][1], 1e3 * costs[count][1] / count))
     lines.append("Prometheus: %.1f ms a scrape, %.0f samples a host, %d series" % (
-        1e3 * rack.prometheus.query("avg(scrape_duration_seconds)")[0][1],
-        rack.prometheus.query("avg(scrape_samples_scraped)")[0][1],
+        1e3 * rack.prometheus.query('avg(scrape_duration_seconds{host!="silent"})')[0][1],
+        rack.prometheus.query('avg(scrape_samples_scraped{host!="silent"})')[0][1],
         rack.prometheus.query("count({job=\"applegpu\"})")[0][1]))
     with capsys.disabled():
         print("\n" + "\n".join(lines))
