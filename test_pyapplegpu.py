@@ -5712,6 +5712,25 @@ def test_readme_is_right_about_error_classes():
     assert named == {name: value for name, value in known.items() if name != "Unknown"}
 
 
+def test_table_of_nvml_names():
+    """Each is there; those that the table calls NotSupported refuse."""
+    table = page("README.md").partition("| NVML | here |")[2].partition("\n\n")[0]
+    count, refusing = 0, []
+    for row in re.findall(r"^\| `(?:nvml|Get).*\|$", table, re.M):
+        nvml, meaning = row.split("|")[1], row.split("|")[3].strip()
+        for name in re.findall(r"`(\w+)", nvml):
+            function = getattr(ag, name if name.startswith("nvml") else "nvmlDevice" + name)
+            count += 1
+            refusing += [function] if meaning == "NotSupported" else []
+    assert count > 25 and len(refusing) == 3
+    ag.LibraryInit(recording("m5max-macos27"), speed=0)
+    try:
+        for function in refusing:
+            pytest.raises(ag.NVMLError_NotSupported, function, ag.LibraryInitDeviceByIndex(0))
+    finally:
+        ag.LibraryShutDown()
+
+
 @pytest.mark.parametrize("name", ("README.md", "examples/README.md"))
 def test_fields_of_results_are_listed(name):
     """Every NamedTuple a function gives, with its fields; those of Metal on the page about Metal."""
