@@ -225,6 +225,10 @@ def test_every_name_of_nvidia_ml_py_is_here():
                 assert [f[0] for f in ours._fields_] == [f[0] for f in kind._fields_], name
                 assert ctypes.sizeof(ours) == ctypes.sizeof(kind), name
     assert nv.c_nvmlProcessInfo_t is nv.c_nvmlProcessInfo_v3_t is nv.c_nvmlProcessInfo_v2_t
+    count = [sum(type(v) in kinds for n, v in vars(real).items() if n.lower().startswith("nvml"))
+             for kinds in ((types.FunctionType,), (int, str))]
+    with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+        assert "{}\nfunctions, {:,} constants".format(*count) in file.read(), count
 
 
 def test_parameters_have_nvidia_names_and_defaults():

@@ -1877,7 +1877,7 @@ def shown_signature(function):
     """Parameters and defaults without annotations: "device, window=None"."""
     shown = []
     for p in inspect.signature(function).parameters.values():
-        if p.kind is p.KEYWORD_ONLY and "*" not in shown:
+        if p.kind is p.KEYWORD_ONLY and not any(one.startswith("*") for one in shown):
             shown.append("*")
         shown.append(str(p).split(":")[0] if p.default is p.empty else "%s=%r" % (p.name, p.default))
     return ", ".join(shown)
@@ -5700,8 +5700,9 @@ def test_every_example_is_named():
 
 def test_readme_is_right_about_reasons_fields_and_keys():
     text = page("README.md")
-    reasons = re.search(r"Reasons: (.*?)\. A rate", text, re.S).group(1)
-    assert set(re.findall(r"`(\w+)`", reasons)) == {v for k, v in vars(ag).items() if k.startswith("REASON_")}
+    errors = text.partition("\n## Errors")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z]\w+)`", errors.partition("|---|")[2])) - {"timeout"} == {
+        v for k, v in vars(ag).items() if k.startswith("REASON_")}
     fields = page("examples/README.md").partition("### Fields of --query-gpu")[2].partition("\n## ")[0]
     named = set(re.findall(r"`([a-z]\w*(?:\.\w+)+)`", fields))
     assert named and named <= set(ag._query_table()) | set(ag._query_table("query_compute_apps")), named - set(ag._query_table())
@@ -5715,6 +5716,64 @@ def test_readme_is_right_about_reasons_fields_and_keys():
     data = json.loads(good("--json"))
     assert not [key for key in data if not any(re.fullmatch(pattern, key) for pattern in patterns)]
     assert all(any(re.fullmatch(pattern, key) for key in data) for pattern in patterns)
+
+
+def test_readme_is_right_about_error_classes():
+    rows = re.findall(r"^\| (`.*?`) \| ([\d, ]+) \|", page("README.md").partition("\n## Errors")[2].partition("\n## ")[0], re.M)
+    named = {}
+    for classes, numbers in rows:
+        named.update(zip(re.findall(r"`(\w+)`", classes), map(int, numbers.split(","))))
+    assert named.pop("MetalError") == ag.MetalError.value == 999
+    known = {name.partition("_")[2]: getattr(ag, name).value for name in dir(ag) if name.startswith("AppleGPUError_")}
+    assert named == {name: value for name, value in known.items() if name != "Unknown"}
+
+
+def test_table_of_nvml_names():
+    """Each is there; those that the table calls NotSupported refuse."""
+    table = page("README.md").partition("| NVML | here |")[2].partition("\n\n")[0]
+    count, refusing = 0, []
+    for row in re.findall(r"^\| `(?:nvml|Get).*\|$", table, re.M):
+        nvml, meaning = row.split("|")[1], row.split("|")[3].strip()
+        for name in re.findall(r"`(\w+)", nvml):
+            function = getattr(ag, name if name.startswith("nvml") else "nvmlDevice" + name)
+            count += 1
+            refusing += [function] if meaning == "NotSupported" else []
+    assert count > 25 and len(refusing) == 3
+    ag.LibraryInit(recording("m5max-macos27"), speed=0)
+    try:
+        for function in refusing:
+            pytest.raises(ag.NVMLError_NotSupported, function, ag.LibraryInitDeviceByIndex(0))
+    finally:
+        ag.LibraryShutDown()
+
+
+@pytest.mark.parametrize("name", ("README.md", "examples/README.md"))
+def test_fields_of_results_are_listed(name):
+    """Every NamedTuple a function gives, with its fields; those of Metal on the page about Metal."""
+    wanted = ["%s(%s)" % (n, ", ".join(getattr(ag, n)._fields)) for n in ag.__all__ if hasattr(getattr(ag, n), "_fields")
+              and n.startswith("Metal") == (name != "README.md")]
+    assert "<!-- values -->\n```\n%s\n```\n<!-- /values -->" % "\n".join(wanted) in page(name)
+
+
+def test_metal_functions_are_listed_with_their_signatures():
+    table = page("examples/README.md").partition("<!-- metal -->")[2].partition("<!-- /metal -->")[0]
+    rows = {name: (given, kind) for name, given, kind in re.findall(r"^\| `(\w+)\((.*?)\)` \| `(.*?)`: .* \|$", table, re.M)}
+    assert rows == {n: (shown_signature(getattr(ag, n)), inspect.signature(getattr(ag, n)).return_annotation)
+                    for n in ag.__all__ if n.startswith("Metal") and inspect.isfunction(getattr(ag, n))}
+
+
+def test_costs_of_the_two_pages_agree():
+    """What README says of costs stands in the whole table, which the benchmark wrote."""
+    numbers = re.compile(r"\d[\d,]*(?:\.\d+)?")
+    here = page("README.md").partition("\n## Costs")[2].partition("\n## ")[0].partition("|---|---|---|")[2]
+    whole = page("examples/README.md").partition("\n## What the library costs")[2].replace(",", "")
+    known = {float(n) for n in numbers.findall(whole)} | {round(float(n), 1) for n in numbers.findall(whole)}
+    said = [float(n.replace(",", "")) for row in re.findall(r"^\|.*\|$", here, re.M) for cell in row.split("|")[2:]
+            for n in numbers.findall(re.sub(r"\([^)]*\)", "", cell))]
+    pymtml = float(re.search(r"pymtml ([\d.]+)", here).group(1))       # the one that is computed of two
+    ratio = {peer: float(re.search(r"from .pyc: CPU time / %s \| ([\d.]+) x" % peer, whole).group(1)) for peer in ("pynvml", "pymtml")}
+    assert pymtml == pytest.approx(ratio["pynvml"] / ratio["pymtml"], abs=0.01)
+    assert len(said) > 12 and not [n for n in said if n not in known | {pymtml}], said
 
 
 def test_commands_of_the_readme():

@@ -470,9 +470,13 @@ class History:
         places = self._with_breaks(rows[::-1][::stride][::-1], 3.5 * step * stride)
         columns = {c: [None if i is None or math.isnan(ring[i]) else ring[i] for _, i in places]
                    for c, ring in rings.items()}
-        gaps = {c: [g for g in spans if until - seconds <= g[1] and g[0] <= until] for c, spans in self.gaps.items()}
+        gaps = {c: [g for g in list(spans) if until - seconds <= g[1] and g[0] <= until] for c, spans in self.gaps.items()}
         return {"time_unix_s": [round(t, 3) for t, _ in places], "step_s": step * stride, "columns": columns,
                 "gaps": {c: g for c, g in gaps.items() if g}}
+
+    def answer_json(self, *asked: Any) -> bytes:
+        """In a thread, while the event loop may add."""
+        return json.dumps(self.answer(*asked), allow_nan=False).encode()
 
     def _with_breaks(self, rows: list[tuple[float, int]], most: float) -> list[tuple[float, int | None]]:
         out: list[tuple[float, int | None]] = []
@@ -486,6 +490,8 @@ class History:
 
 
 # ---- taking snapshots: one at a time, one for everybody who asks at once
+
+LATE = "the Mac did not answer in time"
 
 
 class Sampler:
@@ -524,11 +530,19 @@ class Sampler:
         self.latest = sampled
         if sampled.snapshot is not None:
             self.history.add(sampled.snapshot)
+        await self._tell(sampled)
+        return sampled
+
+    async def _tell(self, sampled: Sampled) -> None:
+        """Wake the event streams."""
         self.event = b"data: " + self.event_json(sampled) + b"\n\n"
         async with self.news:
             self.count += 1
             self.news.notify_all()
-        return sampled
+
+    def stuck(self) -> Sampled:
+        """What there is to say while a call hangs."""
+        return Sampled(None, LATE, self.PATIENCE, time.monotonic() - self.PATIENCE)
 
     def event_json(self, sampled: Sampled) -> bytes:
         if sampled.snapshot is None:
@@ -539,8 +553,10 @@ class Sampler:
         """Samples for the dashboard: every `live` seconds while somebody looks, else every `idle` for its history."""
         due: float | None = time.monotonic()
         while not self.closing:
-            with contextlib.suppress(asyncio.TimeoutError):
+            try:
                 await self.get()
+            except asyncio.TimeoutError:
+                await self._tell(self.stuck())
             every = self.live if self.watchers else self.idle or None
             due = None if every is None else max((due or 0) + every, time.monotonic() + every / 10)
             self._wake.clear()
@@ -684,13 +700,19 @@ def _static_files() -> dict[str, Static]:
 class EventStream:
     """Server-sent events: each client gets the newest snapshot when it can take one, there is no queue."""
 
+    START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": [
+        (b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]}
+
     def __init__(self, sampler: Sampler, most: int) -> None:
         self.sampler, self.most = sampler, most
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import PlainTextResponse
+        if scope["method"] == "HEAD":
+            await send(self.START)
+            return await send({"type": "http.response.body", "body": b""})
         if scope["method"] != "GET":
-            return await PlainTextResponse("GET only\n", 405, {"allow": "GET"})(scope, receive, send)
+            return await PlainTextResponse("GET only\n", 405, {"allow": "GET, HEAD"})(scope, receive, send)
         if self.sampler.watchers >= self.most:
             return await PlainTextResponse("too many event streams\n", 503, {"retry-after": "5"})(scope, receive, send)
         with self.sampler.watching():
@@ -712,8 +734,7 @@ class EventStream:
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _feed(self, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [
-            (b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]})
+        await send(self.START)
         await self._body(send, b"retry: 2000\n\n")
         seen = self.sampler.count - 1 if self.sampler.event else self.sampler.count
         while not self.sampler.closing:
@@ -732,10 +753,13 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
     from starlette.responses import JSONResponse, PlainTextResponse, Response
     from starlette.routing import Route
 
-    no_store = {"cache-control": "no-store"}
+    no_store, reading = {"cache-control": "no-store"}, asyncio.Lock()
 
     async def metrics(request: Request) -> Response:
-        sampled = await sampler.get()
+        try:
+            sampled = await sampler.get()
+        except asyncio.TimeoutError:
+            sampled = sampler.stuck()
         found = families(sampled, sampler.facts, args.host_label, args.processes, args.triton_names)
         text, content_type = render(found, request.headers.get("accept", ""))
         return Response(text, headers={**no_store, "content-type": content_type})
@@ -753,7 +777,9 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
             seconds, points, until = -1.0, 0, 0.0
         if not (0 < seconds <= 1e6 and 0 < points <= 5000 and until > 0):
             return PlainTextResponse("seconds, points and until must be positive numbers\n", 400)
-        return JSONResponse(sampler.history.answer(seconds, points, until), headers=no_store)
+        async with reading:     # a day of every column takes a tenth of a second: never in the way of a scrape
+            answer = await common.in_thread(sampler.history.answer_json, seconds, points, until)
+        return Response(answer, headers=no_store, media_type="application/json")
 
     async def health(request: Request) -> Response:
         try:
@@ -764,7 +790,7 @@ def application(sampler: Sampler, args: argparse.Namespace) -> Any:
         return JSONResponse({"status": "ok" if fine else "failed"}, 200 if fine else 503, no_store)
 
     async def late(request: Request, error: Exception) -> Response:
-        return PlainTextResponse("the Mac did not answer in time\n", 503)
+        return PlainTextResponse(LATE + "\n", 503)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -806,6 +832,7 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
             self.address = peer[0] if peer else "?"
             held[self.address] = held.get(self.address, 0) + 1
             if held[self.address] > share:
+                self.connections.discard(self)      # or a burst of them would make uvicorn refuse everybody's requests
                 transport.abort()
             else:
                 self._expect(args.request_timeout)
@@ -856,7 +883,7 @@ def _server(app: Any, args: argparse.Namespace, sampler: Sampler) -> Any:
             await super().shutdown(sockets)
 
     return Server(uvicorn.Config(
-        app, http=Protocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
+        app, http=Protocol, ws="none", lifespan="on", log_level="error", access_log=False, server_header=False,
         proxy_headers=False, limit_concurrency=args.max_connections, timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=3, h11_max_incomplete_event_size=16384,
         ssl_certfile=args.tls_cert, ssl_keyfile=args.tls_key))
@@ -908,17 +935,26 @@ def write_textfile(path: str, text: bytes) -> None:
 def _run_once(device: ag.Device, args: argparse.Namespace) -> int:
     """--once and --textfile: no server. The first text already has the rates."""
     facts: dict[str, str] = {}
+    said, written = "", False
     while True:
         sampled = take(device, parts_of(args), facts, timeout=2.5)
         text, _ = render(families(sampled, facts, args.host_label, args.processes, args.triton_names))
-        if args.textfile:
-            write_textfile(args.textfile, text)
-        else:
+        trouble = sampled.error
+        if not args.textfile:
             sys.stdout.write(text.decode())
-        if sampled.error:
-            print("exporter: %s" % sampled.error, file=sys.stderr, flush=True)
+        else:
+            try:
+                write_textfile(args.textfile, text)
+                written = True
+            except OSError as error:        # a full disk may be empty again; until then the old file stays, with its time
+                if not written:
+                    raise
+                trouble = "%s: %s" % (args.textfile, error.strerror)
+        if trouble not in ("", said):
+            print("exporter: %s" % trouble, file=sys.stderr, flush=True)
+        said = trouble
         if args.once:
-            return int(sampled.snapshot is None)
+            return int(bool(trouble))
         time.sleep(args.interval or 10)
 
 
@@ -970,7 +1006,8 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="exporter.py", description="Prometheus exporter and dashboard for one Mac.")
+    parser = argparse.ArgumentParser(prog="exporter.py", description="Prometheus exporter and dashboard for one Mac.",
+                                     allow_abbrev=False)       # launchd_plist() knows the options by their names
     add = parser.add_argument
     common.add_source_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
@@ -1044,6 +1081,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     _complete(parser, args)
     if args.launchd_plist:
+        if args.token and not args.token_file:
+            parser.error("launchd does not know APPLEGPU_TOKEN: use --token-file")
         sys.stdout.write(launchd_plist(argv).decode())
         return 0
     try:

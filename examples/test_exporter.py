@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Iterator
 
 import pytest
@@ -120,6 +120,8 @@ class Server:
             self.process.kill()
             self.process.wait(5)
         assert self.process.stderr is not None
+        if self.process.stderr.closed:      # stopped before
+            return ""
         with self.process.stderr as pipe:
             return pipe.read()
 
@@ -409,6 +411,10 @@ def test_pages_and_headers() -> None:
         for path in ("/metrics", "/api/events", "/"):
             status, headers, _ = server.get(path, method="POST")
             assert status == 405 and "GET" in headers["allow"], path
+        for path in ("/", "/app.js", "/metrics", "/api/snapshot", "/api/history", "/api/events", "/healthz"):
+            status, headers, body = server.get(path, method="HEAD")
+            assert status == 200 and body == b"" and headers["content-type"] and "content-security-policy" in headers, path
+            assert server.get(path, method="OPTIONS")[0] == 405
         snapshot = json.loads(server.get("/api/snapshot")[2])
         assert snapshot["schema"] == 1 and snapshot["source"] == "recording m5max-macos27"
         assert snapshot["processes"] is None and snapshot["reasons"]["processes"] == "not_asked"
@@ -426,6 +432,30 @@ def test_textfile_and_once(tmp_path: Any) -> None:
     assert parse(done.stdout).keys() == samples.keys()
     done = run("--once", "--textfile", str(tmp_path / "no" / "such.prom"), "--recording", path_of("m4pro"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
+
+
+def test_textfile_when_it_cannot_be_written(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
+    """At the start that ends it; later (a full disk) it is said once, and tried again."""
+    folder = tmp_path / "node"
+    options = ["--textfile", str(folder / "applegpu.prom"), "--interval", "7s", "--recording", path_of("m4pro")]
+    assert exporter.main(options) == 1 and capsys.readouterr().err.count("No such file") == 1
+    folder.mkdir()
+    turns = []
+
+    def sleep(seconds: float, really: Any = time.sleep) -> None:
+        if seconds != 7:        # the library waits for a second sample
+            return really(seconds)
+        turns.append((folder / "applegpu.prom").exists())
+        if len(turns) == 1:
+            shutil.rmtree(folder)
+        elif len(turns) == 3:
+            folder.mkdir()
+        elif len(turns) == 4:
+            raise KeyboardInterrupt
+        return None
+    monkeypatch.setattr(exporter.time, "sleep", sleep)
+    assert exporter.main(options) == 0 and turns == [True, False, False, True]
+    assert capsys.readouterr().err == "exporter: %s: No such file or directory\n" % options[1]
 
 
 def test_textfile_of_a_lost_gpu_says_down(tmp_path: Any, monkeypatch: Any, capsys: Any) -> None:
@@ -456,6 +486,13 @@ def test_launchd_plist_has_no_path_that_depends_on_the_folder() -> None:
     words = plistlib.loads(done.stdout.encode())["ProgramArguments"]
     assert words[2:] == ["--recording=" + path_of("m4pro"), "--textfile=" + os.path.abspath("x.prom"), "--textfile",
                          os.path.abspath("y.prom")]
+
+
+def test_launchd_plist_refuses_what_would_be_lost() -> None:
+    """A token that only this shell knows, and half an option's name."""
+    done = run("--launchd-plist", "--host", "10.0.0.7", env={**os.environ, "APPLEGPU_TOKEN": "x"})
+    assert done.returncode == 2 and "--token-file" in done.stderr and done.stdout == ""
+    assert run("--launchd", "--port", "1").returncode == 2
 
 
 def test_launchd_plist() -> None:
@@ -541,6 +578,31 @@ def test_one_address_cannot_take_every_connection() -> None:
             assert server.get("/metrics")[0] == 200
         for connection in taken:
             connection.close()
+
+
+def test_a_flood_of_connections_and_nonsense_leaves_no_word() -> None:
+    """A burst beyond an address's share is cut off, the others are served; nobody can fill the log (launchd keeps it)."""
+    with serving("--no-dashboard") as server:
+        flood, answers = [], []
+        for _ in range(200):
+            with suppress(ConnectionError):      # cut off before it has asked
+                flood.append(server.begin("/healthz"))
+        for connection in flood:
+            try:
+                answers.append(connection.recv(12))
+            except ConnectionError:
+                answers.append(b"")
+        for connection in flood:        # only now: each that goes makes room for another
+            connection.close()
+        assert answers.count(b"HTTP/1.1 200") == 64 and set(answers) <= {b"", b"HTTP/1.1 200"}
+        for nonsense in (b"\x16\x03\x01\x02" * 9, b"GET /" + b"a" * 99999, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 99999,
+                         b"GET / HTTP/1.1\r\nHost: a\r\nHost: 127.0.0.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                         b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade, close\r\n\r\n"):
+            with socket.create_connection((server.host, server.port), timeout=20) as connection:
+                with suppress(ConnectionError):
+                    connection.sendall(nonsense)
+                    assert connection.recv(9) == b"HTTP/1.1 "
+        assert server.get("/metrics")[0] == 200 and server.stop() == ""
 
 
 def read_event(server: Server) -> dict[str, Any]:
@@ -634,23 +696,25 @@ def test_a_client_that_takes_nothing_delays_nobody() -> None:
     assert asyncio.run(scenario()) > 8
 
 
+async def ask(app: Any, path: str) -> tuple[int, bytes]:
+    """An answer of the application, without a server."""
+    got: list[Any] = []
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b"",
+             "headers": [(b"host", b"localhost")]}
+    await app(scope, receive, send)
+    return got[0]["status"], b"".join(m.get("body", b"") for m in got[1:])
+
+
 def test_a_mac_that_does_not_answer() -> None:
     """A call that hangs: 503 with a sentence, and again an answer when it comes back."""
     import asyncio
     import threading
-
-    async def get(app: Any, path: str) -> tuple[int, bytes]:
-        got: list[Any] = []
-
-        async def send(message: Any) -> None:
-            got.append(message)
-
-        async def receive() -> Any:
-            return {"type": "http.request", "body": b"", "more_body": False}
-        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"",
-                 "headers": [(b"host", b"localhost")]}
-        await app(scope, receive, send)
-        return got[0]["status"], b"".join(m.get("body", b"") for m in got[1:])
 
     async def scenario() -> None:
         args = exporter._parser().parse_args(["--recording", path_of("m4pro"), "--no-dashboard"])
@@ -659,12 +723,18 @@ def test_a_mac_that_does_not_answer() -> None:
         app, take, go = exporter.application(sampler, args), sampler.take, threading.Event()
         sampler.PATIENCE = 0.2
         sampler.take = lambda: (go.wait(10), take())[1]     # type: ignore[method-assign]
-        for path, word in (("/metrics", b"in time"), ("/api/snapshot", b"in time"), ("/healthz", b"stuck")):
-            status, body = await get(app, path)
+        for path, word in (("/api/snapshot", b"in time"), ("/healthz", b"stuck")):
+            status, body = await ask(app, path)
             assert status == 503 and word in body
+        status, body = await ask(app, "/metrics")       # as for a GPU that is lost, so that the alert says what is true
+        assert status == 200 and parse(body.decode()).keys() == {("applegpu_up", ()), ("applegpu_scrape_duration_seconds", ())}
+        assert parse(body.decode())["applegpu_up", ()] == 0
+        pump = asyncio.create_task(sampler.pump())
+        assert await sampler.next(0, 5) and b"in time" in sampler.event     # a page that is open is told, too
+        pump.cancel()
         go.set()
         sampler.PATIENCE = 5
-        assert (await get(app, "/metrics"))[0] == 200 and (await get(app, "/healthz"))[0] == 200
+        assert (await ask(app, "/metrics"))[0] == 200 and (await ask(app, "/healthz"))[0] == 200
 
     asyncio.run(scenario())
 
@@ -681,6 +751,35 @@ def test_a_mac_that_never_answers_does_not_hold_up_the_end(how: int) -> None:
             assert process.wait(10) in (0, -how) and "Traceback" not in process.stderr.read()
         finally:
             process.kill()
+
+
+def test_history_does_not_hold_up_a_scrape() -> None:
+    """A day of every column takes a while: it is put together beside the event loop, one at a time."""
+    import asyncio
+    import threading
+
+    async def scenario() -> None:
+        args = exporter._parser().parse_args(["--recording", path_of("m4pro"), "--no-dashboard"])
+        args.token, args.hosts = None, None
+        sampler = exporter.Sampler(exporter.open_device(args), args)
+        app, go, busy = exporter.application(sampler, args), threading.Event(), []
+        answer = sampler.history.answer
+
+        def slow(*asked: Any) -> Any:
+            busy.append(None)
+            go.wait(10)
+            return answer(*asked)
+        sampler.history.answer = slow     # type: ignore[method-assign]
+        asked = [asyncio.create_task(ask(app, "/api/history")) for _ in range(3)]
+        while not busy:
+            await asyncio.sleep(0.01)
+        assert (await ask(app, "/metrics"))[0] == 200 and len(busy) == 1 and not any(task.done() for task in asked)
+        go.set()
+        for task in asked:
+            status, body = await task
+            assert status == 200 and json.loads(body)["columns"]
+
+    asyncio.run(scenario())
 
 
 def test_stop_is_prompt_with_streams_open() -> None:
@@ -700,7 +799,7 @@ HOSTS = {name: name for name in NAMES} | {"rack-9": "m5max-macos27", "rack-10": 
 
 
 class Rack:
-    """Exporters over the eight recordings, two twice as other hosts, and Prometheus over them."""
+    """Exporters over the eight recordings, two twice as other hosts, one host that never answers, and Prometheus over them."""
 
     def __init__(self, folder: Any, stack: ExitStack) -> None:
         self.servers = {}
@@ -709,8 +808,10 @@ class Rack:
             stack.callback(self.servers[host].stop)
         for server in self.servers.values():
             server.ready()
-        self.prometheus = Prometheus(folder, [{"targets": ["127.0.0.1:%d" % s.port], "labels": {"host": h}}
-                                              for h, s in self.servers.items()])
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=500))
+        ports = {**{host: server.port for host, server in self.servers.items()}, "silent": silent.getsockname()[1]}
+        self.prometheus = Prometheus(folder, [{"targets": ["127.0.0.1:%d" % port], "labels": {"host": host}}
+                                              for host, port in ports.items()])
         stack.callback(self.prometheus.stop)
         assert self.prometheus.until("sum(up)", lambda r: r and r[0][1] == 10, 40), (folder / "log").read_text()[-2000:]
         self.began = time.monotonic()
@@ -747,6 +848,10 @@ def test_rack_is_up(rack: Rack) -> None:
     frozen = by_host('applegpu_metric_available{metric="%s", of="cpu", reason="frozen"}' % ENERGY)
     assert frozen == {"m3max-macos27": 0}
     assert "vm-macos15" not in by_host(ENERGY)
+    # a host that takes the connection and says nothing: counted as such, and it holds up nobody
+    answering, not_answering = [expression for title, expression in panel_queries("20s", ".*") if title == "Macs"]
+    assert (rack.prometheus.query(answering)[0][1], rack.prometheus.query(not_answering)[0][1]) == (10, 1)
+    assert rack.prometheus.until('ALERTS{alertname="AppleGpuExporterDown", host="silent"}', bool, 10)
 
 
 # ---- the page
@@ -818,7 +923,7 @@ def test_page_shows_the_recording(browser: Any) -> None:
         further(browser, 3)
         assert browser.run("document.getElementById('clock').data[0].x.length") > points
         assert browser.troubles() == []
-        assert browser.requests() and all(url.startswith(server.url) for url in browser.requests()), browser.requests()
+        assert browser.requests() and all(url.startswith((server.url, "data:")) for url in browser.requests()), browser.requests()
         assert "Share" not in browser.run("document.body.innerHTML")        # plotly's button that sends a chart away
         assert browser.run("performance.getEntriesByName(location.href + 'plotly.min.js').length") == 1
 
@@ -845,8 +950,43 @@ def test_page_says_why(browser: Any) -> None:
         hidden = "[...document.querySelectorAll('.chart')].filter((c) => c.hidden).map((c) => c.id).join()"
         assert browser.run(hidden) == "clock,states,power,bandwidth,agents,thermal,throttle"     # no axes without a figure
         assert "virtual machine" in browser.run("document.querySelector('#clock-card .note').textContent")
+        order = "['memory', 'clock', 'cpu'].map((id) => getComputedStyle(document.getElementById(id + '-card')).order).join()"
+        assert browser.run(order) == "0,1,2"            # what only says that it is missing stands below the charts
         assert "virtual machine" in browser.run("document.querySelector('[data-field=gpu_power_mw] .more').textContent")
         assert browser.troubles() == []
+
+
+def test_page_shows_little_as_little(browser: Any) -> None:
+    """6 MB, 1 mW and 2 ms of an idle M1 have their own units: only 0 reads as 0."""
+    with serving("--processes", *FAST, recording="m1-macos11") as server:
+        look(browser, server)
+        assert tile(browser, "memory_used_bytes") == "6.1MB"
+        assert browser.run("document.querySelector('#memory-card [data-column=memory_used_bytes] b').innerText") == "6.1\u00a0MB"
+        cpu = {v / 1000 for v in possible("m1-macos11", "cpu_power_mw")}
+        assert max(cpu) < 0.1 and browser.run("document.querySelector('#power-card [data-column=cpu_power_mw] b').innerText") in {
+            "%d\u00a0mW" % (1000 * v) for v in cpu}
+        assert not re.search(r"\b0\.0+\b", browser.run("document.querySelector('main').innerText"))
+        assert browser.run("[0, 0.0004, 0.3, 6.5, 40].map((v) => say(v, 'W')).join()").replace("\u00a0", " ") == \
+            "0 W,0.4 mW,300 mW,6.50 W,40.0 W"
+        assert browser.troubles() == []
+
+
+def test_page_does_not_show_old_figures_as_new(browser: Any) -> None:
+    """An exporter that hangs, answers again, ends: said, and what stands on the page is dimmed."""
+    with serving(*FAST) as server:
+        look(browser, server)
+        status, dim = "document.getElementById('status-text').textContent", "getComputedStyle(document.querySelector('main')).opacity"
+        assert browser.run(status) == "live" and browser.run(dim) == "1"
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            browser.run("state.heard -= 60000")       # a minute goes by
+            assert browser.until(status + " === 'no new figures'") and float(browser.run(dim)) < 1
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        assert browser.until(status + " === 'live'") and browser.run(dim) == "1"
+        assert browser.troubles() == []
+        server.stop()
+        assert browser.until(status + ".includes('does not answer')") and float(browser.run(dim)) < 1
 
 
 def test_page_gaps(browser: Any, tmp_path: Any) -> None:
@@ -886,6 +1026,9 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
                 break
         assert {"live", "theme", "utilisation", "power", "memory", "thermal", "1 h"} <= reached, reached
         browser.run("document.getElementById('memory').focus()")
+        browser.key("+", text="+", number=187)      # nearer: the newest stays in view
+        assert browser.run("state.zoom[1] > local(newest()) - 2000 && state.zoom[1] - state.zoom[0] < 60000")
+        browser.key("Escape", number=27)
         browser.key("ArrowLeft", number=37)
         assert browser.run(live) == "false"
         held, shown = browser.run("state.zoom.join()"), "document.getElementById('memory').layout.xaxis.range.join()"
@@ -900,6 +1043,7 @@ def test_page_keyboard_ranges_and_zoom(browser: Any) -> None:
         assert browser.run("document.activeElement.id") == "memory"
         assert browser.run("document.querySelectorAll('.chart[hidden]').length") == 0
         assert "In use" not in browser.run("document.querySelector('#memory-card .note').textContent")
+        assert "nothing was measured" in browser.run("document.getElementById('memory').textContent")
         browser.key("Escape", number=27)
         assert browser.until(live + " === 'true'")
         browser.run("[...document.querySelectorAll('#ranges button')].find((b) => b.textContent === '1 h').click()")
@@ -982,6 +1126,14 @@ def test_promtool_checks_the_files() -> None:
     promtool("check", "rules", "recording_rules.yml", "alert_rules.yml")
     promtool("check", "config", "prometheus.yml")
     assert "SUCCESS" in promtool("test", "rules", "rules_test.yml")
+
+
+def test_every_alert_has_its_test() -> None:
+    found = []
+    for word, name in (("alert", "alert_rules.yml"), ("alertname", "rules_test.yml")):
+        with open(os.path.join(PROMETHEUS, name)) as file:
+            found.append(set(re.findall(word + r": (\w+)", file.read())))
+    assert found[0] and found[0] == found[1]
 
 
 @needs_prometheus
@@ -1141,8 +1293,8 @@ def test_rack_cost(rack: Rack, capsys: Any) -> None:
         lines.append("%2d hosts: a round of scrapes %.1f ms, %.1f ms of CPU (%.1f ms a host)" % (
             count, 1e3 * costs[count][0], 1e3 * costs[count][1], 1e3 * costs[count][1] / count))
     lines.append("Prometheus: %.1f ms a scrape, %.0f samples a host, %d series" % (
-        1e3 * rack.prometheus.query("avg(scrape_duration_seconds)")[0][1],
-        rack.prometheus.query("avg(scrape_samples_scraped)")[0][1],
+        1e3 * rack.prometheus.query('avg(scrape_duration_seconds{host!="silent"})')[0][1],
+        rack.prometheus.query('avg(scrape_samples_scraped{host!="silent"})')[0][1],
         rack.prometheus.query("count({job=\"applegpu\"})")[0][1]))
     with capsys.disabled():
         print("\n" + "\n".join(lines))

@@ -200,9 +200,13 @@ def test_nvml_alias_folder_reaches_child_processes(tmp_path):
     (tmp_path / "parent.py").write_text(
         "import subprocess, sys\nsubprocess.run([sys.executable, %r], check=True)\n" % str(tmp_path / "program.py"))
     (tmp_path / "program.py").write_text(PROGRAM)
-    out, _ = run(str(tmp_path / "parent.py"), PYAPPLEGPU_RECORDING=recording("m4pro"), PYTHONPATH=os.pathsep.join(
-        (os.path.join(EXAMPLES, "nvml_alias"), os.path.dirname(os.path.abspath(ag.__file__)))))
-    assert out == "Apple M4 Pro []\n"
+    alias, root = os.path.join(EXAMPLES, "nvml_alias"), os.path.dirname(os.path.abspath(ag.__file__))
+    for path in (alias, os.pathsep.join((alias, root))):        # the folder alone finds the file of its checkout
+        out, _ = run(str(tmp_path / "parent.py"), PYAPPLEGPU_RECORDING=recording("m4pro"), PYTHONPATH=path)
+        assert out == "Apple M4 Pro []\n"
+    smi = subprocess.run([os.path.join(alias, "nvidia-smi"), "-L"], cwd=str(tmp_path), capture_output=True, text=True, timeout=120,
+                         env={**os.environ, "PYTHON": sys.executable, "PYAPPLEGPU_RECORDING": recording("m4pro")})
+    assert smi.stdout.startswith("GPU 0: Apple M4 Pro (UUID: GPU-"), smi.stderr
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ const COLUMNS = [...new Set(CHARTS.flatMap((c) => [...(c.stack || []), ...c.line
 const PRESSURE = ["nominal", "moderate", "heavy", "trapping", "sleeping"];
 
 const $ = (id) => document.getElementById(id);
-const state = { seconds: 300, zoom: null, paused: false, t: [], columns: {}, gaps: {}, latest: null, colours: {}, drawing: false, step: 1, asked: 0, hidden: new Set() };
+const state = { seconds: 300, zoom: null, paused: false, t: [], columns: {}, gaps: {}, latest: null, colours: {}, drawing: false, step: 1, asked: 0, hidden: new Set(), heard: Date.now(), pause: 1000 };
 
 function element(tag, text, className) {
   const e = document.createElement(tag);
@@ -77,14 +77,18 @@ function reasonOf(s, path) {
   const field = path.startsWith("agent.") ? "memory_" + path.slice(6) + "_read" : path.split(".")[0];
   return (s.reasons || {})[field] || "chip";
 }
-const sizeText = (bytes) => (bytes / 2 ** 30 >= 99.95 ? (bytes / 2 ** 30).toFixed(0) : (bytes / 2 ** 30).toFixed(1));
-const timeText = (s) => (s < 100 ? s.toFixed(1) + " s" : s < 6000 ? (s / 60).toFixed(1) + " min" : (s / 3600).toFixed(1) + " h");
-const wattText = (mw) => (mw < 999.5 ? [mw.toFixed(0), "mW"] : [(mw / 1000).toFixed(1), "W"]);
-const rateText = (b) => (b >= 1e9 ? [(b / 1e9).toFixed(b < 99.95e9 ? 1 : 0), "GB/s"] : [(b / 1e6).toFixed(0), "MB/s"]);
-function say(value, unit) {
-  if (value === null || value === undefined) return "\u2013";
-  return value.toFixed(Math.abs(value) < 9.95 && unit !== "%" && unit !== "MHz" ? 2 : Math.abs(value) < 99.95 && unit !== "MHz" && unit !== "%" ? 1 : 0) + "\u00a0" + unit;
+const timeText = (s) => (s < 1 ? (s > 0 && s < 0.0005 ? "<1" : (1000 * s).toFixed(0)) + " ms" : s < 100 ? s.toFixed(1) + " s" : s < 6000 ? (s / 60).toFixed(1) + " min" : (s / 3600).toFixed(1) + " h");
+const SMALLER = { W: ["mW", 1000], GB: ["MB", 1024], "GB/s": ["MB/s", 1000] };
+// [text, unit]: three digits; what would round to 0.00 has the smaller unit, so that only 0 reads as 0.
+function parts(value, unit) {
+  const [small, times] = SMALLER[unit] || [], size = Math.abs(value);
+  if (small && value !== 0 && size < 0.9995) return [value * times < 9.95 ? String(Number((value * times).toPrecision(2))) : (value * times).toFixed(0), small];
+  return [value.toFixed(value === 0 || unit === "%" || unit === "MHz" || size >= 99.95 ? 0 : size < 9.95 ? 2 : 1), unit];
 }
+const say = (value, unit) => (value === null || value === undefined ? "\u2013" : parts(value, unit).join("\u00a0"));
+const sizeText = (bytes) => parts(bytes * K.bytes, "GB");
+const wattText = (mw) => parts(mw * K.mw, "W");
+const rateText = (b) => parts(b * K.rate, "GB/s");
 
 // ---- tiles
 
@@ -92,7 +96,7 @@ const TILES = [
   ["gpu_active_ratio", "GPU active", (v) => [(100 * v).toFixed(0), "%"], (s) => known(s.gpu_scaled_ratio, (v) => (100 * v).toFixed(0) + " % by clock")],
   ["gpu_clock_mhz", "GPU clock", (v) => [v, "MHz"], (s) => known(s.gpu_max_clock_mhz, (v) => "of " + v + " MHz")],
   ["gpu_power_mw", "GPU power", wattText, (s) => known(s.system_power_mw, (v) => "whole Mac " + wattText(v).join(" "))],
-  ["memory_used_bytes", "GPU memory", (v) => [sizeText(v), "GB"], (s) => known(s.memory_total_bytes, (v) => "of " + sizeText(v) + " GB")],
+  ["memory_used_bytes", "GPU memory", sizeText, (s) => known(s.memory_total_bytes, (v) => "of " + sizeText(v).join(" "))],
   ["memory_read.bytes_per_s", "Memory read", (v, s) => [(s.memory_read.saturated ? ">" : s.memory_read.estimated ? "~" : "") + rateText(v)[0], rateText(v)[1]],
     (s) => known(s.memory_write, (v) => "written " + (v.saturated ? ">" : v.estimated ? "~" : "") + rateText(v.bytes_per_s).join(" "))],
   ["gpu_temperature_celsius", "GPU temperature", (v) => [v.toFixed(0), "\u00b0C"], (s) => [known(s.gpu_temperature_max_celsius, (v) => "max " + v.toFixed(0) + " \u00b0C"), known(s.thermal_pressure_level, (v) => PRESSURE[v])].filter(Boolean).join(", ")],
@@ -149,8 +153,8 @@ function drawTables(s) {
   const asked = s.parts.includes("processes");
   table("processes", ["name", "pid", "GPU", "GPU time", "memory"], (s.processes || []).slice(0, 25).map((p) => [
     p.name, String(p.pid), p.gpu_percent === null ? "\u2013" : p.gpu_percent.toFixed(0) + " %",
-    timeText(p.gpu_time_ns / 1e9), p.footprint_bytes === null ? element("td", "another user's", "why") : sizeText(p.footprint_bytes) + " GB"]),
-  asked ? (s.processes && !s.processes.length ? "none uses the GPU" : s.processes ? "" : why(reasonOf(s, "processes"))) : "Not asked for: start the exporter with --processes.");
+    timeText(p.gpu_time_ns / 1e9), p.footprint_bytes === null ? element("td", "another user's", "why") : sizeText(p.footprint_bytes).join(" ")]),
+  asked ? (s.processes && !s.processes.length ? "none uses the GPU" : s.processes ? (s.processes.length > 25 ? "the busiest 25 of " + s.processes.length : "") : why(reasonOf(s, "processes"))) : "Not asked for: start the exporter with --processes.");
   const missing = Object.entries(s.reasons).filter(([, reason]) => reason !== "not_asked"), same = new Map();
   for (const [field, reason] of missing) {                       // figures that lack for one reason share a line
     const detail = (s.messages || {})[field] || "", key = reason + "\n" + detail;
@@ -235,11 +239,11 @@ function limits(chart, data) {
   if (high < low) return [0, 1];
   return chart.free ? [Math.floor(low - 3), Math.ceil(high + 3)] : [0, high > 0 ? high * 1.1 : 1];
 }
+const plotWidth = () => Math.max(200, $("utilisation").clientWidth - 50);
 // Half the distance of two samples, in pixels: inside a gap the label must not show the values at its edge.
 function reach() {
   const t = state.t.slice(-60), steps = t.slice(1).map((v, i) => v - t[i]).sort((a, b) => a - b), [a, b] = view();
-  const width = Math.max(200, $("utilisation").clientWidth - 50);
-  return Math.max(2, Math.ceil(0.55 * width * (steps[steps.length >> 1] || 1) * 1000 / (b - a)));
+  return Math.max(2, Math.ceil(0.55 * plotWidth() * (steps[steps.length >> 1] || 1) * 1000 / (b - a)));
 }
 function baseLayout(chart) {
   const c = state.colours, axis = { gridcolor: c.grid, zerolinecolor: c.grid, linecolor: c.line, tickfont: { size: 11 }, automargin: true };
@@ -350,7 +354,7 @@ function gapShapes(chart, columns) {
   return [...spans.values()].slice(-12).map(([a, b, reason]) => ({
     type: "rect", xref: "x", yref: "paper", x0: local(Math.max(a, from)), x1: local(Math.max(b, a + (to - from) / 300)), y0: 0, y1: 1,
     fillcolor: state.colours.gap, line: { width: 0 }, layer: "below",
-    label: { text: (b - a) > (to - from) / 12 ? escape(why(reason)) : "", font: { size: 10, color: state.colours.soft }, textposition: "top center" } }));
+    label: { text: (b - a) / (to - from) * plotWidth() > 5.5 * why(reason).length ? escape(why(reason)) : "", font: { size: 10, color: state.colours.soft }, textposition: "top center" } }));
 }
 // Somebody points at it: a redraw would take the hover label away and break a drag.
 const busy = (place) => matchMedia("(hover: hover)").matches && place.matches(":hover") && place.dataset.listening;
@@ -370,6 +374,7 @@ function drawChart(chart, t, force) {
   const layout = { ...baseLayout(chart), shapes: gapShapes(chart, columns) };
   layout.yaxis.range = limits(chart, data);
   layout.yaxis.showticklabels = data.length > 0;
+  if (state.zoom && !state.t.length) layout.annotations = [{ text: "nothing was measured in this time", showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }];
   data.push(...gapTrace(chart, t, layout.yaxis.range[0]));
   Plotly.react(place, data, layout, CONFIG).then(() => listen(place));
 }
@@ -445,8 +450,9 @@ function goLive() {
 function onKey(event) {
   const [a, b] = view(), width = b - a;
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const nearer = state.zoom ? [a + width / 4, b - width / 4] : [a + width / 2, b];       // live: the newest stays in view
   const moves = { ArrowLeft: [a - width / 5, b - width / 5], ArrowRight: [a + width / 5, b + width / 5],
-    "+": [a + width / 4, b - width / 4], "=": [a + width / 4, b - width / 4], "-": [a - width / 2, b + width / 2] };
+    "+": nearer, "=": nearer, "-": state.zoom ? [a - width / 2, b + width / 2] : [a - width, b] };
   if (moves[event.key]) zoomTo(moves[event.key]);
   else if (event.key === "Escape" || event.key === "0" || event.key === "Home") goLive();
   else return;
@@ -530,9 +536,12 @@ function show(s) {
 function connect() {
   const events = new EventSource("api/events");
   let broken = false;
+  state.heard = Date.now();
   events.onopen = () => { if (broken) load(); broken = false; };
   events.onmessage = (event) => {
-    const s = JSON.parse(event.data);
+    const s = JSON.parse(event.data), now = Date.now();
+    if ($("status").className === "ok") state.pause = Math.max(1000, now - state.heard);
+    state.heard = now;
     if (s.error) status("bad", s.error); else show(s);
     document.documentElement.dataset.updates = String(Number(document.documentElement.dataset.updates || 0) + 1);
   };
@@ -542,6 +551,11 @@ function connect() {
     if (events.readyState === EventSource.CLOSED) setTimeout(connect, 5000);
   };
 }
+
+// A Mac that went to sleep, a cable that was pulled: nothing ends the connection, and nothing comes.
+setInterval(() => {
+  if (Date.now() - state.heard > 5000 + 3 * state.pause && $("status").className === "ok") status("bad", "no new figures", $("status-more").textContent);
+}, 1000);
 
 // ---- colours
 
