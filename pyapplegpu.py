@@ -8183,6 +8183,24 @@ class MetalMemoryInfo(NamedTuple):
     objects: int                            # Objective-C objects Python holds, of every kind
 
 
+class MetalFormat(NamedTuple):
+    """How a pixel format lies in memory. A block is one pixel, unless the format is compressed."""
+    name: str
+    value: int                              # MTLPixelFormat...
+    block_bytes: int
+    block_width: int
+    block_height: int
+    depth: bool
+    stencil: bool
+
+
+class MetalImage(NamedTuple):
+    """A decoded picture: 8 bits each of red, green, blue, alpha; rows from the top without gaps."""
+    width: int
+    height: int
+    pixels: bytes
+
+
 # ---- checks, and objects made from descriptors
 
 def _gone(kept: Any) -> bool:
@@ -8190,35 +8208,41 @@ def _gone(kept: Any) -> bool:
     return kept is None or type(kept) is _Released
 
 
-def _conforms(one: Any, protocol: str) -> bool:
+def _conforms(one: Any, name: str) -> bool:
+    """Whether it is an object of a protocol, or of a descriptor's class; asked once per Python class."""
     if not isinstance(one, MetalObject):
         return False
-    key = (type(one), protocol)
+    key = (type(one), name)
     known = _objc().conforming.get(key)
     if known is None:
-        known = _objc().conforming[key] = _is_kind(one._pointer, "", [protocol])
+        family, protocols = (name, []) if name.endswith("Descriptor") else ("", [name])
+        known = _objc().conforming[key] = _is_kind(one._pointer, family, protocols)
     return known
 
 
-def _expect(one: Any, protocol: str) -> int:
-    """The pointer of an object of a protocol; a wrong object is an error here, where Metal would crash."""
-    if not _conforms(one, protocol):
-        raise _bad("an %s is wanted, not %r" % (protocol, one))
-    pointer: int = one._pointer
-    return pointer
+# Who makes an object of a protocol or class: Metal... for MTL...State and MTL...Descriptor, and these.
+_MAKERS = {"MTLLibrary": "MetalCompile", "MTLComputePipelineState": "MetalKernel", "MTLCommandQueue": "MetalQueue",
+           "MTLResource": "MetalBuffer", "MTLSharedEvent": "MetalEvent", "MTLBinaryArchive": "MetalArchive",
+           "MTLVertexDescriptor": "MetalVertexLayout"}
 
 
-def _expect_class(one: Any, name: str) -> MetalObject:
-    if not isinstance(one, MetalObject) or not _is_kind(one._pointer, name, []):
-        raise _bad("an %s is wanted, not %r" % (name, one))
-    return one
+def _expect(one: Any, name: str) -> MetalObject:
+    """An object of a protocol or a descriptor's class; a wrong one is an error here, where Metal would crash."""
+    if not _conforms(one, name):
+        maker = _MAKERS.get(name, "Metal" + name[3:].replace("State", "").replace("Descriptor", ""))
+        raise _bad("an %s is wanted (%s makes one), not %.80r" % (name, maker, one))
+    checked: MetalObject = one
+    return checked
 
 
-def _made_by_metal(one: Any, what: str) -> MetalObject:
+def _given(one: Any, what: str, label: str | None = None) -> MetalObject:
+    """What Metal was asked for, labelled; it gives nil when there is no room or no more of that kind."""
     if one is None:
         raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further %s" % what)
-    made: MetalObject = one
-    return made
+    return _set(one, Label=label)
+
+
+_U64 = (1 << 64) - 1
 
 
 def _whole(value: Any, least: int, most: int, what: str) -> int:
@@ -8301,15 +8325,12 @@ def MetalDeviceInfo(device: MetalObject | None = None) -> MetalDetails:
 
 
 def _device(device: MetalObject | None) -> MetalObject:
-    if device is None:
-        return MetalDevice()
-    _expect(device, "MTLDevice")
-    return device
+    return MetalDevice() if device is None else _expect(device, "MTLDevice")
 
 
 def MetalQueue(device: MetalObject | None = None, label: str | None = None) -> MetalObject:
     """A new command queue. Functions that are given none use one queue per device, made at the first use."""
-    return _set(_made_by_metal(_device(device).newCommandQueue(), "command queue"), Label=label)
+    return _given(_device(device).newCommandQueue(), "command queue", label)
 
 
 def _queue(device: MetalObject) -> MetalObject:
@@ -8320,9 +8341,6 @@ def _queue(device: MetalObject) -> MetalObject:
 
 
 # ---- code
-
-_MATH = {"safe": 0, "relaxed": 1, "fast": 2}
-
 
 def MetalCompile(source: str, device: MetalObject | None = None, *, version: str | int | None = None,
                  math: str | None = None, macros: Mapping[str, Any] | None = None) -> MetalObject:
@@ -8337,22 +8355,18 @@ def MetalCompile(source: str, device: MetalObject | None = None, *, version: str
     device = _device(device)
     with MetalPool():
         options = _compile_options(version, math, macros) if version is not None or math is not None or macros else None
-        library: MetalObject = device.newLibraryWithSource_options_error_(source, options)
-    return library
+        return _given(device.newLibraryWithSource_options_error_(source, options), "library")
 
 
 def _compile_options(version: str | int | None, math: str | None, macros: Mapping[str, Any] | None) -> MetalObject:
+    mode = None if math is None else _constant_of("MTLMathMode", math)
     options = _new("MTLCompileOptions", LanguageVersion=None if version is None else _language(version),
                    PreprocessorMacros=dict(macros) if macros else None)
-    if math is None:
-        return options
-    if math not in _MATH:
-        raise _bad("math is safe, relaxed or fast, not %r" % (math,))
     if hasattr(options, "setMathMode_"):
-        return _set(options, MathMode=_MATH[math])
-    if math == "relaxed":
+        return _set(options, MathMode=mode)
+    if mode == 1:       # MTLMathModeRelaxed
         raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "relaxed math came with macOS 15")
-    return _set(options, FastMathEnabled=math == "fast")
+    return _set(options, FastMathEnabled=None if mode is None else mode == 2)
 
 
 def _language(version: str | int) -> int:
@@ -8367,8 +8381,7 @@ def _language(version: str | int) -> int:
 def MetalLoad(path: str, device: MetalObject | None = None) -> MetalObject:
     """A library from a .metallib file. NotFound without the file, MetalError when Metal cannot use it."""
     with MetalPool():
-        library: MetalObject = _device(device).newLibraryWithURL_error_(_file_url(_existing(path)))
-    return library
+        return _given(_device(device).newLibraryWithURL_error_(_file_url(_existing(path))), "library")
 
 
 def _existing(path: str) -> str:
@@ -8377,9 +8390,8 @@ def _existing(path: str) -> str:
     return os.fspath(path)
 
 
-def _file_url(path: str) -> MetalObject:
-    url: MetalObject = MetalClass("NSURL").fileURLWithPath_(os.path.abspath(path))
-    return url
+def _file_url(path: str) -> Any:
+    return MetalClass("NSURL").fileURLWithPath_(os.path.abspath(os.fspath(path)))
 
 
 def MetalFunctions(library: MetalObject) -> tuple[str, ...]:
@@ -8403,17 +8415,12 @@ def MetalFunction(library: MetalObject, name: str, constants: Mapping[int | str,
             raise _fail(ERROR_NOT_FOUND, None, "Metal", "the library has no function %r; it has %s"
                         % (name, ", ".join(library.functionNames()) or "none"))
         if not constants:
-            function: MetalObject = library.newFunctionWithName_(name)
-            return function
-        values = MetalClass("MTLFunctionConstantValues").new()
+            return _given(library.newFunctionWithName_(name), "function")
+        values = _new("MTLFunctionConstantValues")
         for key, value in constants.items():
-            data, kind = _constant(value)
-            if isinstance(key, str):
-                values.setConstantValue_type_withName_(data, kind, key)
-            else:
-                values.setConstantValue_type_atIndex_(data, kind, key)
-        function = library.newFunctionWithName_constantValues_error_(name, values)
-        return function
+            by = "withName:" if isinstance(key, str) else "atIndex:"
+            MetalSend(values, "setConstantValue:type:" + by, *_constant(value), key)
+        return _given(library.newFunctionWithName_constantValues_error_(name, values), "function")
 
 
 def _constant(value: Any) -> tuple[bytes, int]:
@@ -8440,17 +8447,16 @@ def MetalPipeline(function: MetalObject, *, label: str | None = None, max_thread
     """A compute pipeline of a kernel function. max_threads: the largest threadgroup you will use (more registers for
     each thread when small); indirect: usable from indirect command buffers. MetalError with Metal's text on failure."""
     _expect_function(function, "kernel")
-    device: MetalObject = function.device()
+    device = function.device()
     with MetalPool():
         if label is None and max_threads is None and not indirect:
-            pipeline: MetalObject = device.newComputePipelineStateWithFunction_error_(function)
-            return pipeline
+            return _given(device.newComputePipelineStateWithFunction_error_(function), "pipeline")
         most = device.maxThreadsPerThreadgroup().width
         descriptor = _new("MTLComputePipelineDescriptor", ComputeFunction=function, Label=label,
                           SupportIndirectCommandBuffers=indirect or None, MaxTotalThreadsPerThreadgroup=None
                           if max_threads is None else _whole(max_threads, 1, most, "max_threads"))
-        pipeline = device.newComputePipelineStateWithDescriptor_options_reflection_error_(descriptor, 0, None)
-        return pipeline
+        return _given(device.newComputePipelineStateWithDescriptor_options_reflection_error_(descriptor, 0, None),
+                     "pipeline")
 
 
 def MetalKernel(source: str, name: str, device: MetalObject | None = None, *,
@@ -8462,19 +8468,15 @@ def MetalKernel(source: str, name: str, device: MetalObject | None = None, *,
 def MetalPipelineInfo(pipeline: MetalObject) -> MetalPipelineLimits:
     """Limits of a compute pipeline; asked once per pipeline."""
     _expect(pipeline, "MTLComputePipelineState")
-    facts = pipeline._facts
-    if facts is None:
-        one = pipeline._pointer
-        facts = pipeline._facts = MetalPipelineLimits(_ask(one, "maxTotalThreadsPerThreadgroup"),
-                                                      _ask(one, "threadExecutionWidth"),
-                                                      _ask(one, "staticThreadgroupMemoryLength"))
-    limits: MetalPipelineLimits = facts
+    if pipeline._facts is None:
+        pipeline._facts = MetalPipelineLimits(*[_ask(pipeline._pointer, name) for name in (
+            "maxTotalThreadsPerThreadgroup", "threadExecutionWidth", "staticThreadgroupMemoryLength")])
+    limits: MetalPipelineLimits = pipeline._facts
     return limits
 
 
 # ---- buffers
 
-_MODES = {"shared": 0, "managed": 16, "private": 32}
 _PAGE = 16384               # of Apple silicon; a multiple of Intel's
 
 
@@ -8487,31 +8489,30 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
     MetalEncodeCopy. InvalidArgument for a length of 0, one over maxBufferLength, or memory that does not fit
     copy=False; Memory when Metal has no room.
     """
-    device = _device(device)
-    if mode not in _MODES:
-        raise _bad("mode is shared, managed or private, not %r" % (mode,))
+    device, options = _device(device), _storage(mode, 2) << 4
     with MetalPool():
-        buffer: Any
         if hasattr(data, "__index__") and not isinstance(data, bool) and not getattr(data, "shape", ()):
-            buffer = device.newBufferWithLength_options_(_checked_length(device, data), _MODES[mode])
-        elif copy:
-            if mode == "private":
-                raise _bad("a private buffer takes no data: the CPU cannot reach it; fill it with MetalEncodeCopy")
-            view = _bytes_of(data)
-            _checked_length(device, len(view))
-            buffer = device.newBufferWithBytes_length_options_(view, len(view), _MODES[mode])
-        elif mode != "shared":
-            raise _bad("memory that is borrowed (copy=False) is shared")
+            buffer = device.newBufferWithLength_options_(_checked_length(device, data), options)
+        elif not copy:
+            buffer = _borrow(device, data, options)
+        elif options == 32:
+            raise _bad("a private buffer takes no data: the CPU cannot reach it; fill it with MetalEncodeCopy")
         else:
-            buffer = _borrow(device, data)
-        return _set(_made_by_metal(buffer, "buffer of this size"), Label=label)
+            view = _bytes_of(data)
+            buffer = device.newBufferWithBytes_length_options_(view, _checked_length(device, len(view)), options)
+        return _given(buffer, "buffer of this size", label)
+
+
+def _storage(mode: str | int, most: int) -> int:
+    """An MTLStorageMode: 0 shared, 1 managed, 2 private, 3 memoryless; up to `most`."""
+    code = _constant_of("MTLStorageMode", mode)
+    if code > most:
+        raise _bad("only a texture can be memoryless")
+    return code
 
 
 def _checked_length(device: MetalObject, length: Any) -> int:
-    most = device.maxBufferLength()
-    if not hasattr(length, "__index__") or not 0 < length.__index__() <= most:
-        raise _bad("a buffer holds 1 to %d bytes, not %r" % (most, length))
-    return int(length.__index__())
+    return _whole(length, 1, device.maxBufferLength(), "the length of a buffer")
 
 
 def _bytes_of(data: Any) -> Any:
@@ -8525,11 +8526,11 @@ def _bytes_of(data: Any) -> Any:
     return view.cast("B") if view.nbytes else b""
 
 
-def _borrow(device: MetalObject, data: Any) -> MetalObject:
+def _borrow(device: MetalObject, data: Any, options: int) -> Any:
     """A buffer over the caller's own memory. A deallocator block holds the memory until Metal lets go of the buffer."""
     view = _bytes_of(data)
-    if isinstance(view, bytes) or view.readonly:
-        raise _bad("copy=False needs writable memory")
+    if options or isinstance(view, bytes) or view.readonly:
+        raise _bad("copy=False is for writable memory and mode shared")
     hold = (ctypes.c_ubyte * len(view)).from_buffer(view)
     address = ctypes.addressof(hold)
     if address % _PAGE or len(view) % _PAGE:
@@ -8537,7 +8538,7 @@ def _borrow(device: MetalObject, data: Any) -> MetalObject:
                    "past a page); MetalPages makes it" % (_PAGE, len(view), address % _PAGE))
     _checked_length(device, len(view))
     keep: list[Any] = [hold]
-    buffer: MetalObject = device.newBufferWithBytesNoCopy_length_options_deallocator_(
+    buffer = device.newBufferWithBytesNoCopy_length_options_deallocator_(
         address, len(view), 0, lambda pointer, length: keep.clear())
     if buffer is not None and buffer.length() != len(view):     # seen in virtual machines (actions/runner-images 10663)
         raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, "Metal", "this device cannot borrow memory")
@@ -8619,11 +8620,7 @@ class MetalWork:
 def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, profile: bool = False) -> MetalWork:
     """A new work for a queue (default: the default device's own queue). profile: each dispatch gets an encoder of its
     own and is timed (MetalDispatchTimes)."""
-    if queue is None:
-        queue = _queue(MetalDevice())
-    else:
-        _expect(queue, "MTLCommandQueue")
-    return MetalWork(queue, label, profile)
+    return MetalWork(_queue(MetalDevice()) if queue is None else _expect(queue, "MTLCommandQueue"), label, profile)
 
 
 def _work(work: Any) -> MetalWork:
@@ -8770,18 +8767,15 @@ def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: in
 
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
-    _expect(event, "MTLEvent")
-    _add_to(work, "", "encodeSignalEvent:value:", event, _u64(value))
+    value = _whole(value, 0, _U64, "a 64-bit value")
+    _add_to(work, "", "encodeSignalEvent:value:", _expect(event, "MTLEvent"), value)
 
 
 def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
-    _expect(event, "MTLEvent")
-    _add_to(work, "", "encodeWaitForEvent:value:", event, _u64(value))
+    value = _whole(value, 0, _U64, "a 64-bit value")
+    _add_to(work, "", "encodeWaitForEvent:value:", _expect(event, "MTLEvent"), value)
 
-
-def _u64(value: int) -> int:
-    return _whole(value, 0, (1 << 64) - 1, "a 64-bit value")
 
 
 def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
@@ -8967,46 +8961,30 @@ def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
     """Wait until a committed work is done. MetalError with Metal's text when the GPU failed, Timeout after `timeout`
     seconds (the work goes on). Other threads run meanwhile."""
     if not _work(work).committed_ns:
-        raise _bad("this work was not committed")
+        raise _bad("this work was not committed: MetalCommit it first")
     end = None if timeout is None else time.monotonic() + timeout
     for buffer in work.command_buffers:
         if end is None:
             buffer.waitUntilCompleted()
-        else:
-            _poll(buffer, end)
-    if not work.finished_ns:
-        work.finished_ns = _host_ns()
+        pause = 0.0002
+        while end is not None and buffer.status() < 4:      # MTLCommandBufferStatusCompleted
+            if time.monotonic() >= end:
+                raise _fail(ERROR_TIMEOUT, None, "Metal", "the GPU is not done yet")
+            time.sleep(pause)
+            pause = min(2 * pause, 0.01)
+    work.finished_ns = work.finished_ns or _host_ns()
     for buffer in work.command_buffers:
         if buffer.status() == 5:        # MTLCommandBufferStatusError
-            raise _command_error(buffer)
+            with MetalPool():
+                raise _failure(_ask(buffer._pointer, "error"), _selector_of(b"commit"))
     return work
-
-
-def _poll(buffer: MetalObject, end: float) -> None:
-    pause = 0.0002
-    while buffer.status() < 4:
-        if time.monotonic() >= end:
-            raise _fail(ERROR_TIMEOUT, None, "Metal", "the GPU is not done yet")
-        time.sleep(pause)
-        pause = min(2 * pause, 0.01)
-
-
-def _command_error(buffer: MetalObject) -> AppleGPUError:
-    with MetalPool():
-        error = buffer.error()
-        if error is None:
-            return MetalError("MTLCommandBufferErrorDomain", 0, "the command buffer failed without saying why")
-        return MetalError(error.domain(), error.code(), error.localizedDescription())
 
 
 def MetalDispatch(pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any,
                   queue: MetalObject | None = None, timeout: float | None = None, **options: Any) -> MetalWork:
     """Run a kernel once and wait for it: MetalBegin, MetalEncodeDispatch, MetalCommit and MetalWait in one. The
     arguments and errors are those of MetalEncodeDispatch and MetalWait."""
-    if queue is None:
-        device: MetalObject = pipeline.device() if _conforms(pipeline, "MTLComputePipelineState") else MetalDevice()
-        queue = _queue(device)
-    work = MetalBegin(queue)
+    work = MetalBegin(_queue(_expect(pipeline, "MTLComputePipelineState").device()) if queue is None else queue)
     MetalEncodeDispatch(work, pipeline, threads, *arguments, **options)
     return MetalWait(MetalCommit(work), timeout)
 
@@ -9016,20 +8994,20 @@ def MetalDispatch(pipeline: MetalObject, threads: int | Sequence[int] | None, *a
 def MetalEvent(device: MetalObject | None = None, *, shared: bool = True) -> MetalObject:
     """An event for MetalEncodeSignal and MetalEncodeWait; a shared one can be set and waited for by the CPU as well."""
     device = _device(device)
-    event: MetalObject = device.newSharedEvent() if shared else device.newEvent()
-    return event
+    return _given(device.newSharedEvent() if shared else device.newEvent(), "event")
 
 
 def MetalEventSet(event: MetalObject, value: int) -> None:
     """Set a shared event from the CPU; a value below the present one is ignored by Metal."""
     _expect(event, "MTLSharedEvent")
-    event.setSignaledValue_(_u64(value))
+    event.setSignaledValue_(_whole(value, 0, _U64, "a 64-bit value"))
 
 
 def MetalEventWait(event: MetalObject, value: int, timeout: float | None = 60.0) -> None:
     """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds, None waits for ever."""
     _expect(event, "MTLSharedEvent")
-    value, end = _u64(value), float("inf") if timeout is None else time.monotonic() + timeout
+    value = _whole(value, 0, _U64, "a 64-bit value")
+    end = float("inf") if timeout is None else time.monotonic() + timeout
     wait = getattr(event, "waitUntilSignaledValue_timeoutMS_", None)        # macOS 12
     while event.signaledValue() < value:
         left = end - time.monotonic()
@@ -9044,8 +9022,7 @@ def MetalEventWait(event: MetalObject, value: int, timeout: float | None = 60.0)
 def MetalFence(device: MetalObject | None = None) -> MetalObject:
     """A fence: `update=fence` of one dispatch, `wait=[fence]` of a later one. Needed only for resources whose hazards
     Metal does not track (heaps, argument buffers, MTLHazardTrackingModeUntracked)."""
-    fence: MetalObject = _device(device).newFence()
-    return fence
+    return _given(_device(device).newFence(), "fence")
 
 
 def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, Any]) -> MetalObject:
@@ -9090,14 +9067,14 @@ def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None
     if not hasattr(device, "newResidencySetWithDescriptor_error_"):
         raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "residency sets came with macOS 15")
     with MetalPool():
-        made: MetalObject = device.newResidencySetWithDescriptor_error_(_new("MTLResidencySetDescriptor", Label=label))
+        made = device.newResidencySetWithDescriptor_error_(_new("MTLResidencySetDescriptor", Label=label))
         for one in objects:
             made.addAllocation_(one)
         made.commit()
         made.requestResidency()
         if queue is not None:
-            queue.addResidencySet_(made)
-    return made
+            _expect(queue, "MTLCommandQueue").addResidencySet_(made)
+    return _given(made, "residency set")
 
 
 # ---- timing
@@ -9123,20 +9100,18 @@ def _between(start: float, end: float) -> float | None:
 def _samples(device: MetalObject, count: int) -> Any:
     """(counter sample buffer, (cpu, gpu) stamps) for `count` stage-boundary timestamps, or None where that cannot be
     had: no such point or set, too many, all 32 of the process in use, or counters that gave nothing before."""
-    runtime = _objc()
-    if runtime.dead_counters or 8 * count > 32768 or not hasattr(device, "supportsCounterSampling_"):
+    if _objc().dead_counters or 8 * count > 32768 or not hasattr(device, "supportsCounterSampling_"):
         return None
     if not device.supportsCounterSampling_(0):      # MTLCounterSamplingPointAtStageBoundary, the one Apple GPUs have
         return None
-    wanted = [s for s in device.counterSets() or () if s.name() == "timestamp"]
-    if not wanted:
-        return None
-    try:
-        made = device.newCounterSampleBufferWithDescriptor_error_(
-            _new("MTLCounterSampleBufferDescriptor", CounterSet=wanted[0], SampleCount=count, StorageMode=0))
-    except MetalError:
-        return None
-    return made, _stamps(device)
+    for one in device.counterSets() or ():
+        if one.name() == "timestamp":
+            try:
+                return device.newCounterSampleBufferWithDescriptor_error_(_new(
+                    "MTLCounterSampleBufferDescriptor", CounterSet=one, SampleCount=count, StorageMode=0)), _stamps(device)
+            except MetalError:
+                return None
+    return None
 
 
 def _stamps(device: MetalObject) -> tuple[int, int]:
@@ -9153,17 +9128,29 @@ def MetalDispatchTimes(work: MetalWork) -> tuple[MetalDispatchTime, ...]:
     dispatch, as on devices without counters.
     """
     if not _work(work).profile or not work.finished_ns:
-        raise _bad("begin the work with profile=True, and wait for it")
-    if work.samples is None:
-        with MetalPool():
-            times = [_between(b.GPUStartTime(), b.GPUEndTime()) for b in work.command_buffers]
-        return tuple(MetalDispatchTime(name, seconds, "Metal gave no GPU times" if seconds is None else "command buffer")
-                     for name, seconds in zip(work.labels, times))
+        raise _bad("begin the work with profile=True, and wait for it (MetalWait)")
+    count = len(work.labels)
     with MetalPool():
-        data = bytes(work.samples[0].resolveCounterRange_((0, 2 * len(work.labels))) or b"")
+        if work.samples is None:
+            return tuple(map(_buffer_time, work.labels, work.command_buffers))
+        data = bytes(work.samples[0].resolveCounterRange_((0, 2 * count)) or b"")
         period = _period(work.samples[1], _stamps(work.queue.device()))
-    stamps = struct.unpack("=%dQ" % (len(data) // 8), data)
-    return tuple(_dispatch_time(work, name, stamps[2 * n:2 * n + 2], period) for n, name in enumerate(work.labels))
+    stamps = [*struct.unpack("=%dQ" % (len(data) // 8), data), *[0] * 2 * count]
+    pairs = [(stamps[2 * n], stamps[2 * n + 1]) for n in range(count)]
+    good = [0 < start <= end < _U64 for start, end in pairs]
+    if not all(good):
+        _objc().dead_counters = True
+        if count == 1:
+            return (_buffer_time(work.labels[0], work.command_buffers[0]),)
+    return tuple(
+        MetalDispatchTime(name, (end - start) * period * 1e-9, "counters") if fine
+        else MetalDispatchTime(name, None, "the counters gave no sample; profile again")
+        for name, (start, end), fine in zip(work.labels, pairs, good))
+
+
+def _buffer_time(name: str, buffer: MetalObject) -> MetalDispatchTime:
+    seconds = _between(buffer.GPUStartTime(), buffer.GPUEndTime())
+    return MetalDispatchTime(name, seconds, "Metal gave no GPU times" if seconds is None else "command buffer")
 
 
 def _period(before: tuple[int, int], after: tuple[int, int]) -> float:
@@ -9173,18 +9160,6 @@ def _period(before: tuple[int, int], after: tuple[int, int]) -> float:
     return 1.0 if 0.9 < rate < 1.1 else rate
 
 
-def _dispatch_time(work: MetalWork, name: str, pair: tuple[int, ...], period: float) -> MetalDispatchTime:
-    if len(pair) == 2 and all(0 < stamp < (1 << 64) - 1 for stamp in pair) and pair[1] >= pair[0]:
-        return MetalDispatchTime(name, (pair[1] - pair[0]) * period * 1e-9, "counters")
-    _objc().dead_counters = True
-    if len(work.labels) == 1:
-        with MetalPool():
-            buffer = work.command_buffers[0]
-            seconds = _between(buffer.GPUStartTime(), buffer.GPUEndTime())
-        return MetalDispatchTime(name, seconds, "command buffer")
-    return MetalDispatchTime(name, None, "the counters gave no sample; profile again")
-
-
 def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30,
                  warmup: int = 3) -> MetalComparison:
     """Time two pieces of work against each other: each is a function that returns a new work (committed or not). They
@@ -9192,39 +9167,31 @@ def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int 
     and is "no difference shown" when that contains 1."""
     if n < 6:
         raise _bad("fewer than 6 runs give no confidence interval")
-    first: list[MetalTiming] = []
-    second: list[MetalTiming] = []
-    before: dict[int, MetalWork] = {}
+    times: tuple[list[MetalTiming], list[MetalTiming]] = [], []
+    last: list[Any] = [None, None]
     for turn in range(warmup + n):
-        pairs = ((a, first), (b, second)) if turn % 2 else ((b, second), (a, first))
-        for function, times in pairs:
-            one = _finished(function())
-            if before.get(id(times)) is one:
-                raise _bad("the function must return a new work each time: this one ran already")
-            before[id(times)] = one
+        for side in (0, 1) if turn % 2 else (1, 0):
+            work = (a, b)[side]()
+            if not isinstance(work, MetalWork) or work is last[side]:
+                raise _bad("the function must return a work of MetalBegin, and a new work each time, not %r" % (work,))
+            last[side] = MetalWait(work if work.committed_ns else MetalCommit(work))
             if turn >= warmup:
-                times.append(MetalTimes(one))
-    clock = "gpu" if all(t.gpu_s for t in first + second) else "host"
-    mine, other = ([(t.gpu_s if clock == "gpu" else t.total_s) or 0.0 for t in times] for times in (first, second))
+                times[side].append(MetalTimes(work))
+    clock = "gpu" if all(t.gpu_s for t in times[0] + times[1]) else "host"
+    mine, other = ([(t.gpu_s if clock == "gpu" else t.total_s) or 0.0 for t in one] for one in times)
     return _compare(mine, other, clock)
-
-
-def _finished(work: Any) -> MetalWork:
-    if not isinstance(work, MetalWork):
-        raise _bad("the function must return a work, not %r" % (work,))
-    return MetalWait(work if work.committed_ns else MetalCommit(work))
 
 
 def _compare(a: Sequence[float], b: Sequence[float], clock: str) -> MetalComparison:
     """The statistics of paired times. Order statistics of the ratios: the median lies between the k-th smallest and the
     k-th largest with a probability that only counts, whatever the distribution."""
+    from statistics import quantiles
     ratios, n = sorted(y / x if x else float("inf") for x, y in zip(a, b)), len(a)
     k, confidence = _rank(n)
     low, high = ratios[k - 1], ratios[n - k]
     verdict = "a is quicker" if low > 1 else "b is quicker" if high < 1 else "no difference shown"
-    return MetalComparison(n, _quantile(a, 0.5), _quantile(b, 0.5), _quantile(a, 0.75) - _quantile(a, 0.25),
-                           _quantile(b, 0.75) - _quantile(b, 0.25), _quantile(ratios, 0.5), low, high, confidence,
-                           clock, verdict)
+    (a1, a2, a3), (b1, b2, b3), (_, ratio, _) = (quantiles(one, method="inclusive") for one in (a, b, ratios))
+    return MetalComparison(n, a2, b2, a3 - a1, b3 - b1, ratio, low, high, confidence, clock, verdict)
 
 
 def _rank(n: int) -> tuple[int, float]:
@@ -9235,13 +9202,6 @@ def _rank(n: int) -> tuple[int, float]:
         term = term * (n - k + 1) // k
     return k, 1 - 2 * below / (1 << n)
 
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    place = q * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
@@ -9254,27 +9214,9 @@ def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
                                len(objects))
 
 
-# ---- graphics
+# ---- textures
 # An option that is one of Apple's constants is its name without the prefix ("lessEqual", "RGBA8Unorm") or the constant.
 # What has no function here is a send away, inside MetalEncode where it needs an encoder.
-
-class MetalFormat(NamedTuple):
-    """How a pixel format lies in memory. A block is one pixel, unless the format is compressed."""
-    name: str
-    value: int                              # MTLPixelFormat...
-    block_bytes: int
-    block_width: int
-    block_height: int
-    depth: bool
-    stencil: bool
-
-
-class MetalImage(NamedTuple):
-    """A decoded picture: 8 bits each of red, green, blue, alpha; rows from the top without gaps."""
-    width: int
-    height: int
-    pixels: bytes
-
 
 # Start of the name: bytes, width and height of a block. What is not here has its channels and their bits in its name.
 _BLOCKS_OF = (
@@ -9311,10 +9253,8 @@ def _block_of(name: str) -> tuple[int, int, int]:
     return channels * int(bits if bits.isdigit() else bits[0]) // 8, 1, 1
 
 
-# ---- textures
-
 _USAGES = {"read": 1, "write": 2, "target": 4, "view": 16, "atomic": 32}
-_TEXTURE_MODES = {"shared": 0, "managed": 1, "private": 2, "memoryless": 3}
+
 
 
 def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObject | None = None, *,
@@ -9329,7 +9269,7 @@ def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObj
     at `offset` in a placement heap. InvalidArgument for what Metal would abort on, Memory when there is no room.
     """
     info = MetalFormatInfo(format)
-    device = _device(device) if heap is None else _heap_device(heap)
+    device = _device(device if heap is None else _expect(heap, "MTLHeap").device())
     if heap is None and offset is not None:
         raise _bad("an offset is one in a placement heap (heap=)")
     with MetalPool():
@@ -9341,18 +9281,16 @@ def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObj
         levels = most if mipmaps is True else mipmaps
         if levels not in range(1, most + 1):
             raise _bad("a texture of %d x %d x %d has 1 to %d levels, not %r" % (*size, most, mipmaps))
-        mode_code, bits = _texture_use(device, info, samples, mode, usage)
         descriptor = _new("MTLTextureDescriptor", TextureType=code, PixelFormat=info.value, Width=width, Height=height,
                           Depth=depth, ArrayLength=layers, MipmapLevelCount=levels, SampleCount=samples,
-                          StorageMode=mode_code, Usage=bits)
+                          **_texture_use(device, info, samples, mode, usage))
         if heap is None:
-            texture = _made_by_metal(device.newTextureWithDescriptor_(descriptor), "texture")
+            texture = _given(device.newTextureWithDescriptor_(descriptor), "texture", label)
         else:
             _set(descriptor, StorageMode=heap.storageMode(), CpuCacheMode=heap.cpuCacheMode(),
                  HazardTrackingMode=heap.hazardTrackingMode())
             texture = _in_heap(heap, "newTextureWithDescriptor", (descriptor,), offset,
-                               device.heapTextureSizeAndAlignWithDescriptor_(descriptor))
-        _set(texture, Label=label)
+                               device.heapTextureSizeAndAlignWithDescriptor_(descriptor), label)
         if data is not None:
             _fill_texture(texture, data)
     return texture
@@ -9388,20 +9326,20 @@ def _check_texture(device: MetalObject, info: MetalFormat, code: int, size: tupl
         raise _fail(ERROR_NOT_SUPPORTED, REASON_CHIP, "Metal", "this GPU has Depth32Float_Stencil8, not %s" % info.name)
 
 
-def _texture_use(device: MetalObject, info: MetalFormat, samples: int, mode: str | None, usage: str) -> tuple[int, int]:
-    """(MTLStorageMode, MTLTextureUsage) of the words."""
+def _texture_use(device: MetalObject, info: MetalFormat, samples: int, mode: str | None, usage: str) -> dict[str, int]:
+    """The descriptor's StorageMode and Usage."""
     if mode is None:
         mode = ("private" if samples > 1 or info.depth or info.stencil else
                 "shared" if device.hasUnifiedMemory() else "managed")
     words = usage.split()
-    if mode not in _TEXTURE_MODES or not all(word in _USAGES for word in words):
-        raise _bad("mode is one of %s, usage of %s" % (", ".join(_TEXTURE_MODES), ", ".join(_USAGES)))
+    if not all(word in _USAGES for word in words):
+        raise _bad("usage is words of %s, not %r" % (", ".join(_USAGES), usage))
     if "atomic" in words and info.name not in ("R32Uint", "R32Sint", "RG32Uint"):
         raise _bad("there is no %s texture for atomics" % info.name)
     if "atomic" in words and not hasattr(device, "architecture"):       # of the same macOS; before, the bit aborts
         raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "textures for atomics came with macOS 14")
     bits = sum(_USAGES[word] for word in set(words))
-    return _TEXTURE_MODES[mode], bits & ~6 if info.block_width > 1 else bits        # compressed: only read
+    return {"StorageMode": _storage(mode, 3), "Usage": bits & ~6 if info.block_width > 1 else bits}  # blocks: only read
 
 
 class _Texture(NamedTuple):
@@ -9456,8 +9394,8 @@ def _fill_texture(texture: MetalObject, data: Any) -> None:
         MetalTextureWrite(texture, view[n * each:(n + 1) * each], slice=n)
 
 
-def _place(texture: MetalObject, region: Any, level: int, slice: int) -> tuple[_Texture, Any, Any]:
-    """(facts, origin, size) of a region that lies in the texture."""
+def _place(texture: MetalObject, region: Any, level: int, slice: int, part: str) -> tuple[Any, ...]:
+    """(facts, origin, size) of a region that lies in the texture, and its _pitch."""
     facts = _texture(texture)
     whole, info = _level_size(facts, level), facts.format
     if facts.samples > 1:
@@ -9473,7 +9411,7 @@ def _place(texture: MetalObject, region: Any, level: int, slice: int) -> tuple[_
     for at, n, most, step in zip(parts[:3], parts[3:], whole, (info.block_width, info.block_height, 1)):
         if not n or at + n > most or at % step or n % step and at + n != most:
             raise _bad("the region %r is not in a level of %d x %d x %d, or cuts a block" % (region, *whole))
-    return facts, parts[:3], parts[3:]
+    return facts, parts[:3], parts[3:], *_pitch(info, parts[3:], part)
 
 
 def MetalTextureWrite(texture: MetalObject, data: Any, region: Sequence[int] | None = None, level: int = 0,
@@ -9482,8 +9420,7 @@ def MetalTextureWrite(texture: MetalObject, data: Any, region: Sequence[int] | N
     is private. region: (x, y, width, height) or (x, y, z, width, height, depth), default the whole level. part: "depth"
     (4 bytes each) or "stencil" (1 byte) of a format that has both."""
     with MetalPool():
-        facts, origin, size = _place(texture, region, level, slice)
-        row, plane, option = _pitch(facts.format, size, part)
+        facts, origin, size, row, plane, option = _place(texture, region, level, slice, part)
         view = _bytes_of(data)
         if len(view) != plane * size[2]:
             raise _bad("%d x %d x %d pixels of this format are %d bytes, not %d" % (*size, plane * size[2], len(view)))
@@ -9502,8 +9439,7 @@ def MetalTextureRead(texture: MetalObject, region: Sequence[int] | None = None, 
     """Pixels of a texture, rows without gaps, once the work that draws them is done (MetalWait). A private or managed
     texture is copied by the GPU first. region, part: as in MetalTextureWrite."""
     with MetalPool():
-        facts, origin, size = _place(texture, region, level, slice)
-        row, plane, option = _pitch(facts.format, size, part)
+        facts, origin, size, row, plane, option = _place(texture, region, level, slice, part)
         if facts.mode == 0 and not option:
             out = bytearray(plane * size[2])
             texture.getBytes_bytesPerRow_bytesPerImage_fromRegion_mipmapLevel_slice_(
@@ -9599,37 +9535,29 @@ def _png_line(how: int, line: bytearray, above: bytearray, step: int) -> bytearr
     if how == 2:
         return bytearray([a + b & 255 for a, b in zip(line, above)])
     for start in range(step if how else 0):         # a channel at a time: each byte builds on the one before it
-        values, up = line[start::step], above[start::step]
-        line[start::step] = (bytes([n & 255 for n in accumulate(values)]) if how == 1 else
-                             _png_means(values, up) if how == 3 else _png_choices(values, up))
+        values, out, left, corner = line[start::step], bytearray(), 0, 0
+        if how == 1:
+            line[start::step] = bytes([n & 255 for n in accumulate(values)])
+            continue
+        for value, up in zip(values, above[start::step]):
+            if how == 4:        # the nearest to left + up - corner
+                p, q = up - corner, left - corner
+                r, p, q = abs(p + q), abs(p), abs(q)
+                left, corner = value + (left if p <= q and p <= r else up if q <= r else corner) & 255, up
+            else:
+                left = value + (left + up >> 1) & 255
+            out.append(left)
+        line[start::step] = out
     return line
 
 
-def _png_means(values: bytearray, up: bytearray) -> bytearray:
-    out, left = bytearray(), 0
-    for value, above in zip(values, up):
-        left = value + (left + above >> 1) & 255
-        out.append(left)
-    return out
-
-
-def _png_choices(values: bytearray, up: bytearray) -> bytearray:
-    out, left, corner = bytearray(), 0, 0
-    for value, above in zip(values, up):
-        p, q = above - corner, left - corner
-        r, p, q = abs(p + q), abs(p), abs(q)
-        left = value + (left if p <= q and p <= r else above if q <= r else corner) & 255
-        corner = above
-        out.append(left)
-    return out
-
-
 def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[bytes, bytes]) -> bytearray:
+    """A row as 8 bits of red, green, blue and alpha."""
     if bits == 16:
         line = line[::2]
     elif bits < 8:
-        scale = 1 if kind == 3 else 255 // ((1 << bits) - 1)
         most = (1 << bits) - 1
+        scale = 1 if kind == 3 else 255 // most
         line = bytearray((line[i * bits // 8] >> 8 - bits - i * bits % 8 & most) * scale for i in range(width))
     out = bytearray(b"\xff" * 4 * width)
     if kind == 3:
@@ -9679,7 +9607,7 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
             MaxAnisotropy=_whole(anisotropy, 1, 16, "anisotropy"), SupportArgumentBuffers=argument, Label=label,
             CompareFunction=None if compare is None else _constant_of("MTLCompareFunction", compare),
             BorderColor=None if border is None else _constant_of("MTLSamplerBorderColor", border))
-        return _made_by_metal(device.newSamplerStateWithDescriptor_(descriptor), "sampler")
+        return _given(device.newSamplerStateWithDescriptor_(descriptor), "sampler")
 
 
 def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[int] = ()) -> MetalObject:
@@ -9689,8 +9617,7 @@ def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[
     if not 0 < count <= 31:
         raise _bad("a vertex has 1 to 31 attributes, not %d" % count)
     with MetalPool():
-        descriptor: MetalObject = MetalClass("MTLVertexDescriptor").vertexDescriptor()
-        number = 0
+        descriptor, number = _new("MTLVertexDescriptor"), 0
         for buffer, formats in buffers.items():
             _whole(buffer, 0, 30, "a buffer index")
             stride = 0
@@ -9734,12 +9661,10 @@ def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None
     """
     with MetalPool():
         descriptor = _pipeline_descriptor(vertex, fragment, formats, depth, stencil, samples, blend, mask)
-        if archive is not None:
-            _expect(archive, "MTLBinaryArchive")
         _set(descriptor, SupportIndirectCommandBuffers=indirect or None, Label=label,
-             VertexDescriptor=None if vertices is None else _expect_class(vertices, "MTLVertexDescriptor"),
-             BinaryArchives=None if archive is None else [archive])
-        made: MetalObject = vertex.device().newRenderPipelineStateWithDescriptor_error_(descriptor)
+             VertexDescriptor=None if vertices is None else _expect(vertices, "MTLVertexDescriptor"),
+             BinaryArchives=None if archive is None else [_expect(archive, "MTLBinaryArchive")])
+        made = _given(vertex.device().newRenderPipelineStateWithDescriptor_error_(descriptor), "pipeline")
         made._facts = ([MetalFormatInfo(one).value for one in formats], descriptor.depthAttachmentPixelFormat(),
                        descriptor.stencilAttachmentPixelFormat(), samples)
         return made
@@ -9797,24 +9722,23 @@ def MetalDepthStencil(device: MetalObject | None = None, *, compare: str | int =
         descriptor = _new("MTLDepthStencilDescriptor", DepthWriteEnabled=write, Label=label, DepthCompareFunction=test,
                           FrontFaceStencil=None if front is None else _stencil(front),
                           BackFaceStencil=None if back is None else _stencil(back))
-        made = _made_by_metal(device.newDepthStencilStateWithDescriptor_(descriptor), "depth and stencil state")
+        made = _given(device.newDepthStencilStateWithDescriptor_(descriptor), "depth and stencil state")
         made._facts = write or test != 7, not front is back is None         # what it needs; MTLCompareFunctionAlways
         return made
 
 
-_STENCIL = {"compare": ("StencilCompareFunction", "MTLCompareFunction"),
-            "fail": ("StencilFailureOperation", "MTLStencilOperation"),
-            "depth_fail": ("DepthFailureOperation", "MTLStencilOperation"),
-            "pass": ("DepthStencilPassOperation", "MTLStencilOperation"),
-            "read_mask": ("ReadMask", ""), "write_mask": ("WriteMask", "")}
+_STENCIL = {"compare": "StencilCompareFunction", "fail": "StencilFailureOperation",
+            "depth_fail": "DepthFailureOperation", "pass": "DepthStencilPassOperation",
+            "read_mask": "ReadMask", "write_mask": "WriteMask"}
 
 
 def _stencil(wanted: Mapping[str, Any]) -> MetalObject:
-    for key in wanted:
-        if key not in _STENCIL:
-            raise _bad("a stencil has %s, not %r" % (", ".join(_STENCIL), key))
-    rows = [(*_STENCIL[key], value) for key, value in wanted.items()]
-    return _new("MTLStencilDescriptor", **{name: _constant_of(prefix, v) if prefix else v for name, prefix, v in rows})
+    if not wanted.keys() <= _STENCIL.keys():
+        raise _bad("a stencil has %s, not %s" % (", ".join(_STENCIL), ", ".join(wanted)))
+    return _new("MTLStencilDescriptor", **{
+        _STENCIL[key]: _whole(value, 0, (1 << 32) - 1, key) if "mask" in key else
+        _constant_of("MTLCompareFunction" if key == "compare" else "MTLStencilOperation", value)
+        for key, value in wanted.items()})
 
 
 # ---- drawing
@@ -9831,12 +9755,12 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     if len(targets) > 8 or resolves and len(resolves) != len(targets) or not targets and depth is stencil is None:
         raise _bad("a pass has up to 8 colour textures, or depth or stencil; to resolve, a texture for each")
     with MetalPool():
-        made: MetalObject = MetalClass("MTLRenderPassDescriptor").renderPassDescriptor()
+        made = _new("MTLRenderPassDescriptor")
         for n, texture in enumerate(targets):
             _attach(made.colorAttachments()[n], texture, "colour", ClearColor=None if clear is None else tuple(clear))
         for n, texture in enumerate(resolves):
             source, facts = _texture(targets[n]), _target(texture, "colour")
-            if source.samples < 2 or facts.samples > 1 or source.format is not facts.format:
+            if source.samples < 2 or facts.samples > 1 or source.format != facts.format:
                 raise _bad("a multisampled texture is resolved into a plain one of the same format")
             _set(made.colorAttachments()[n], ResolveTexture=texture, StoreAction=2)     # ...MultisampleResolve
         if depth is not None:
@@ -9884,7 +9808,7 @@ def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], ob
         raise _bad("kind is one of %s, none, and a function is wanted" % ", ".join(_ENCODER_KINDS))
     if (target is not None) != (kind in ("render", "parallel")):
         raise _bad("a render pass goes with kind \"render\" and \"parallel\"")
-    arguments = (_expect_class(target, "MTLRenderPassDescriptor"),) if target is not None else ()
+    arguments = (_expect(target, "MTLRenderPassDescriptor"),) if target is not None else ()
     _add_to(work, _encode_with, _ENCODER_KINDS.get(kind), arguments, function)
 
 
@@ -9927,7 +9851,7 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     a MetalDepthStencil. viewport: (x, y, width, height, near, far); scissor: (x, y, width, height) inside the target.
     wait, update: fences, before vertices and after fragments. InvalidArgument for what Metal would abort on.
     """
-    _expect_class(target, "MTLRenderPassDescriptor")
+    _expect(target, "MTLRenderPassDescriptor")
     _expect(pipeline, "MTLRenderPipelineState")
     for n, least in ((count, 1), (instances, 1), (first, 0), (index_offset, 0)):
         if not hasattr(n, "__index__") or not least <= n < 1 << 32:
@@ -10034,14 +9958,13 @@ def MetalHeap(size: int, device: MetalObject | None = None, *, mode: str = "shar
               tracked: bool = False, label: str | None = None) -> MetalObject:
     """Memory that buffers and textures are made in (MetalHeapBuffer, MetalTexture(heap=)). placement: you say where,
     and what overlaps shares memory. Without `tracked`, order its users with fences."""
-    if mode not in ("shared", "private"):
+    device, storage = _device(device), _storage(mode, 2)
+    if storage == 1:
         raise _bad("a heap's mode is shared or private, not %r" % (mode,))
-    device = _device(device)
     with MetalPool():
-        descriptor = _new("MTLHeapDescriptor", Size=_whole(size, 1, (1 << 64) - 1, "a heap's size"),
-                          StorageMode=_TEXTURE_MODES[mode], Type=1 if placement else 0,
-                          HazardTrackingMode=2 if tracked else 1)
-        return _set(_made_by_metal(device.newHeapWithDescriptor_(descriptor), "heap of this size"), Label=label)
+        descriptor = _new("MTLHeapDescriptor", Size=_whole(size, 1, _U64, "a heap's size"), StorageMode=storage,
+                          Type=1 if placement else 0, HazardTrackingMode=2 if tracked else 1)
+        return _given(device.newHeapWithDescriptor_(descriptor), "heap of this size", label)
 
 
 def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
@@ -10049,7 +9972,7 @@ def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
     """(size of a heap, offsets in it) for buffers of these lengths, as Metal wants them aligned."""
     device, at, offsets = _device(device), 0, []
     for length in lengths:
-        need = device.heapBufferSizeAndAlignWithLength_options_(_checked_length(device, length), _MODES[mode])
+        need = device.heapBufferSizeAndAlignWithLength_options_(_checked_length(device, length), _storage(mode, 2) << 4)
         at = -(-at // need.align) * need.align
         offsets.append(at)
         at += need.size
@@ -10059,31 +9982,25 @@ def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
 def MetalHeapBuffer(heap: MetalObject, length: int, offset: int | None = None, *,
                     label: str | None = None) -> MetalObject:
     """A buffer in a heap, at `offset` when it is a placement heap (MetalHeapPlan). Memory when it has no room."""
-    device = _heap_device(heap)
+    device = _expect(heap, "MTLHeap").device()
     with MetalPool():
         length = _checked_length(device, length)
         options = heap.cpuCacheMode() | heap.storageMode() << 4 | heap.hazardTrackingMode() << 8
         need = device.heapBufferSizeAndAlignWithLength_options_(length, options)
-        return _set(_in_heap(heap, "newBufferWithLength:options", (length, options), offset, need), Label=label)
+        return _in_heap(heap, "newBufferWithLength:options", (length, options), offset, need, label)
 
 
-def _heap_device(heap: MetalObject) -> MetalObject:
-    _expect(heap, "MTLHeap")
-    device: MetalObject = heap.device()
-    return device
-
-
-def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offset: int | None,
-             need: Any) -> MetalObject:
+def _in_heap(heap: MetalObject, selector: str, arguments: tuple[Any, ...], offset: int | None, need: Any,
+             label: str | None) -> MetalObject:
     if (heap.type() == 1) != (offset is not None):
         raise _bad("a placement heap needs an offset, another heap takes none")
-    if offset is None:
-        return _made_by_metal(MetalSend(heap, selector + ":", *arguments), "resource in this heap")
-    size = heap.size()
-    if not hasattr(offset, "__index__") or offset < 0 or offset % need.align or offset + need.size > size:
-        raise _bad("%d bytes at %r, a multiple of %d, are not inside a heap of %d"
-                   % (need.size, offset, need.align, size))
-    return _made_by_metal(MetalSend(heap, selector + ":offset:", *arguments, offset), "resource in this heap")
+    if offset is not None:
+        size = heap.size()
+        if not hasattr(offset, "__index__") or offset < 0 or offset % need.align or offset + need.size > size:
+            raise _bad("%d bytes at %r, a multiple of %d, are not inside a heap of %d"
+                       % (need.size, offset, need.align, size))
+        selector, arguments = selector + ":offset", (*arguments, offset)
+    return _given(MetalSend(heap, selector + ":", *arguments), "resource in this heap", label)
 
 
 def _not_a_guest(device: MetalObject, what: str) -> MetalObject:
@@ -10119,8 +10036,8 @@ def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None 
             "MTLIndirectCommandBufferDescriptor", CommandTypes=64,      # ...TypeConcurrentDispatchThreads
             InheritBuffers=False, InheritPipelineState=False,
             MaxKernelBufferBindCount=max(one[0] + 1 for plan in plans for one in plan[3] or [(0,)]))
-        buffer = _set(_made_by_metal(device.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(
-            descriptor, len(plans), 0), "indirect command buffer"), Label=label)
+        buffer = _given(device.newIndirectCommandBufferWithDescriptor_maxCommandCount_options_(
+            descriptor, len(plans), 0), "indirect command buffer", label)
         pipelines, resources, at = {}, {values._pointer: values}, 0
         for n, (pipeline, grid, block, bound) in enumerate(plans):
             command = buffer.indirectComputeCommandAtIndex_(n)
@@ -10183,7 +10100,7 @@ def MetalArchive(path: str | None = None, device: MetalObject | None = None, *,
         _not_a_guest(device, "loads archives")
     with MetalPool():
         descriptor = _new("MTLBinaryArchiveDescriptor", Url=None if path is None else _file_url(_existing(path)))
-        return _set(device.newBinaryArchiveWithDescriptor_error_(descriptor), Label=label)
+        return _given(device.newBinaryArchiveWithDescriptor_error_(descriptor), "archive", label)
 
 
 def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
@@ -10191,21 +10108,19 @@ def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
     _expect(archive, "MTLBinaryArchive")
     with MetalPool():
         for one in what:
-            if _conforms(one, "MTLFunction"):
-                archive.addComputePipelineFunctionsWithDescriptor_error_(
-                    _new("MTLComputePipelineDescriptor", ComputeFunction=one))
-            elif isinstance(one, MetalObject) and _is_kind(one._pointer, "MTLRenderPipelineDescriptor", []):
+            if _conforms(one, "MTLRenderPipelineDescriptor"):
                 archive.addRenderPipelineFunctionsWithDescriptor_error_(one)
-            else:
-                _expect_class(one, "MTLComputePipelineDescriptor")
-                archive.addComputePipelineFunctionsWithDescriptor_error_(one)
+                continue
+            if _conforms(one, "MTLFunction"):
+                one = _new("MTLComputePipelineDescriptor", ComputeFunction=one)
+            archive.addComputePipelineFunctionsWithDescriptor_error_(_expect(one, "MTLComputePipelineDescriptor"))
 
 
 def MetalArchiveSave(archive: MetalObject, path: str) -> None:
     """Write an archive into a file. MetalError when Metal cannot (an empty archive)."""
     _expect(archive, "MTLBinaryArchive")
     with MetalPool():
-        archive.serializeToURL_error_(_file_url(os.fspath(path)))
+        archive.serializeToURL_error_(_file_url(path))
 
 
 def MetalArchivePipeline(archive: MetalObject, function: MetalObject) -> MetalObject:
@@ -10214,9 +10129,8 @@ def MetalArchivePipeline(archive: MetalObject, function: MetalObject) -> MetalOb
     _expect(function, "MTLFunction")
     with MetalPool():
         descriptor = _new("MTLComputePipelineDescriptor", ComputeFunction=function, BinaryArchives=[archive])
-        pipeline: MetalObject = function.device().newComputePipelineStateWithDescriptor_options_reflection_error_(
-            descriptor, 4, None)        # MTLPipelineOptionFailOnBinaryArchiveMiss
-        return pipeline
+        return _given(function.device().newComputePipelineStateWithDescriptor_options_reflection_error_(
+            descriptor, 4, None), "pipeline")       # MTLPipelineOptionFailOnBinaryArchiveMiss
 
 
 class MetalCapture:
@@ -10505,14 +10419,15 @@ def _enumeration(prefix: str) -> dict[int, str]:
 def _constant_of(prefix: str, value: Any) -> int:
     """A constant of an enumeration by its name, in any case, or its number."""
     if not isinstance(value, str):
-        return _whole(value, 0, (1 << 64) - 1, prefix)
+        return _whole(value, 0, _U64, prefix)
     number = _open_constants().get(prefix + value[:1].upper() + value[1:])
-    if number is None:
-        known = _enumeration(prefix)
-        number = next((n for n, name in known.items() if name.lower() == value.lower()), None)
-        if number is None:
-            raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(list(known.values())[:40])))
-    return number
+    if number is not None:
+        return number
+    known = _enumeration(prefix)
+    for number, name in known.items():
+        if name.lower() == value.lower():
+            return number
+    raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(list(known.values())[:40])))
 
 
 def __getattr__(name: str) -> Any:

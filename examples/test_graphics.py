@@ -654,7 +654,7 @@ class Defects(Base):
         self.assertEqual(ag.MetalRead(ag.MetalHeapBuffer(heap, 64, offsets[1])), b"\2" * 64)       # what overlaps shares memory
         self.assertBad("not inside", ag.MetalHeapBuffer, heap, 64, 1 << 40)
         for length, offset in ((64, 4), (64, -256), (64, 1.5), (1000, size - 256), (size + 1, 0)):        # Metal aborts on these
-            self.assertBad("not inside|a buffer holds", ag.MetalHeapBuffer, heap, length, offset)
+            self.assertBad("not inside|the length of a buffer", ag.MetalHeapBuffer, heap, length, offset)
         self.assertBad("needs an offset", ag.MetalHeapBuffer, heap, 64)
         need = ag.MetalDevice().heapTextureSizeAndAlignWithDescriptor_(ag.MetalClass("MTLTextureDescriptor").texture2DDescriptorWithPixelFormat_width_height_mipmapped_(70, 8, 8, False))
         room = ag.MetalHeap(need.size * 2, placement=True)
@@ -703,8 +703,8 @@ class Defects(Base):
         self.assertBad("target", ag.MetalRenderPass, ag.MetalTexture(4, 4, usage="read"))
         self.assertBad("no fragment function", ag.MetalRenderPipeline, *[self.functions()[0]] * 2)
         self.assertBad("blend is one of", ag.MetalRenderPipeline, *self.functions(), blend="thin")
-        for options, text in (({"mipmaps": 5}, "levels"), ({"samples": 3}, "samples"), ({"depth": 0}, "sizes"), ({"format": "Invalid"}, "no pixel format"), ({"mode": "lost"}, "mode is"),
-                              ({"usage": "see"}, "usage of"), ({"kind": "4D"}, "MTLTextureType"), ({"data": b"1"}, "holds 256 bytes")):
+        for options, text in (({"mipmaps": 5}, "levels"), ({"samples": 3}, "samples"), ({"depth": 0}, "sizes"), ({"format": "Invalid"}, "no pixel format"), ({"mode": "lost"}, "MTLStorageMode; there is Shared, Managed, Private, Memoryless"),
+                              ({"usage": "see"}, "usage is"), ({"kind": "4D"}, "MTLTextureType"), ({"data": b"1"}, "holds 256 bytes")):
             self.assertBad(text, ag.MetalTexture, 8, 8, **options)
         if fake:
             self.assertEqual(self.encoded().count("draw"), 0)

@@ -1041,8 +1041,9 @@ class Errors(Base):
         bad("MTLEvent", ag.MetalEncodeSignal, work, buffer, 1)
         self.assertEqual(work.operations, [])
         for size in (0, -1, 1 << 60):
-            bad("a buffer holds", ag.MetalBuffer, size)
-        bad("mode is", ag.MetalBuffer, 16, mode="secret")
+            bad("the length of a buffer is 1 to", ag.MetalBuffer, size)
+        bad("MTLStorageMode; there is Shared", ag.MetalBuffer, 16, mode="secret")
+        bad("memoryless", ag.MetalBuffer, 16, mode="memoryless")
         bad("takes no data", ag.MetalBuffer, b"data", mode="private")
         bad("no buffer of bytes", ag.MetalBuffer, "text")
         bad("not contiguous", ag.MetalBuffer, memoryview(bytes(16))[::2])
@@ -1059,7 +1060,7 @@ class Errors(Base):
         bad("MTLDevice", ag.MetalBuffer, 16, buffer)
         for version in ("new", "", 3.1, "3.1.2", -1):
             bad("language version", ag.MetalCompile, SOURCE, version=version)
-        bad("math is", ag.MetalCompile, SOURCE, math="sloppy")
+        bad("MTLMathMode; there is Safe, Relaxed, Fast", ag.MetalCompile, SOURCE, math="sloppy")
         bad("source is a str", ag.MetalCompile, b"bytes")
         library = ag.MetalCompile(SOURCE)
         for most in (0, -1, 1025, 1.5):
