@@ -8201,80 +8201,6 @@ class MetalImage(NamedTuple):
     pixels: bytes
 
 
-# ---- checks, and objects made from descriptors
-
-def _gone(kept: Any) -> bool:
-    """Whether an object that is kept for later has to be made: never yet, or given back with MetalRelease."""
-    return kept is None or type(kept) is _Released
-
-
-def _conforms(one: Any, name: str) -> bool:
-    """Whether it is an object of a protocol, or of a descriptor's class; asked once per Python class."""
-    if not isinstance(one, MetalObject):
-        return False
-    key = (type(one), name)
-    known = _objc().conforming.get(key)
-    if known is None:
-        family, protocols = (name, []) if name.endswith("Descriptor") else ("", [name])
-        known = _objc().conforming[key] = _is_kind(one._pointer, family, protocols)
-    return known
-
-
-# Who makes an object of a protocol or class: Metal... for MTL...State and MTL...Descriptor, and these.
-_MAKERS = {"MTLLibrary": "MetalCompile", "MTLComputePipelineState": "MetalKernel", "MTLCommandQueue": "MetalQueue",
-           "MTLResource": "MetalBuffer", "MTLSharedEvent": "MetalEvent", "MTLBinaryArchive": "MetalArchive",
-           "MTLVertexDescriptor": "MetalVertexLayout"}
-
-
-def _expect(one: Any, name: str) -> MetalObject:
-    """An object of a protocol or a descriptor's class; a wrong one is an error here, where Metal would crash."""
-    if not _conforms(one, name):
-        maker = _MAKERS.get(name, "Metal" + name[3:].replace("State", "").replace("Descriptor", ""))
-        raise _bad("an %s is wanted (%s makes one), not %.80r" % (name, maker, one))
-    checked: MetalObject = one
-    return checked
-
-
-def _given(one: Any, what: str, label: str | None = None) -> MetalObject:
-    """What Metal was asked for, labelled; it gives nil when there is no room or no more of that kind."""
-    if one is None:
-        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further %s" % what)
-    return _set(one, Label=label)
-
-
-_U64 = (1 << 64) - 1
-
-
-def _whole(value: Any, least: int, most: int, what: str) -> int:
-    """A whole number of a range, NumPy's too; `what` names it in the error."""
-    try:
-        number: int = value.__index__()
-        if least <= number <= most and not isinstance(value, bool):
-            return number
-    except (AttributeError, TypeError):
-        pass
-    raise _bad("%s is %d to %d, not %r" % (what, least, most, value))
-
-
-def _set(one: MetalObject, **properties: Any) -> MetalObject:
-    """Send set...: for each property by Objective-C's name (Label=, Width=); None leaves it alone."""
-    for name, value in properties.items():
-        if value is not None:
-            MetalSend(one, "set%s:" % name, value)
-    return one
-
-
-def _new(name: str, **properties: Any) -> MetalObject:
-    """A new object of a class, a descriptor, with properties set."""
-    return _set(MetalClass(name).new(), **properties)
-
-
-def _maybe(one: MetalObject, name: str) -> Any:
-    """A property that an older macOS does not have, or None."""
-    method = getattr(one, name, None)
-    return method() if method is not None else None
-
-
 # ---- devices
 
 def MetalDevices() -> tuple[MetalObject, ...]:
@@ -8401,9 +8327,9 @@ def MetalFunctions(library: MetalObject) -> tuple[str, ...]:
         return tuple(library.functionNames())
 
 
-# MSL type -> (MTLDataType, struct format); what a function constant can be
-_SCALARS = {"bool": (53, "?"), "int": (29, "i"), "uint": (33, "I"), "float": (3, "f"), "half": (16, "e"),
-            "short": (37, "h"), "ushort": (41, "H"), "char": (45, "b"), "uchar": (49, "B")}
+# What a function constant can be: MSL's name, which is MTLDataType's too, and struct's letter
+_SCALARS = {"bool": "?", "int": "i", "uint": "I", "float": "f", "half": "e", "short": "h", "ushort": "H", "char": "b",
+            "uchar": "B"}
 
 
 def MetalFunction(library: MetalObject, name: str, constants: Mapping[int | str, Any] | None = None) -> MetalObject:
@@ -8429,9 +8355,8 @@ def _constant(value: Any) -> tuple[bytes, int]:
         value, kind = value
     if kind not in _SCALARS:
         raise _bad("a constant's type is one of %s, not %r" % (", ".join(_SCALARS), kind))
-    code, form = _SCALARS[kind]
     try:
-        return struct.pack("=" + form, value), code
+        return struct.pack("=" + _SCALARS[kind], value), _constant_of("MTLDataType", kind)
     except (struct.error, OverflowError):
         raise _bad("%r is no %s" % (value, kind)) from None
 
@@ -8601,6 +8526,15 @@ def _in_buffer(size: int, offset: int, length: int) -> None:
 
 
 # ---- work: recorded, checked at once, and sent to Metal in one go by MetalCommit
+
+def MetalDispatch(pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any,
+                  queue: MetalObject | None = None, timeout: float | None = None, **options: Any) -> MetalWork:
+    """Run a kernel once and wait for it: MetalBegin, MetalEncodeDispatch, MetalCommit and MetalWait in one. The
+    arguments and errors are those of MetalEncodeDispatch and MetalWait."""
+    work = MetalBegin(_queue(_expect(pipeline, "MTLComputePipelineState").device()) if queue is None else queue)
+    MetalEncodeDispatch(work, pipeline, threads, *arguments, **options)
+    return MetalWait(MetalCommit(work), timeout)
+
 
 class MetalWork:
     """Commands for one command buffer. Nothing reaches Metal before MetalCommit, so a work that is dropped costs
@@ -8980,15 +8914,6 @@ def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
     return work
 
 
-def MetalDispatch(pipeline: MetalObject, threads: int | Sequence[int] | None, *arguments: Any,
-                  queue: MetalObject | None = None, timeout: float | None = None, **options: Any) -> MetalWork:
-    """Run a kernel once and wait for it: MetalBegin, MetalEncodeDispatch, MetalCommit and MetalWait in one. The
-    arguments and errors are those of MetalEncodeDispatch and MetalWait."""
-    work = MetalBegin(_queue(_expect(pipeline, "MTLComputePipelineState").device()) if queue is None else queue)
-    MetalEncodeDispatch(work, pipeline, threads, *arguments, **options)
-    return MetalWait(MetalCommit(work), timeout)
-
-
 # ---- events, fences, argument buffers, residency
 
 def MetalEvent(device: MetalObject | None = None, *, shared: bool = True) -> MetalObject:
@@ -9204,16 +9129,6 @@ def _rank(n: int) -> tuple[int, float]:
 
 
 
-def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
-    """Metal memory of this process, bytes; for all processes see MemoryGetUsed."""
-    device = _device(device)
-    objects = MetalObjects()
-    with MetalPool():
-        tracked = sum(_maybe(one, "allocatedSize") or 0 for one in objects if _conforms(one, "MTLResource"))
-        return MetalMemoryInfo(device.currentAllocatedSize(), device.recommendedMaxWorkingSetSize(), tracked,
-                               len(objects))
-
-
 # ---- textures
 # An option that is one of Apple's constants is its name without the prefix ("lessEqual", "RGBA8Unorm") or the constant.
 # What has no function here is a send away, inside MetalEncode where it needs an encoder.
@@ -9366,11 +9281,6 @@ def _texture(texture: MetalObject) -> _Texture:
     return facts
 
 
-def _level_size(facts: _Texture, level: int) -> tuple[int, int, int]:
-    _whole(level, 0, facts.levels - 1, "a level of this texture")
-    width, height, depth = facts.size
-    return max(width >> level, 1), max(height >> level, 1), max(depth >> level, 1)
-
 
 def _pitch(info: MetalFormat, size: Sequence[int], part: str = "") -> tuple[int, int, int]:
     """(bytes of a row of blocks, of a whole plane, MTLBlitOption) of a format, or of one part of it."""
@@ -9394,10 +9304,11 @@ def _fill_texture(texture: MetalObject, data: Any) -> None:
         MetalTextureWrite(texture, view[n * each:(n + 1) * each], slice=n)
 
 
-def _place(texture: MetalObject, region: Any, level: int, slice: int, part: str) -> tuple[Any, ...]:
+def _place(texture: MetalObject, region: Any, level: int, slice: int, part: str = "") -> tuple[Any, ...]:
     """(facts, origin, size) of a region that lies in the texture, and its _pitch."""
     facts = _texture(texture)
-    whole, info = _level_size(facts, level), facts.format
+    level = _whole(level, 0, facts.levels - 1, "a level of this texture")
+    whole, info = [max(n >> level, 1) for n in facts.size], facts.format
     if facts.samples > 1:
         raise _bad("a multisampled texture is resolved to another one before it is read")
     if facts.mode == 3:
@@ -9584,7 +9495,7 @@ def MetalTextureLoad(path: str, device: MetalObject | None = None, **options: An
 
 def MetalTextureSave(texture: MetalObject, path: str, level: int = 0, slice: int = 0) -> None:
     """Write a level of a texture into a PNG file; formats as of MetalPng."""
-    width, height, _ = _level_size(_texture(texture), level)
+    width, height, _ = _place(texture, None, level, slice)[2]
     pixels = MetalTextureRead(texture, (0, 0, width, height), level, slice)
     data = MetalPng(width, height, pixels, texture.pixelFormat())
     with open(os.fspath(path), "wb") as file:
@@ -10238,6 +10149,90 @@ def MetalObjects() -> tuple[MetalObject, ...]:
         return ()
     alive = (reference() for reference in list(_runtime.cache.values()))
     return tuple(one for one in alive if one is not None)
+
+
+def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
+    """Metal memory of this process, bytes; for all processes see MemoryGetUsed."""
+    device = _device(device)
+    objects = MetalObjects()
+    with MetalPool():
+        tracked = sum(_maybe(one, "allocatedSize") or 0 for one in objects if _conforms(one, "MTLResource"))
+        return MetalMemoryInfo(device.currentAllocatedSize(), device.recommendedMaxWorkingSetSize(), tracked,
+                               len(objects))
+
+
+# ---- checks, and objects made from descriptors
+
+def _gone(kept: Any) -> bool:
+    """Whether an object that is kept for later has to be made: never yet, or given back with MetalRelease."""
+    return kept is None or type(kept) is _Released
+
+
+def _conforms(one: Any, name: str) -> bool:
+    """Whether it is an object of a protocol, or of a descriptor's class; asked once per Python class."""
+    if not isinstance(one, MetalObject):
+        return False
+    key = (type(one), name)
+    known = _objc().conforming.get(key)
+    if known is None:
+        family, protocols = (name, []) if name.endswith("Descriptor") else ("", [name])
+        known = _objc().conforming[key] = _is_kind(one._pointer, family, protocols)
+    return known
+
+
+# Who makes an object of a protocol or class: Metal... for MTL...State and MTL...Descriptor, and these.
+_MAKERS = {"MTLLibrary": "MetalCompile", "MTLComputePipelineState": "MetalKernel", "MTLCommandQueue": "MetalQueue",
+           "MTLResource": "MetalBuffer", "MTLSharedEvent": "MetalEvent", "MTLBinaryArchive": "MetalArchive",
+           "MTLVertexDescriptor": "MetalVertexLayout"}
+
+
+def _expect(one: Any, name: str) -> MetalObject:
+    """An object of a protocol or a descriptor's class; a wrong one is an error here, where Metal would crash."""
+    if not _conforms(one, name):
+        maker = _MAKERS.get(name, "Metal" + name[3:].replace("State", "").replace("Descriptor", ""))
+        raise _bad("an %s is wanted (%s makes one), not %.80r" % (name, maker, one))
+    checked: MetalObject = one
+    return checked
+
+
+def _given(one: Any, what: str, label: str | None = None) -> MetalObject:
+    """What Metal was asked for, labelled; it gives nil when there is no room or no more of that kind."""
+    if one is None:
+        raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further %s" % what)
+    return _set(one, Label=label)
+
+
+_U64 = (1 << 64) - 1
+
+
+def _whole(value: Any, least: int, most: int, what: str) -> int:
+    """A whole number of a range, NumPy's too; `what` names it in the error."""
+    try:
+        number: int = value.__index__()
+        if least <= number <= most and not isinstance(value, bool):
+            return number
+    except (AttributeError, TypeError):
+        pass
+    raise _bad("%s is %d to %d, not %r" % (what, least, most, value))
+
+
+def _set(one: MetalObject, **properties: Any) -> MetalObject:
+    """Send set...: for each property by Objective-C's name (Label=, Width=); None leaves it alone."""
+    for name, value in properties.items():
+        if value is not None:
+            MetalSend(one, "set%s:" % name, value)
+    return one
+
+
+def _new(name: str, **properties: Any) -> MetalObject:
+    """A new object of a class, a descriptor, with properties set."""
+    return _set(MetalClass(name).new(), **properties)
+
+
+def _maybe(one: MetalObject, name: str) -> Any:
+    """A property that an older macOS does not have, or None."""
+    method = getattr(one, name, None)
+    return method() if method is not None else None
 
 
 # ---- constants: Apple's names, in one table, opened at the first use
