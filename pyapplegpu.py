@@ -1055,7 +1055,7 @@ class MetalError(AppleGPUError):
         return self._code
 
     def __str__(self) -> str:
-        return "%s [%s %d]" % (self.text, self.domain, self._code)
+        return "%s [%s %d]" % (self.text, self.domain, self._code) if self.domain else self.text
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.domain, self._code, self.text)
@@ -1423,7 +1423,7 @@ class _Released(MetalObject):
     __slots__ = ()
 
     def __getattribute__(self, name: str) -> Any:
-        raise _bad("this Metal object was released")
+        raise _bad("this Metal object was released (MetalRelease)")
 
     def __repr__(self) -> str:
         return "<released Metal object>"
@@ -8444,10 +8444,14 @@ def _bytes_of(data: Any) -> Any:
     """A contiguous buffer of bytes of what has the buffer protocol."""
     try:
         view = memoryview(data)
-    except TypeError:
-        raise _bad("%s has no buffer of bytes" % type(data).__name__) from None
+    except (TypeError, ValueError):     # ValueError: NumPy, of a type that has no C type
+        raise _bad("%s has no buffer of bytes: give bytes, an array.array or a NumPy array of numbers"
+                   % type(data).__name__) from None
     if not view.c_contiguous:
-        raise _bad("the data is not contiguous: copy it first")
+        raise _bad("the data is not contiguous: copy it first (bytes(data), numpy.ascontiguousarray(data))")
+    kinds = "".join(view.format.split(":")[::2])        # of a struct without the names of its members
+    if "O" in kinds or ">" in kinds:
+        raise _bad("the data holds %s: convert it first" % ("Python objects" if "O" in kinds else "big-endian numbers"))
     return view.cast("B") if view.nbytes else b""
 
 
@@ -8502,7 +8506,8 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
         size = struct.calcsize(format)
         return view if format == "B" else view[:length // size * size].cast(format)     # type: ignore[no-any-return]
     except (struct.error, ValueError, ZeroDivisionError):
-        raise _bad("a format is one letter of struct's that memoryview knows, not %r" % (format,)) from None
+        raise _bad("a format is one letter of struct's that memoryview knows (\"f\" float, \"I\" uint, \"h\" short, ...), "
+                   "not %.80r" % (format,)) from None
 
 
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
@@ -8578,40 +8583,39 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
 
     threads: the grid in threads, one to three numbers; or None with `groups`, the grid in threadgroups. group: threads
     per threadgroup; by default up to 256 in the shape of the grid. arguments: for [[buffer(0)]] and up: a buffer,
-    (buffer, offset), None to leave one out, or a value: int (32 bits), float (32 bits), bool, or up to 4,096 bytes.
-    memory: bytes of [[threadgroup(i)]] arguments. uses: resources reached through argument buffers. wait, update:
-    fences. InvalidArgument for whatever Metal would abort on: an empty grid, a threadgroup over the pipeline's limit,
-    more memory than a threadgroup has, an offset outside a buffer, more than 31 arguments, more than 4,096 bytes by
-    value.
+    (buffer, offset), None to leave one out, or a value, which only travels to the GPU: int (32 bits), float (32 bits),
+    bool, or up to 4,096 bytes. memory: bytes of [[threadgroup(i)]] arguments. uses: resources reached through argument
+    buffers. wait, update: fences. InvalidArgument for whatever Metal would abort on: an empty grid, a threadgroup over
+    the pipeline's limit, more memory than a threadgroup has, an offset outside a buffer, more than 31 arguments.
     """
     limits = MetalPipelineInfo(pipeline)
     by_threads = groups is None
     grid = _size(threads if by_threads else groups, "grid")
     if not by_threads and threads is not None:
-        raise _bad("give the grid in threads or in groups, not both")
+        raise _bad("give the grid in threads or in groups, not both: threads is None beside groups=")
     block = _group(grid, limits, by_threads) if group is None else _size(group, "threadgroup")
     if block[0] * block[1] * block[2] > limits.max_threads:
         raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows"
                    % (*block, limits.max_threads))
-    bound = _bindings(arguments)
-    if len(textures) > 128 or not isinstance(label, (str, type(None))):
-        raise _bad("a kernel takes at most 128 textures, not %d, and a label is a str, not %r" % (len(textures), label))
-    for objects, protocol in ((textures, "MTLTexture"), (uses, "MTLResource"), (wait, "MTLFence"),
-                              ([update] if update is not None else (), "MTLFence")):
-        for one in objects:
-            _expect(one, protocol)
+    if not isinstance(label, (str, type(None))):
+        raise _bad("a label is a str, not %.80r" % (label,))
+    if update is not None:
+        _expect(update, "MTLFence")
     _check_memory(_work(work), limits, memory)
     size = _struct("MTLSize")
-    _add_to(work, "dispatch", pipeline, bound, size(*grid), size(*block), by_threads, tuple(memory), tuple(textures),
-            tuple(uses), tuple(wait), update, label)
+    _add_to(work, "dispatch", pipeline, _bindings(arguments), size(*grid), size(*block), by_threads, tuple(memory),
+            _expect_all(textures, "MTLTexture", 128), _expect_all(uses, "MTLResource"), _expect_all(wait, "MTLFence"), update, label)
 
 
 def _size(value: Any, what: str) -> tuple[int, int, int]:
     """A grid or threadgroup as three numbers of at least 1."""
-    parts = [value] if hasattr(value, "__index__") else list(value) if isinstance(value, (tuple, list)) else []
-    if not 1 <= len(parts) <= 3 or not all(hasattr(p, "__index__") and 0 < p.__index__() < 1 << 32 for p in parts):
-        raise _bad("a %s is one to three numbers greater than 0, not %r" % (what, value))
-    width, height, depth = [p.__index__() for p in parts] + [1] * (3 - len(parts))
+    try:
+        parts = [part.__index__() for part in (value if isinstance(value, (tuple, list)) else (value,))]
+    except (AttributeError, TypeError):
+        parts = []
+    if not 1 <= len(parts) <= 3 or min(parts) < 1 or max(parts) >= 1 << 32:
+        raise _bad("a %s is one to three whole numbers greater than 0, not %.80r" % (what, value))
+    width, height, depth = (*parts, 1, 1)[:3]
     return width, height, depth
 
 
@@ -8619,7 +8623,7 @@ def _group(grid: tuple[int, int, int], limits: MetalPipelineLimits, by_threads: 
     """A threadgroup for a grid: whole SIMD groups, 256 threads where the pipeline allows them."""
     most = min(256, limits.max_threads)
     if not by_threads:
-        raise _bad("a grid in groups needs the size of a group")
+        raise _bad("a grid in groups needs the size of a group (group=)")
     if grid[1] == grid[2] == 1:
         return min(most, grid[0]), 1, 1
     width = min(limits.simd_width, grid[0], most)
@@ -8628,36 +8632,40 @@ def _group(grid: tuple[int, int, int], limits: MetalPipelineLimits, by_threads: 
 
 
 def _check_memory(work: MetalWork, limits: MetalPipelineLimits, memory: Sequence[int]) -> None:
-    for length in memory:
-        if not hasattr(length, "__index__") or length <= 0 or length % 16:
-            raise _bad("threadgroup memory is a multiple of 16 bytes, not %r" % (length,))
-    if memory:
-        most = work.queue.device().maxThreadgroupMemoryLength()
-        if limits.threadgroup_memory_bytes + sum(memory) > most:
-            raise _bad("%d bytes of threadgroup memory, %d are there"
-                       % (limits.threadgroup_memory_bytes + sum(memory), most))
+    if memory == ():
+        return
+    if not isinstance(memory, (list, tuple)) or not all(
+            hasattr(length, "__index__") and length > 0 and length % 16 == 0 for length in memory):
+        raise _bad("threadgroup memory is a list of bytes, each a multiple of 16, not %.80r" % (memory,))
+    wanted, most = limits.threadgroup_memory_bytes + sum(memory), work.queue.device().maxThreadgroupMemoryLength()
+    if wanted > most:
+        raise _bad("%d bytes of threadgroup memory, %d are there" % (wanted, most))
 
 
 def _bindings(values: Sequence[Any]) -> list[tuple[Any, ...]]:
-    if len(values) > 31:
-        raise _bad("a function takes at most 31 buffers, not %d" % len(values))
+    if not isinstance(values, (list, tuple)) or len(values) > 31:
+        raise _bad("a function takes a list of at most 31 buffers and values, not %.80r" % (values,))
     return [_argument(n, value) for n, value in enumerate(values) if value is not None]
 
 
 def _argument(index: int, value: Any) -> tuple[Any, ...]:
-    """(index, object, pointer, offset) for a buffer, (index, bytes) for a value."""
+    """(index, object, pointer, offset) for a buffer, (index, bytes) for a value; an error says which argument it is."""
     offset: Any = 0
-    if type(value) is tuple and len(value) == 2 and isinstance(value[0], MetalObject):
-        value, offset = value
-    if isinstance(value, MetalObject):
-        length = _span(value)[0]
-        if not hasattr(offset, "__index__") or not 0 <= offset < length:
-            raise _bad("argument %d: the offset %r is not inside a buffer of %d bytes" % (index, offset, length))
-        return index, value, value._pointer, offset
-    data = _by_value(value)
-    if not 0 < len(data) <= 4096:
-        raise _bad("argument %d: 1 to 4096 bytes go by value, not %d; make a MetalBuffer" % (index, len(data)))
-    return index, data
+    try:
+        if type(value) is tuple and len(value) == 2 and isinstance(value[0], MetalObject):
+            value, offset = value
+        if isinstance(value, MetalObject):
+            length = _span(value)[0]
+            if not hasattr(offset, "__index__") or not 0 <= offset < length:
+                raise _bad("the offset %r is not inside a buffer of %d bytes" % (offset, length))
+            return index, value, value._pointer, offset
+        data = _by_value(value)
+        if not 0 < len(data) <= 4096:
+            raise _bad("1 to 4096 bytes go by value, not %d; make a MetalBuffer" % len(data))
+        return index, data
+    except AppleGPUError as error:
+        hint = "; textures= takes textures" if not _gone(value) and _conforms(value, "MTLTexture") else ""
+        raise _bad("argument %d: %s%s" % (index, error.detail, hint)) from None
 
 
 def _by_value(value: Any) -> bytes:
@@ -8701,13 +8709,13 @@ def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: in
 
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
-    value = _whole(value, 0, _U64, "a 64-bit value")
+    value = _whole(value, 0, _U64, "an event's 64-bit value")
     _add_to(work, "", "encodeSignalEvent:value:", _expect(event, "MTLEvent"), value)
 
 
 def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
-    value = _whole(value, 0, _U64, "a 64-bit value")
+    value = _whole(value, 0, _U64, "an event's 64-bit value")
     _add_to(work, "", "encodeWaitForEvent:value:", _expect(event, "MTLEvent"), value)
 
 
@@ -8925,13 +8933,13 @@ def MetalEvent(device: MetalObject | None = None, *, shared: bool = True) -> Met
 def MetalEventSet(event: MetalObject, value: int) -> None:
     """Set a shared event from the CPU; a value below the present one is ignored by Metal."""
     _expect(event, "MTLSharedEvent")
-    event.setSignaledValue_(_whole(value, 0, _U64, "a 64-bit value"))
+    event.setSignaledValue_(_whole(value, 0, _U64, "an event's 64-bit value"))
 
 
 def MetalEventWait(event: MetalObject, value: int, timeout: float | None = 60.0) -> None:
     """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds, None waits for ever."""
     _expect(event, "MTLSharedEvent")
-    value = _whole(value, 0, _U64, "a 64-bit value")
+    value = _whole(value, 0, _U64, "an event's 64-bit value")
     end = float("inf") if timeout is None else time.monotonic() + timeout
     wait = getattr(event, "waitUntilSignaledValue_timeoutMS_", None)        # macOS 12
     while event.signaledValue() < value:
@@ -8956,6 +8964,8 @@ def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, 
     textures in `uses` of the dispatch. What a member is Metal does not tell: a wrong kind is not found here."""
     _expect(function, "MTLFunction")
     _whole(index, 0, 30, "an argument index")
+    if not hasattr(values, "items"):
+        raise _bad("the members are {id: value}, not %.80r" % (values,))
     with MetalPool():
         encoder = function.newArgumentEncoderWithBufferIndex_(index)
         if encoder is None:
@@ -8993,7 +9003,7 @@ def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None
         raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "Metal", "residency sets came with macOS 15")
     with MetalPool():
         made = device.newResidencySetWithDescriptor_error_(_new("MTLResidencySetDescriptor", Label=label))
-        for one in objects:
+        for one in _expect_all(objects, "MTLAllocation"):
             made.addAllocation_(one)
         made.commit()
         made.requestResidency()
@@ -9090,8 +9100,10 @@ def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int 
     """Time two pieces of work against each other: each is a function that returns a new work (committed or not). They
     run in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio,
     and is "no difference shown" when that contains 1."""
-    if n < 6:
-        raise _bad("fewer than 6 runs give no confidence interval")
+    _whole(n, 6, 1 << 20, "n (fewer than 6 runs give no confidence interval)")
+    _whole(warmup, 0, 1 << 20, "warmup")
+    if not callable(a) or not callable(b):
+        raise _bad("a and b are functions that return a new work, not %.80r and %.80r" % (a, b))
     times: tuple[list[MetalTiming], list[MetalTiming]] = [], []
     last: list[Any] = [None, None]
     for turn in range(warmup + n):
@@ -9222,8 +9234,8 @@ def _check_texture(device: MetalObject, info: MetalFormat, code: int, size: tupl
         raise _bad("a texture buffer is made from a buffer: newTextureWithDescriptor_offset_bytesPerRow_")
     # Metal's feature set tables; 32768 is what an M5 Max's validation says (family Apple10, unverified on a Mac here)
     side = 2048 if code == 7 else 32768 if device.supportsFamily_(1010) else 16384
-    for n, most in zip((*size, layers), (side, side, side, 341 if code == 6 else 2048)):
-        _whole(n, 1, most, "one of a texture's sizes (width, height, depth, layers)")
+    for name, number in zip(("width", "height", "depth", "layers"), (*size, layers)):
+        _whole(number, 1, side if name != "layers" else 341 if code == 6 else 2048, "a texture's " + name)
     has = _TEXTURE_KINDS[code]
     for name, number in (("height", size[1]), ("depth", size[2]), ("layers", layers), ("samples", samples)):
         if number != 1 and name[0] not in has:
@@ -9246,9 +9258,9 @@ def _texture_use(device: MetalObject, info: MetalFormat, samples: int, mode: str
     if mode is None:
         mode = ("private" if samples > 1 or info.depth or info.stencil else
                 "shared" if device.hasUnifiedMemory() else "managed")
-    words = usage.split()
+    words = usage.split() if isinstance(usage, str) else [""]
     if not all(word in _USAGES for word in words):
-        raise _bad("usage is words of %s, not %r" % (", ".join(_USAGES), usage))
+        raise _bad("usage is words of \"%s\", not %.80r" % (" ".join(_USAGES), usage))
     if "atomic" in words and info.name not in ("R32Uint", "R32Sint", "RG32Uint"):
         raise _bad("there is no %s texture for atomics" % info.name)
     if "atomic" in words and not hasattr(device, "architecture"):       # of the same macOS; before, the bit aborts
@@ -9385,8 +9397,9 @@ def MetalPng(width: int, height: int, pixels: Any, format: str | int = "RGBA8Uno
     if "Unorm" not in name or stem not in _PNG_KINDS:
         raise _bad("a PNG holds 8 or 16 bits per channel, not %s" % name)
     kind, channels, bits = _PNG_KINDS[stem]
-    row, data = width * channels * bits // 8, bytearray(_bytes_of(pixels))
-    if not width or not height or len(data) != row * height:
+    row = _whole(width, 1, 1 << 28, "a picture's width") * channels * bits // 8
+    data = bytearray(_bytes_of(pixels))
+    if len(data) != row * _whole(height, 1, 1 << 28, "a picture's height"):
         raise _bad("%d x %d pixels of %s are %d bytes, not %d" % (width, height, name, row * height, len(data)))
     if stem == "BGRA8":
         data[0::4], data[2::4] = data[2::4], data[0::4]
@@ -9524,6 +9537,8 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
 def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[int] = ()) -> MetalObject:
     """A vertex descriptor: buffer index -> formats of the attributes in it, in memory one after another:
     {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step per instance."""
+    if not hasattr(buffers, "values") or any(isinstance(formats, str) for formats in buffers.values()):
+        raise _bad("a layout is {buffer index: (format, ...)}, not %.80r" % (buffers,))
     count = sum(len(formats) for formats in buffers.values())
     if not 0 < count <= 31:
         raise _bad("a vertex has 1 to 31 attributes, not %d" % count)
@@ -9612,8 +9627,8 @@ def _target_format(format: str | int | MetalFormat, what: str) -> int:
 
 
 def _set_blend(attachment: MetalObject, blend: Any) -> None:
-    parts = _BLENDS.get(blend, ()) if isinstance(blend, str) else tuple(blend)
-    if len(parts) not in (4, 6):
+    parts = _BLENDS.get(blend, ()) if isinstance(blend, str) else blend
+    if not isinstance(parts, (list, tuple)) or len(parts) not in (4, 6):
         raise _bad("blend is one of %s, or four factors (and two operations), not %r" % (", ".join(_BLENDS), blend))
     names = ("SourceRGBBlendFactor", "DestinationRGBBlendFactor", "SourceAlphaBlendFactor",
              "DestinationAlphaBlendFactor", "RgbBlendOperation", "AlphaBlendOperation")
@@ -9644,8 +9659,8 @@ _STENCIL = {"compare": "StencilCompareFunction", "fail": "StencilFailureOperatio
 
 
 def _stencil(wanted: Mapping[str, Any]) -> MetalObject:
-    if not wanted.keys() <= _STENCIL.keys():
-        raise _bad("a stencil has %s, not %s" % (", ".join(_STENCIL), ", ".join(wanted)))
+    if not hasattr(wanted, "keys") or not wanted.keys() <= _STENCIL.keys():
+        raise _bad("a stencil has %s, not %.80r" % (", ".join(_STENCIL), wanted))
     return _new("MTLStencilDescriptor", **{
         _STENCIL[key]: _whole(value, 0, (1 << 32) - 1, key) if "mask" in key else
         _constant_of("MTLCompareFunction" if key == "compare" else "MTLStencilOperation", value)
@@ -9661,14 +9676,16 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     """The textures that MetalEncodeDraw draws into. clear: red, green, blue, alpha to begin with; clear_depth,
     clear_stencil: likewise; None to keep what is there. resolve: the textures that multisampled `colors` are averaged
     into."""
-    targets = [colors] if isinstance(colors, MetalObject) else list(colors)
-    resolves = [resolve] if isinstance(resolve, MetalObject) else list(resolve or ())
+    targets = _expect_all([colors] if isinstance(colors, MetalObject) else colors, "MTLTexture")
+    resolves = _expect_all([resolve] if isinstance(resolve, MetalObject) else resolve or (), "MTLTexture")
+    if clear is not None:
+        clear = _numbers(clear, 4, "clear is None or (red, green, blue, alpha)")
     if len(targets) > 8 or resolves and len(resolves) != len(targets) or not targets and depth is stencil is None:
         raise _bad("a pass has up to 8 colour textures, or depth or stencil; to resolve, a texture for each")
     with MetalPool():
         made = _new("MTLRenderPassDescriptor")
         for n, texture in enumerate(targets):
-            _attach(made.colorAttachments()[n], texture, "colour", ClearColor=None if clear is None else tuple(clear))
+            _attach(made.colorAttachments()[n], texture, "colour", ClearColor=clear)
         for n, texture in enumerate(resolves):
             source, facts = _texture(targets[n]), _target(texture, "colour")
             if source.samples < 2 or facts.samples > 1 or source.format != facts.format:
@@ -9767,11 +9784,8 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     for n, least in ((count, 1), (instances, 1), (first, 0), (index_offset, 0)):
         if not hasattr(n, "__index__") or not least <= n < 1 << 32:
             raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
-    if max(len(textures), len(vertex_textures)) > 128 or len(samplers) > 16:
-        raise _bad("a function takes at most 31 buffers, 128 textures and 16 samplers")
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
-        raise _bad("the pipeline is for colours %r, depth %d, stencil %d, %d samples; the pass has %r, %d, %d, %d"
-                   % (*pipeline._facts, *target._facts[2:]))
+        raise _bad("the pipeline is for %s; the pass has %s" % (_targets(*pipeline._facts), _targets(*target._facts[2:])))
     _check_depth(target, depth, stencil_reference)
     states = {"setRenderPipelineState:": pipeline, "setDepthStencilState:": depth,
               "setStencilReferenceValue:": _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"),
@@ -9781,9 +9795,24 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     sends = [*_stage("Vertex", arguments, vertex_textures, ()), *_stage("Fragment", fragment, textures, samplers),
              _draw(_constant_of("MTLPrimitiveType", primitive), count, first, instances, indices,
                    _constant_of("MTLIndexType", index_type), index_offset)]
-    before = [("waitForFence:beforeStages:", f, 1) for f in wait if _expect(f, "MTLFence")]
+    before = [("waitForFence:beforeStages:", fence, 1) for fence in _expect_all(wait, "MTLFence")]
     after = [("updateFence:afterStages:", update, 2)] if update is not None and _expect(update, "MTLFence") else []
     _record_draw(work, target, states, before, sends, after, label)
+
+
+def _targets(colors: Sequence[int], depth: int, stencil: int, samples: int) -> str:
+    names = _enumeration("MTLPixelFormat")
+    return "colour %s, depth %s, stencil %s, %d samples" % (
+        " and ".join(names[one] for one in colors) or "none", names[depth] if depth else "none",
+        names[stencil] if stencil else "none", samples)
+
+
+def _numbers(values: Any, count: int, what: str) -> tuple[Any, ...]:
+    """A tuple of numbers, of one of Metal's structs too."""
+    numbers = tuple(values) if hasattr(values, "__iter__") else ()
+    if len(numbers) != count or not all(isinstance(n, (int, float)) for n in numbers):
+        raise _bad("%s, not %.80r" % (what, values))
+    return numbers
 
 
 def _check_depth(target: MetalObject, depth: MetalObject | None, stencil_reference: int) -> None:
@@ -9829,11 +9858,11 @@ def _encode_draws(buffer: int, target: MetalObject, sends: list[tuple[Any, ...]]
 def _window(target: MetalObject, viewport: Any, scissor: Any) -> dict[str, Any]:
     """Viewport and scissor of a draw; by default the whole target, or None for a pass that was made by sends."""
     width, height = target._facts[:2] if target._facts else (1 << 15, 1 << 15)
-    view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else tuple(viewport)
-    cut = (0, 0, width, height) if scissor is None else tuple(scissor)
-    if len(view) != 6 or len(cut) != 4 or min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:
-        raise _bad("a viewport is (x, y, width, height, near, far), a scissor (x, y, width, height) inside %d x %d"
-                   % (width, height))
+    view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else _numbers(
+        viewport, 6, "a viewport is (x, y, width, height, near, far)")
+    cut = (0, 0, width, height) if scissor is None else _numbers(scissor, 4, "a scissor is (x, y, width, height)")
+    if min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:
+        raise _bad("the scissor %r is not inside %d x %d" % (cut, width, height))
     return {"setViewport:": view if viewport is not None or target._facts else None,
             "setScissorRect:": cut if scissor is not None or target._facts else None}
 
@@ -9846,9 +9875,9 @@ def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject],
             sends.append(("set%sBuffer:offset:atIndex:" % name, one[1], one[3], one[0]))
         else:
             sends.append(("set%sBytes:length:atIndex:" % name, one[1], len(one[1]), one[0]))
-    sends += [("set%sTexture:atIndex:" % name, t, n) for n, t in enumerate(textures) if _expect(t, "MTLTexture")]
-    return sends + [("set%sSamplerState:atIndex:" % name, s, n) for n, s in enumerate(samplers)
-                    if _expect(s, "MTLSamplerState")]
+    sends += [("set%sTexture:atIndex:" % name, one, n) for n, one in enumerate(_expect_all(textures, "MTLTexture", 128))]
+    return sends + [("set%sSamplerState:atIndex:" % name, one, n)
+                    for n, one in enumerate(_expect_all(samplers, "MTLSamplerState", 16))]
 
 
 def _draw(primitive: int, count: int, first: int, instances: int, indices: MetalObject | None, kind: int,
@@ -9938,6 +9967,8 @@ def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None 
     for the one before it. NotSupported in a virtual machine, whose Metal ends the process over them."""
     if not 0 < len(commands) <= 16384:
         raise _bad("an indirect command buffer holds 1 to 16384 commands, not %d" % len(commands))
+    if not all(isinstance(command, (list, tuple)) for command in commands):
+        raise _bad("each command is (pipeline, threads, argument, ...)")
     device = _not_a_guest(_device(device), "runs indirect commands")
     with MetalPool():
         plans = [_indirect_plan(*command) for command in commands]
@@ -10022,9 +10053,9 @@ def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
             if _conforms(one, "MTLRenderPipelineDescriptor"):
                 archive.addRenderPipelineFunctionsWithDescriptor_error_(one)
                 continue
-            if _conforms(one, "MTLFunction"):
-                one = _new("MTLComputePipelineDescriptor", ComputeFunction=one)
-            archive.addComputePipelineFunctionsWithDescriptor_error_(_expect(one, "MTLComputePipelineDescriptor"))
+            if not _conforms(one, "MTLComputePipelineDescriptor"):
+                one = _new("MTLComputePipelineDescriptor", ComputeFunction=_expect(one, "MTLFunction"))
+            archive.addComputePipelineFunctionsWithDescriptor_error_(one)
 
 
 def MetalArchiveSave(archive: MetalObject, path: str) -> None:
@@ -10130,6 +10161,8 @@ def MetalRelease(*objects: MetalObject) -> None:
     view that MetalContents gave of a buffer must not be read any more."""
     runtime = _objc()
     for one in objects:
+        if not isinstance(one, MetalObject):
+            raise _bad("a Metal object is wanted, not %.80r" % (one,))
         pointer = one._pointer
         with runtime.lock:
             reference = runtime.cache.get(pointer)
@@ -10163,6 +10196,9 @@ def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
 
 # ---- checks, and objects made from descriptors
 
+_U64 = (1 << 64) - 1
+
+
 def _gone(kept: Any) -> bool:
     """Whether an object that is kept for later has to be made: never yet, or given back with MetalRelease."""
     return kept is None or type(kept) is _Released
@@ -10181,9 +10217,10 @@ def _conforms(one: Any, name: str) -> bool:
 
 
 # Who makes an object of a protocol or class: Metal... for MTL...State and MTL...Descriptor, and these.
-_MAKERS = {"MTLLibrary": "MetalCompile", "MTLComputePipelineState": "MetalKernel", "MTLCommandQueue": "MetalQueue",
-           "MTLResource": "MetalBuffer", "MTLSharedEvent": "MetalEvent", "MTLBinaryArchive": "MetalArchive",
-           "MTLVertexDescriptor": "MetalVertexLayout"}
+_MAKERS = {"MTLLibrary": "MetalCompile", "MTLComputePipelineState": "MetalKernel or MetalPipeline",
+           "MTLCommandQueue": "MetalQueue", "MTLSharedEvent": "MetalEvent", "MTLVertexDescriptor": "MetalVertexLayout",
+           "MTLResource": "MetalBuffer or MetalTexture", "MTLAllocation": "MetalBuffer or MetalTexture",
+           "MTLBinaryArchive": "MetalArchive"}
 
 
 def _expect(one: Any, name: str) -> MetalObject:
@@ -10195,14 +10232,20 @@ def _expect(one: Any, name: str) -> MetalObject:
     return checked
 
 
+def _expect_all(values: Any, name: str, most: int = _U64) -> tuple[MetalObject, ...]:
+    """Objects of a protocol, from a list or tuple."""
+    if not isinstance(values, (list, tuple)):
+        raise _bad("a list of %s objects is wanted, not %.80r" % (name, values))
+    if len(values) > most:
+        raise _bad("at most %d %s objects can be given, not %d" % (most, name, len(values)))
+    return tuple([_expect(one, name) for one in values])
+
+
 def _given(one: Any, what: str, label: str | None = None) -> MetalObject:
     """What Metal was asked for, labelled; it gives nil when there is no room or no more of that kind."""
     if one is None:
         raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further %s" % what)
     return _set(one, Label=label)
-
-
-_U64 = (1 << 64) - 1
 
 
 def _whole(value: Any, least: int, most: int, what: str) -> int:
@@ -10213,7 +10256,7 @@ def _whole(value: Any, least: int, most: int, what: str) -> int:
             return number
     except (AttributeError, TypeError):
         pass
-    raise _bad("%s is %d to %d, not %r" % (what, least, most, value))
+    raise _bad("%s is %d to %d, not %.80r" % (what, least, most, value))
 
 
 def _set(one: MetalObject, **properties: Any) -> MetalObject:
@@ -10422,7 +10465,11 @@ def _constant_of(prefix: str, value: Any) -> int:
     for number, name in known.items():
         if name.lower() == value.lower():
             return number
-    raise _bad("%r is no %s; there is %s" % (value, prefix, ", ".join(list(known.values())[:40])))
+    names = list(known.values())
+    if len(names) > 20:
+        from difflib import get_close_matches
+        names = get_close_matches(value, names, 9, 0.4) or names[1:10]
+    raise _bad("%.80r is no %s; there is %s" % (value, prefix, ", ".join(names)))
 
 
 def __getattr__(name: str) -> Any:

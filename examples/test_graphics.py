@@ -680,7 +680,7 @@ class Defects(Base):
         target, work, sampler = ag.MetalRenderPass(picture), ag.MetalBegin(), ag.MetalSampler()
         draw = ag.MetalEncodeDraw
         self.assertBad("31 buffers", draw, work, target, pipeline, 3, *[1.0] * 32)
-        self.assertBad("16 samplers", draw, work, target, pipeline, 3, samplers=[sampler] * 17)
+        self.assertBad("at most 16 MTLSamplerState", draw, work, target, pipeline, 3, samplers=[sampler] * 17)
         self.assertBad("scissor", draw, work, target, pipeline, 3, scissor=(0, 0, 9, 8))
         self.assertBad("one vertex", draw, work, target, pipeline, 0)
         self.assertBad("one instance", draw, work, target, pipeline, 3, instances=0)
@@ -703,17 +703,37 @@ class Defects(Base):
         self.assertBad("target", ag.MetalRenderPass, ag.MetalTexture(4, 4, usage="read"))
         self.assertBad("no fragment function", ag.MetalRenderPipeline, *[self.functions()[0]] * 2)
         self.assertBad("blend is one of", ag.MetalRenderPipeline, *self.functions(), blend="thin")
-        for options, text in (({"mipmaps": 5}, "levels"), ({"samples": 3}, "samples"), ({"depth": 0}, "sizes"), ({"format": "Invalid"}, "no pixel format"), ({"mode": "lost"}, "MTLStorageMode; there is Shared, Managed, Private, Memoryless"),
+        for options, text in (({"mipmaps": 5}, "levels"), ({"samples": 3}, "samples"), ({"depth": 0}, "depth is 1 to"), ({"format": "Invalid"}, "no pixel format"), ({"mode": "lost"}, "MTLStorageMode; there is Shared, Managed, Private, Memoryless"),
                               ({"usage": "see"}, "usage is"), ({"kind": "4D"}, "MTLTextureType"), ({"data": b"1"}, "holds 256 bytes")):
             self.assertBad(text, ag.MetalTexture, 8, 8, **options)
         if fake:
             self.assertEqual(self.encoded().count("draw"), 0)
 
+    def test_a_strangers_mistakes(self):
+        """What somebody new to this writes first: the sentence says what is wanted."""
+        picture, depth, functions = ag.MetalTexture(8, 8), ag.MetalTexture(8, 8, format="Depth32Float", usage="target"), self.functions()
+        one, draw, layout, render, work = ag.MetalRenderPass, ag.MetalEncodeDraw, ag.MetalVertexLayout, ag.MetalRenderPipeline, ag.MetalBegin()
+        target, pipeline, deep = one(picture), render(*functions), render(*functions, depth="Depth32Float")
+        for text, function, *arguments, options in (
+                ("a list of MTLTexture objects", draw, work, target, pipeline, 3, {"textures": picture}), ("a list of MTLSamplerState objects", draw, work, target, pipeline, 3, {"samplers": ag.MetalSampler()}),
+                ("a list of MTLFence", draw, work, target, pipeline, 3, {"wait": ag.MetalFence()}), ("list of at most 31 buffers", draw, work, target, pipeline, 3, {"fragment": 1.0}), ("MetalRenderPass makes one", draw, work, picture, pipeline, 3, {}),
+                ("depth Depth32Float, stencil none, 1 samples; the pass has colour RGBA8Unorm, depth none", draw, work, target, deep, 3, {}), ("a viewport is .x, y, width, height, near, far", draw, work, target, pipeline, 3, {"viewport": (0, 0, 8, 8)}),
+                ("a viewport is", draw, work, target, pipeline, 3, {"viewport": 8}), ("a scissor is", draw, work, target, pipeline, 3, {"scissor": "all"}), ("not inside 8 x 8", draw, work, target, pipeline, 3, {"scissor": (0, 0, 8, 9)}),
+                ("clear is None or .red, green, blue, alpha", one, picture, {"clear": (0, 0, 0)}), ("clear is", one, picture, {"clear": "black"}), ("clear is", one, picture, {"clear": 0}), ("a list of MTLTexture", one, 8, 8, {}),
+                ("blend is one of", render, *functions, {"blend": True}), ("MetalVertexLayout makes one", render, *functions, {"vertices": {0: ("float3",)}}), ("a layout is", layout, ["float3"], {}), ("a layout is", layout, {0: "float3"}, {}),
+                ("a stencil has", ag.MetalDepthStencil, {"front": "keep"}), ("usage is words of", ag.MetalTexture, 8, 8, {"usage": ["read"]}), ("width is 1 to", ag.MetalTexture, (8, 8), {}), ("picture's width", ag.MetalPng, bytes(4), 1, 1, {}),
+                ("picture's height", ag.MetalPng, 1, 0, b"", {}), ("each command is", ag.MetalIndirect, (pipeline, 8), {}), ("MetalFunction makes one", ag.MetalArchiveAdd, ag.MetalArchive(), "corner", {})):
+            with self.subTest(text):
+                self.assertBad(text, function, *arguments, **options)
+        self.assertEqual(work.operations, [])
+        both = one(picture, depth, clear=ag.MTLClearColor(0, 0, 0, 1))          # Apple's structs are as good as tuples
+        draw(work, both, deep, 3, viewport=ag.MTLViewport(0, 0, 8, 8, 0, 1), scissor=ag.MTLScissorRect(0, 0, 8, 8))
+
     def test_texture_limits(self):
         """Every rule of Metal's own validation of a descriptor, which ends the process."""
         for text, options in (
-                ("sizes", dict(width=1 << 20)), ("sizes", dict(width=0)), ("sizes", dict(width=8.0)), ("sizes", dict(width=4096, depth=2)), ("sizes", dict(layers=2049)),
-                ("sizes", dict(layers=342, kind="CubeArray")), ("no height", dict(kind="1D", height=2)), ("no height", dict(kind="1DArray", height=2, layers=2)), ("no depth", dict(kind="2D", depth=2)),
+                ("width is 1 to", dict(width=1 << 20)), ("width is 1 to", dict(width=0)), ("width is 1 to", dict(width=8.0)), ("width is 1 to", dict(width=4096, depth=2)), ("layers is 1 to", dict(layers=2049)),
+                ("layers is 1 to", dict(layers=342, kind="CubeArray")), ("no height", dict(kind="1D", height=2)), ("no height", dict(kind="1DArray", height=2, layers=2)), ("no depth", dict(kind="2D", depth=2)),
                 ("no depth", dict(depth=2, layers=2, kind="2DArray")), ("no layers", dict(kind="2D", layers=2)), ("no layers", dict(kind="3D", layers=2, depth=2)), ("no samples", dict(kind="2D", samples=4)),
                 ("no samples", dict(kind="3D", samples=4)), ("samples per pixel", dict(kind="2DMultisample")), ("samples per pixel", dict(samples=3)), ("samples per pixel", dict(samples=0)),
                 ("samples per pixel", dict(samples="4")), ("square", dict(kind="cube", height=4)), ("square", dict(kind="cubeArray", height=4, layers=2)), ("1 to 1 levels", dict(kind="1D", height=1, mipmaps=2)),

@@ -1027,7 +1027,7 @@ class Errors(Base):
         bad("MTLFence", encode, work, kernel, 64, wait=[buffer])
         bad("MTLFence", encode, work, kernel, 64, buffer, buffer, update=buffer)
         bad("MetalBegin is wanted", encode, None, kernel, 64, buffer, buffer, memory=[16])
-        bad("128 textures", encode, work, kernel, 64, textures=[None] * 129)
+        bad("at most 128 MTLTexture", encode, work, kernel, 64, textures=[None] * 129)
         bad("a label is a str", encode, work, kernel, 64, buffer, buffer, label=buffer)
         bad("do not lie", ag.MetalEncodeCopy, work, buffer, buffer, 4096, source_offset=4)
         bad("multiples of 4", ag.MetalEncodeCopy, work, buffer, buffer, 2)
@@ -1085,6 +1085,40 @@ class Errors(Base):
         with self.assertRaises(ag.AppleGPUError_NotSupported):
             ag.MetalFramework("NoSuchFramework")
 
+
+    def test_a_strangers_mistakes(self):
+        """What somebody new to this writes first: the sentence says what is wanted, and where."""
+        kernel, buffer, work = self.kernel("square"), ag.MetalBuffer(4096), ag.MetalBegin()
+        texture, fence, library, event = ag.MetalTexture(8, 8), ag.MetalFence(), ag.MetalCompile(SOURCE), ag.MetalEvent(shared=False)
+        swapped, objects = (ctypes.c_uint32.__ctype_be__ * 4)(), (ctypes.py_object * 2)(1, "x")
+        encode, compare = ag.MetalEncodeDispatch, ag.MetalCompare
+        for text, function, *arguments, options in (
+                ("MetalKernel or MetalPipeline makes one", encode, work, "square", 64, buffer, {}), ("MetalFunction makes one", ag.MetalPipeline, library, {}), ("MetalQueue makes one", ag.MetalBegin, ag.MetalDevice(), {}),
+                ("MetalBuffer makes one.*not \\[0, 1", ag.MetalEncodeCopy, work, [0, 1], buffer, {}), ("MTLSharedEvent is wanted .MetalEvent", ag.MetalEventWait, event, 1, {}), ("MetalFence makes one", encode, work, kernel, 8, buffer, {"wait": [event]}),
+                ("argument 1: list has no buffer of bytes: give bytes, an array.array or a NumPy array", encode, work, kernel, 8, buffer, [1.0, 2.0], {}), ("argument 0: an MTLBuffer.*textures= takes textures", encode, work, kernel, 8, texture, {}),
+                ("argument 1: this Metal object was released .MetalRelease.", encode, work, kernel, 8, buffer, self.released(), {}), ("argument 2: 1099511627776 does not fit", encode, work, kernel, 8, buffer, buffer, 1 << 40, {}),
+                ("a list of MTLTexture objects", encode, work, kernel, 8, buffer, {"textures": texture}), ("a list of MTLFence objects", encode, work, kernel, 8, buffer, {"wait": fence}), ("a list of MTLResource objects", encode, work, kernel, 8, buffer, {"uses": buffer}),
+                ("a list of bytes", encode, work, kernel, 8, buffer, {"memory": 1024}), ("group=", encode, work, kernel, None, buffer, {"groups": 4}), ("beside groups=", encode, work, kernel, 8, buffer, {"groups": 4, "group": 4}),
+                ("three whole numbers", encode, work, kernel, memoryview(b"12"), buffer, {}), ("big-endian numbers: convert", ag.MetalBuffer, swapped, {}), ("big-endian numbers: convert", ag.MetalWrite, buffer, swapped, {}), ("argument 0: the data holds big-endian", encode, work, kernel, 8, swapped, {}),
+                ("Python objects: convert", ag.MetalBuffer, objects, {}), ("ascontiguousarray", ag.MetalBuffer, memoryview(bytes(16))[::2], {}), ('"f" float', ag.MetalContents, buffer, "float32", {}), ("a Metal object is wanted", ag.MetalRelease, [buffer], {}),
+                ("a list of MTLAllocation", ag.MetalResidencySet, buffer, {}), ("members are .id: value.", ag.MetalArgumentBuffer, ag.MetalFunction(library, "through"), 0, [buffer], {}), ("MetalCommit it first", ag.MetalWait, ag.MetalBegin(), {}),
+                ("functions that return a new work", compare, work, work, {}), ("must return a work", compare, lambda: None, lambda: None, {}), ("fewer than 6 runs", compare, print, print, {"n": "30"}), ("warmup is", compare, print, print, {"warmup": -1}),
+                ("there is RGBA8", ag.MetalTexture, 8, 8, {"format": "RGBA8"})):
+            with self.subTest(text):
+                self.assertBad(text, function, *arguments, **options)
+        self.assertEqual(work.operations, [])
+        member = (ctypes.c_float * 4)(1, 2, 3, 4)
+        self.assertEqual(ag.MetalRead(ag.MetalBuffer(member)), bytes(member))
+        named = type("Of", (ctypes.LittleEndianStructure,), {"_fields_": [("O", ctypes.c_uint32)]})(7)      # a member of this name is no object
+        self.assertEqual(ag.MetalRead(ag.MetalBuffer(named)), struct.pack("<I", 7))
+        self.assertEqual(str(ag.MetalError("", 0, "it failed")), "it failed")
+        with self.assertRaisesRegex(ag.MetalError, "^[^\\[]+$"):
+            ag.MetalArchiveSave(ag.MetalArchive(), "/nonexistent/empty") if not MAC else self.skipTest("Metal's own words")
+
+    def released(self):
+        one = ag.MetalBuffer(16)
+        ag.MetalRelease(one)
+        return one
 
     def test_released_after_recording(self):
         kernel, texture, fence = self.kernel("ones"), ag.MetalTexture, ag.MetalFence
