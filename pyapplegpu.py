@@ -8604,7 +8604,8 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
     _check_memory(_work(work), limits, memory)
     size = _struct("MTLSize")
     _add_to(work, "dispatch", pipeline, _bindings(arguments), size(*grid), size(*block), by_threads, tuple(memory),
-            _expect_all(textures, "MTLTexture", 128), _expect_all(uses, "MTLResource"), _expect_all(wait, "MTLFence"), update, label)
+            _expect_all(textures, "MTLTexture", 128), _expect_all(uses, "MTLResource"), _expect_all(wait, "MTLFence"),
+            update, label)
 
 
 def _size(value: Any, what: str) -> tuple[int, int, int]:
@@ -8717,7 +8718,6 @@ def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: what follows starts when an event has reached `value`."""
     value = _whole(value, 0, _U64, "an event's 64-bit value")
     _add_to(work, "", "encodeWaitForEvent:value:", _expect(event, "MTLEvent"), value)
-
 
 
 def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
@@ -9140,7 +9140,6 @@ def _rank(n: int) -> tuple[int, float]:
     return k, 1 - 2 * below / (1 << n)
 
 
-
 # ---- textures
 # An option that is one of Apple's constants is its name without the prefix ("lessEqual", "RGBA8Unorm") or the constant.
 # What has no function here is a send away, inside MetalEncode where it needs an encoder.
@@ -9181,7 +9180,6 @@ def _block_of(name: str) -> tuple[int, int, int]:
 
 
 _USAGES = {"read": 1, "write": 2, "target": 4, "view": 16, "atomic": 32}
-
 
 
 def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObject | None = None, *,
@@ -9291,7 +9289,6 @@ def _texture(texture: MetalObject) -> _Texture:
             texture.storageMode(), texture.usage())
     facts: _Texture = texture._facts
     return facts
-
 
 
 def _pitch(info: MetalFormat, size: Sequence[int], part: str = "") -> tuple[int, int, int]:
@@ -10234,6 +10231,8 @@ def _expect(one: Any, name: str) -> MetalObject:
 
 def _expect_all(values: Any, name: str, most: int = _U64) -> tuple[MetalObject, ...]:
     """Objects of a protocol, from a list or tuple."""
+    if values == ():
+        return ()
     if not isinstance(values, (list, tuple)):
         raise _bad("a list of %s objects is wanted, not %.80r" % (name, values))
     if len(values) > most:
@@ -10245,7 +10244,8 @@ def _given(one: Any, what: str, label: str | None = None) -> MetalObject:
     """What Metal was asked for, labelled; it gives nil when there is no room or no more of that kind."""
     if one is None:
         raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further %s" % what)
-    return _set(one, Label=label)
+    given: MetalObject = one
+    return given if label is None else _set(given, Label=label)
 
 
 def _whole(value: Any, least: int, most: int, what: str) -> int:
@@ -10404,6 +10404,7 @@ _ENUMS = (
     "Constant PerVertex PerInstance PerPatch PerPatchControlPoint;MTLVisibilityResultMode Disabled Boolean "
     "Counting;MTLVisibilityResultType Reset Accumulate;MTLWinding Clockwise CounterClockwise")
 _constants: dict[str, int] = {}
+_enumerations: dict[str, dict[int, str]] = {}       # prefix -> value -> the first name that has it
 
 
 def _open_constants() -> dict[str, int]:
@@ -10437,9 +10438,6 @@ def _spelled(name: str) -> list[str]:
     first, colon, last = inside.partition(":")
     choices = map(str, range(int(first), int(last) + 1)) if colon else inside.split(",")
     return [start + choice + more for choice in choices for more in _spelled(end)]
-
-
-_enumerations: dict[str, dict[int, str]] = {}
 
 
 def _enumeration(prefix: str) -> dict[int, str]:
