@@ -8506,8 +8506,8 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
         size = struct.calcsize(format)
         return view if format == "B" else view[:length // size * size].cast(format)     # type: ignore[no-any-return]
     except (struct.error, ValueError, ZeroDivisionError):
-        raise _bad("a format is one letter of struct's that memoryview knows (\"f\" float, \"I\" uint, \"h\" short, ...), "
-                   "not %.80r" % (format,)) from None
+        raise _bad("a format is one letter of struct's that memoryview knows (\"f\" float, \"I\" uint, \"h\" short), not "
+                   "%.80r" % (format,)) from None
 
 
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
@@ -8937,7 +8937,7 @@ def MetalEventSet(event: MetalObject, value: int) -> None:
 
 
 def MetalEventWait(event: MetalObject, value: int, timeout: float | None = 60.0) -> None:
-    """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds, None waits for ever."""
+    """Wait on the CPU until a shared event has reached `value`; Timeout after `timeout` seconds, never when None."""
     _expect(event, "MTLSharedEvent")
     value = _whole(value, 0, _U64, "an event's 64-bit value")
     end = float("inf") if timeout is None else time.monotonic() + timeout
@@ -9041,9 +9041,9 @@ def _samples(device: MetalObject, count: int) -> Any:
         return None
     for one in device.counterSets() or ():
         if one.name() == "timestamp":
+            wanted = _new("MTLCounterSampleBufferDescriptor", CounterSet=one, SampleCount=count, StorageMode=0)
             try:
-                return device.newCounterSampleBufferWithDescriptor_error_(_new(
-                    "MTLCounterSampleBufferDescriptor", CounterSet=one, SampleCount=count, StorageMode=0)), _stamps(device)
+                return device.newCounterSampleBufferWithDescriptor_error_(wanted), _stamps(device)
             except MetalError:
                 return None
     return None
@@ -9782,7 +9782,8 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
         if not hasattr(n, "__index__") or not least <= n < 1 << 32:
             raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
-        raise _bad("the pipeline is for %s; the pass has %s" % (_targets(*pipeline._facts), _targets(*target._facts[2:])))
+        theirs, ours = _targets(*pipeline._facts), _targets(*target._facts[2:])
+        raise _bad("the pipeline is for %s; the pass has %s" % (theirs, ours))
     _check_depth(target, depth, stencil_reference)
     states = {"setRenderPipelineState:": pipeline, "setDepthStencilState:": depth,
               "setStencilReferenceValue:": _whole(stencil_reference, 0, (1 << 32) - 1, "a stencil reference"),
@@ -9867,14 +9868,15 @@ def _window(target: MetalObject, viewport: Any, scissor: Any) -> dict[str, Any]:
 def _stage(name: str, values: Sequence[Any], textures: Sequence[MetalObject],
            samplers: Sequence[MetalObject]) -> list[tuple[Any, ...]]:
     sends: list[tuple[Any, ...]] = []
-    for one in _bindings(values):
-        if len(one) == 4:
-            sends.append(("set%sBuffer:offset:atIndex:" % name, one[1], one[3], one[0]))
+    for bound in _bindings(values):
+        if len(bound) == 4:
+            sends.append(("set%sBuffer:offset:atIndex:" % name, bound[1], bound[3], bound[0]))
         else:
-            sends.append(("set%sBytes:length:atIndex:" % name, one[1], len(one[1]), one[0]))
-    sends += [("set%sTexture:atIndex:" % name, one, n) for n, one in enumerate(_expect_all(textures, "MTLTexture", 128))]
-    return sends + [("set%sSamplerState:atIndex:" % name, one, n)
-                    for n, one in enumerate(_expect_all(samplers, "MTLSamplerState", 16))]
+            sends.append(("set%sBytes:length:atIndex:" % name, bound[1], len(bound[1]), bound[0]))
+    for kind, most, objects in (("Texture", 128, textures), ("SamplerState", 16, samplers)):
+        for n, one in enumerate(_expect_all(objects, "MTL" + kind, most)):
+            sends.append(("set%s%s:atIndex:" % (name, kind), one, n))
+    return sends
 
 
 def _draw(primitive: int, count: int, first: int, instances: int, indices: MetalObject | None, kind: int,
