@@ -9071,16 +9071,13 @@ def MetalDispatchTimes(work: MetalWork) -> tuple[MetalDispatchTime, ...]:
         data = bytes(work.samples[0].resolveCounterRange_((0, 2 * count)) or b"")
         period = _period(work.samples[1], _stamps(work.queue.device()))
     stamps = [*struct.unpack("=%dQ" % (len(data) // 8), data), *[0] * 2 * count]
-    pairs = [(stamps[2 * n], stamps[2 * n + 1]) for n in range(count)]
-    good = [0 < start <= end < _U64 for start, end in pairs]
-    if not all(good):
+    times = [MetalDispatchTime(name, (end - start) * period * 1e-9, "counters") if 0 < start <= end < _U64
+             else MetalDispatchTime(name, None, "the counters gave no sample; profile again")
+             for name, start, end in zip(work.labels, stamps[::2], stamps[1::2])]
+    if any(one.seconds is None for one in times):
         _objc().dead_counters = True
-        if count == 1:
-            return (_buffer_time(work.labels[0], work.command_buffers[0]),)
-    return tuple(
-        MetalDispatchTime(name, (end - start) * period * 1e-9, "counters") if fine
-        else MetalDispatchTime(name, None, "the counters gave no sample; profile again")
-        for name, (start, end), fine in zip(work.labels, pairs, good))
+        return tuple(map(_buffer_time, work.labels, work.command_buffers)) if count == 1 else tuple(times)
+    return tuple(times)
 
 
 def _buffer_time(name: str, buffer: MetalObject) -> MetalDispatchTime:
