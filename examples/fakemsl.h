@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <ucontext.h>
 typedef unsigned int uint;
@@ -116,6 +117,11 @@ template <> inline uint2 fake_pick<uint2>(const uint32_t *v) { return uint2(v[0]
 template <> inline uint3 fake_pick<uint3>(const uint32_t *v) { return uint3(v[0], v[1], v[2]); }
 template <> inline ushort2 fake_pick<ushort2>(const uint32_t *v) { return ushort2(v[0], v[1]); }
 /* run body(memory) for every thread of the grid; barriers: whether it may stop at one */
+static inline bool fake_unbound(const char *name, const char *what)       /* a null pointer here would end the process without a word */
+{
+    if (what) fprintf(stderr, "fakemetal: kernel %s did not run: nothing is bound to its [[%s]]\n", name, what);
+    return what != 0;
+}
 template <class F> static void fake_run(const FakeLaunch *l, bool barriers, F body)
 {
     static const size_t stack = 65536;

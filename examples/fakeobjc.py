@@ -154,7 +154,7 @@ def parameters(source, start):
 
 def kernel_runner(name, parts, barriers):
     """C++ that calls a kernel for every thread of a launch."""
-    call, stage = [], 0
+    call, unbound, stage = [], [], 0
     for part in parts:
         found = ATTRIBUTE.search(part)
         attribute = found.group(1).strip() if found else "buffer(%d)" % stage
@@ -163,9 +163,11 @@ def kernel_runner(name, parts, barriers):
         number = re.search(r"\((\d+)\)", attribute)
         if attribute.startswith("threadgroup("):
             call.append("(%s)memory[%s]" % (kind, number.group(1)))
+            unbound.append('!l->memory[%s] ? "%s"' % (number.group(1), attribute))
         elif attribute.startswith("buffer("):
             stage = int(number.group(1)) + 1
             target = "l->buffers[%s]" % number.group(1)
+            unbound.append('!%s ? "%s"' % (target, attribute))
             call.append("*(%s*)%s" % (kind.rstrip("& "), target) if kind.endswith("&") else "(%s)%s" % (kind, target))
         elif attribute in BUILTINS:
             call.append("fake_pick<%s>(%s)" % (kind, BUILTINS[attribute]))
@@ -173,8 +175,8 @@ def kernel_runner(name, parts, barriers):
             call.append(INDICES[attribute])
         else:
             raise ValueError("%s: the stand-in does not know [[%s]]" % (name, attribute))
-    return ('extern "C" void fakemsl_run_%s(FakeLaunch *l)\n{\n fake_set_constants(l);\n fake_run(l, %s, [=](char **memory) '
-            "{ (void)memory; %s(%s); });\n}\n" % (name, "true" if barriers else "false", name, ", ".join(call)))
+    return ('extern "C" void fakemsl_run_%s(FakeLaunch *l)\n{\n if (fake_unbound("%s", %s)) return;\n fake_set_constants(l);\n fake_run(l, %s, [=](char **memory) '
+            "{ (void)memory; %s(%s); });\n}\n" % (name, name, " : ".join([*unbound, "(const char *)0"]), "true" if barriers else "false", name, ", ".join(call)))
 
 
 def to_cpp(source, macros=""):

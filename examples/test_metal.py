@@ -1115,6 +1115,15 @@ class Errors(Base):
         with self.assertRaisesRegex(ag.MetalError, "^[^\\[]+$"):
             ag.MetalArchiveSave(ag.MetalArchive(), "/nonexistent/empty") if not MAC else self.skipTest("Metal's own words")
 
+    @unittest.skipIf(MAC, "Metal's validation layer ends the process")
+    def test_the_stand_in_survives_a_forgotten_argument(self):
+        x, out = ag.MetalBuffer(array.array("f", [1] * 64)), ag.MetalBuffer(bytes(16))
+        for arguments, memory in (((x, out), []), ((x,), [1024]), ((None, out), [1024])):
+            ag.MetalDispatch(self.kernel("sums"), 64, *arguments, group=64, memory=memory)
+            self.assertEqual(ag.MetalRead(out), bytes(16))
+        ag.MetalDispatch(self.kernel("sums"), 64, x, out, group=64, memory=[1024])
+        self.assertEqual(ag.MetalContents(out, "f")[0], 64)
+
     def released(self):
         one = ag.MetalBuffer(16)
         ag.MetalRelease(one)
