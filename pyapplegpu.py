@@ -8410,9 +8410,9 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
     """A buffer of `data` bytes (an int), or with the content of bytes, bytearray, memoryview, array or NumPy array.
 
     copy=False uses the caller's memory itself: it must be writable, start on a page and fill whole pages (MetalPages
-    makes such memory), and is kept alive until Metal is done. mode "private" is the GPU's alone: fill it with
-    MetalEncodeCopy. InvalidArgument for a length of 0, one over maxBufferLength, or memory that does not fit
-    copy=False; Memory when Metal has no room.
+    makes such memory), and is kept alive until Metal is done. mode: "shared"; "private", the GPU's alone: fill it with
+    MetalEncodeCopy; "managed", of GPUs with memory of their own. InvalidArgument for a length of 0, one over
+    maxBufferLength, or memory that does not fit copy=False; Memory when Metal has no room.
     """
     device, options = _device(device), _storage(mode, 2) << 4
     with MetalPool():
@@ -8463,8 +8463,8 @@ def _borrow(device: MetalObject, data: Any, options: int) -> Any:
     hold = (ctypes.c_ubyte * len(view)).from_buffer(view)
     address = ctypes.addressof(hold)
     if address % _PAGE or len(view) % _PAGE:
-        raise _bad("copy=False needs memory that starts on a page and fills whole pages of %d bytes (this: %d bytes, %d "
-                   "past a page); MetalPages makes it" % (_PAGE, len(view), address % _PAGE))
+        raise _bad("copy=False needs memory that starts on a page and fills whole pages of %d bytes, not %d bytes that "
+                   "start %d past a page; MetalPages makes it" % (_PAGE, len(view), address % _PAGE))
     _checked_length(device, len(view))
     keep: list[Any] = [hold]
     buffer = device.newBufferWithBytesNoCopy_length_options_deallocator_(
@@ -8506,8 +8506,8 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
         size = struct.calcsize(format)
         return view if format == "B" else view[:length // size * size].cast(format)     # type: ignore[no-any-return]
     except (struct.error, ValueError, ZeroDivisionError):
-        raise _bad("a format is one letter of struct's that memoryview knows (\"f\" float, \"I\" uint, \"h\" short), not "
-                   "%.80r" % (format,)) from None
+        raise _bad("a format is one letter of struct's that memoryview knows (\"f\" float, \"I\" uint, \"h\" short), "
+                   "not %.80r" % (format,)) from None
 
 
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
@@ -9095,8 +9095,8 @@ def _period(before: tuple[int, int], after: tuple[int, int]) -> float:
 def MetalCompare(a: Callable[[], MetalWork], b: Callable[[], MetalWork], n: int = 30,
                  warmup: int = 3) -> MetalComparison:
     """Time two pieces of work against each other: each is a function that returns a new work (committed or not). They
-    run in turn, `warmup` times unmeasured and n times measured; the verdict is by the confidence interval of the ratio,
-    and is "no difference shown" when that contains 1."""
+    run in turn, `warmup` times unmeasured and n (6 or more) times measured; the verdict is by the confidence interval
+    of the ratio, and is "no difference shown" when that contains 1."""
     _whole(n, 6, 1 << 20, "n (fewer than 6 runs give no confidence interval)")
     _whole(warmup, 0, 1 << 20, "warmup")
     if not callable(a) or not callable(b):
@@ -9515,7 +9515,9 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
                  address: str | int = "clampToEdge", anisotropy: int = 1, compare: str | int | None = None,
                  border: str | int | None = None, normalized: bool = True, argument: bool = False,
                  label: str | None = None) -> MetalObject:
-    """How a shader reads a texture. argument: usable in argument buffers; anisotropy 1 to 16."""
+    """How a shader reads a texture. filter, mip, address (of all axes), compare, border: an MTLSamplerMinMagFilter,
+    -MipFilter, -AddressMode, MTLCompareFunction, MTLSamplerBorderColor. normalized: coordinates are 0 to 1, not pixels.
+    argument: usable in argument buffers. anisotropy: 1 to 16."""
     device, wrap = _device(device), _constant_of("MTLSamplerAddressMode", address)
     how = _constant_of("MTLSamplerMinMagFilter", filter)
     with MetalPool():
@@ -9575,9 +9577,10 @@ def MetalRenderPipeline(vertex: MetalObject, fragment: MetalObject | None = None
                         archive: MetalObject | None = None, label: str | None = None) -> MetalObject:
     """A render pipeline of a vertex and a fragment function (MetalFunction) for textures of these formats.
 
-    blend: "alpha", "premultiplied", "add", "multiply", or four factors (colour from source and target, alpha from
-    source and target), and two operations after them if you like. vertices: a MetalVertexLayout. archive: look there
-    first (MetalArchive). MetalError with Metal's text on failure.
+    formats, depth, stencil, samples: those of the pass it draws into. blend: "alpha", "premultiplied", "add",
+    "multiply", or four factors (colour from source and target, alpha from source and target), and two operations after
+    them if you like. mask: the MTLColorWriteMask of every colour. vertices: a MetalVertexLayout. indirect: usable from
+    indirect command buffers. archive: look there first (MetalArchive). MetalError with Metal's text on failure.
     """
     with MetalPool():
         descriptor = _pipeline_descriptor(vertex, fragment, formats, depth, stencil, samples, blend, mask)
@@ -9634,8 +9637,9 @@ def _set_blend(attachment: MetalObject, blend: Any) -> None:
 def MetalDepthStencil(device: MetalObject | None = None, *, compare: str | int = "less", write: bool = True,
                       front: Mapping[str, Any] | None = None, back: Mapping[str, Any] | None = None,
                       label: str | None = None) -> MetalObject:
-    """What a pixel's depth and stencil must be to be drawn. front, back: {"compare": "equal", "fail": "keep",
-    "depth_fail": "keep", "pass": "incrementClamp", "read_mask": 255, "write_mask": 255}, each optional."""
+    """What a pixel's depth and stencil must be to be drawn: `compare` (an MTLCompareFunction) with the depth that is
+    there, which it replaces if `write`. front, back: {"compare": "equal", "fail": "keep", "depth_fail": "keep", "pass":
+    "incrementClamp", "read_mask": 255, "write_mask": 255} for the stencil, each optional."""
     device = _device(device)
     with MetalPool():
         test = _constant_of("MTLCompareFunction", compare)
