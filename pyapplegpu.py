@@ -8660,26 +8660,19 @@ def _argument(index: int, value: Any) -> tuple[Any, ...]:
             if not hasattr(offset, "__index__") or not 0 <= offset < length:
                 raise _bad("the offset %r is not inside a buffer of %d bytes" % (offset, length))
             return index, value, value._pointer, offset
-        data = _by_value(value)
+        if isinstance(value, (int, float)):
+            letter = "?" if isinstance(value, bool) else "f" if isinstance(value, float) else "i" if value < 0 else "I"
+            return index, struct.pack("=" + letter, value)
+        data = bytes(_bytes_of(value))
         if not 0 < len(data) <= 4096:
             raise _bad("1 to 4096 bytes go by value, not %d; make a MetalBuffer" % len(data))
         return index, data
+    except (struct.error, OverflowError):
+        raise _bad("argument %d: %r does not fit 32 bits; pass the bytes of the type that the kernel declares"
+                   % (index, value)) from None
     except AppleGPUError as error:
         hint = "; textures= takes textures" if not _gone(value) and _conforms(value, "MTLTexture") else ""
         raise _bad("argument %d: %s%s" % (index, error.detail, hint)) from None
-
-
-def _by_value(value: Any) -> bytes:
-    try:
-        if isinstance(value, bool):
-            return struct.pack("=?", value)
-        if isinstance(value, int):
-            return struct.pack("=i" if value < 0 else "=I", value)
-        if isinstance(value, float):
-            return struct.pack("=f", value)
-    except (struct.error, OverflowError):
-        raise _bad("%r does not fit 32 bits; pass the bytes of the type that the kernel declares" % (value,)) from None
-    return bytes(_bytes_of(value))
 
 
 def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, length: int | None = None, *,
@@ -8979,19 +8972,16 @@ def MetalArgumentBuffer(function: MetalObject, index: int, values: Mapping[int, 
             elif _conforms(value, "MTLSamplerState"):
                 encoder.setSamplerState_atIndex_(value, number)
             else:
-                _set_member(encoder, buffer, number, _argument(number, value))
+                _, what, *where = _argument(number, value)
+                if where:
+                    encoder.setBuffer_offset_atIndex_(what, where[1], number)
+                    continue
+                at = (encoder.constantDataAtIndex_(number) or 0) - _span(buffer)[1]
+                if not 0 <= at <= _span(buffer)[0] - len(what):     # it would write over other memory
+                    raise _bad("member %d has no room for %d bytes in a struct of %d"
+                               % (number, len(what), _span(buffer)[0]))
+                MetalWrite(buffer, what, at)
     return buffer
-
-
-def _set_member(encoder: MetalObject, buffer: MetalObject, number: int, bound: tuple[Any, ...]) -> None:
-    if len(bound) == 4:
-        encoder.setBuffer_offset_atIndex_(bound[1], bound[3], number)
-        return
-    length, start = _span(buffer)
-    at = encoder.constantDataAtIndex_(number) or 0
-    if not 0 <= at - start <= length - len(bound[1]):      # it would write over other memory
-        raise _bad("member %d has no room for %d bytes in a struct of %d" % (number, len(bound[1]), length))
-    ctypes.memmove(at, bound[1], len(bound[1]))
 
 
 def MetalResidencySet(objects: Sequence[MetalObject], device: MetalObject | None = None, *, label: str | None = None,
@@ -9606,11 +9596,10 @@ def _pipeline_descriptor(vertex: MetalObject, fragment: MetalObject | None, form
                       DepthAttachmentPixelFormat=None if depth is None else _target_format(depth, "depth"),
                       StencilAttachmentPixelFormat=None if stencil is None else _target_format(stencil, "stencil"),
                       RasterSampleCount=samples)
+    blending = {} if blend is None else _blending(blend)
     for n, format in enumerate(formats):
-        attachment = _set(descriptor.colorAttachments()[n], PixelFormat=_target_format(format, "colour"),
-                          WriteMask=_whole(mask, 0, 15, "mask"))
-        if blend is not None:
-            _set_blend(attachment, blend)
+        _set(descriptor.colorAttachments()[n], PixelFormat=_target_format(format, "colour"),
+             WriteMask=_whole(mask, 0, 15, "mask"), **blending)
     return descriptor
 
 
@@ -9623,15 +9612,16 @@ def _target_format(format: str | int | MetalFormat, what: str) -> int:
     return info.value
 
 
-def _set_blend(attachment: MetalObject, blend: Any) -> None:
+def _blending(blend: Any) -> dict[str, int]:
+    """A colour attachment's properties."""
     parts = _BLENDS.get(blend, ()) if isinstance(blend, str) else blend
     if not isinstance(parts, (list, tuple)) or len(parts) not in (4, 6):
         raise _bad("blend is one of %s, or four factors (and two operations), not %r" % (", ".join(_BLENDS), blend))
     names = ("SourceRGBBlendFactor", "DestinationRGBBlendFactor", "SourceAlphaBlendFactor",
              "DestinationAlphaBlendFactor", "RgbBlendOperation", "AlphaBlendOperation")
-    _set(attachment, BlendingEnabled=True, **{
+    return {"BlendingEnabled": True, **{
         name: _constant_of("MTLBlendFactor" if "Factor" in name else "MTLBlendOperation", value)
-        for name, value in zip(names, parts)})
+        for name, value in zip(names, parts)}}
 
 
 def MetalDepthStencil(device: MetalObject | None = None, *, compare: str | int = "less", write: bool = True,
