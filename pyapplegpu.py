@@ -8701,6 +8701,47 @@ def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: in
     _add_to(work, "blit", "fillBuffer:range:value:", buffer, _struct("NSRange")(offset, length), value)
 
 
+_ENCODER_KINDS = {"compute": "computeCommandEncoder", "blit": "blitCommandEncoder",
+                  "render": "renderCommandEncoderWithDescriptor:",
+                  "parallel": "parallelRenderCommandEncoderWithDescriptor:",
+                  "acceleration": "accelerationStructureCommandEncoder",
+                  "resource state": "resourceStateCommandEncoder"}
+
+
+def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], object],
+                target: MetalObject | None = None) -> None:
+    """Record anything else: MetalCommit calls `function` with an encoder ("compute", "blit", "acceleration",
+    "resource state"; "render" or "parallel" with `target`, a render pass; "none": the command buffer) and ends the
+    encoder whatever happens. MetalEncode(work, "blit", lambda e: e.generateMipmapsForTexture_(texture))."""
+    if kind not in _ENCODER_KINDS and kind != "none" or not callable(function):
+        raise _bad("kind is one of %s, none, and a function is wanted" % ", ".join(_ENCODER_KINDS))
+    if (target is not None) != (kind in ("render", "parallel")):
+        raise _bad("a render pass goes with kind \"render\" and \"parallel\"")
+    arguments = (_expect(target, "MTLRenderPassDescriptor"),) if target is not None else ()
+    _add_to(work, _encode_with, _ENCODER_KINDS.get(kind), arguments, function)
+
+
+def _encode_with(buffer: int, selector: str | None, arguments: Sequence[Any],
+                 function: Callable[[Any], object]) -> None:
+    if selector is None:
+        function(_wrap(buffer))
+        return
+    encoder: Any = None
+    try:        # as in _encode: no Ctrl-C leaves it open
+        create, key = _opener(buffer, selector)
+        encoder = create(buffer, key, *[one._pointer for one in arguments])
+        if not encoder.value:
+            raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
+        function(_wrap(encoder.value))
+    finally:
+        try:
+            if encoder is not None and encoder.value:
+                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
+                end(pointer, key)
+        finally:
+            encoder = None
+
+
 def MetalEncodeSignal(work: MetalWork, event: MetalObject, value: int) -> None:
     """Record: when the work so far is done, set an event to `value` (64 bits)."""
     value = _whole(value, 0, _U64, "an event's 64-bit value")
@@ -9706,47 +9747,6 @@ def _attach(attachment: MetalObject, texture: MetalObject, what: str, **clear: A
     if keep and facts.mode == 3:
         raise _bad("a memoryless texture keeps nothing: it has to be cleared")
     _set(attachment, Texture=texture, LoadAction=1 if keep else 2, StoreAction=0 if facts.mode == 3 else 1, **clear)
-
-
-_ENCODER_KINDS = {"compute": "computeCommandEncoder", "blit": "blitCommandEncoder",
-                  "render": "renderCommandEncoderWithDescriptor:",
-                  "parallel": "parallelRenderCommandEncoderWithDescriptor:",
-                  "acceleration": "accelerationStructureCommandEncoder",
-                  "resource state": "resourceStateCommandEncoder"}
-
-
-def MetalEncode(work: MetalWork, kind: str, function: Callable[[MetalObject], object],
-                target: MetalObject | None = None) -> None:
-    """Record anything else: MetalCommit calls `function` with an encoder ("compute", "blit", "acceleration",
-    "resource state"; "render" or "parallel" with `target`, a render pass; "none": the command buffer) and ends the
-    encoder whatever happens. MetalEncode(work, "blit", lambda e: e.generateMipmapsForTexture_(texture))."""
-    if kind not in _ENCODER_KINDS and kind != "none" or not callable(function):
-        raise _bad("kind is one of %s, none, and a function is wanted" % ", ".join(_ENCODER_KINDS))
-    if (target is not None) != (kind in ("render", "parallel")):
-        raise _bad("a render pass goes with kind \"render\" and \"parallel\"")
-    arguments = (_expect(target, "MTLRenderPassDescriptor"),) if target is not None else ()
-    _add_to(work, _encode_with, _ENCODER_KINDS.get(kind), arguments, function)
-
-
-def _encode_with(buffer: int, selector: str | None, arguments: Sequence[Any],
-                 function: Callable[[Any], object]) -> None:
-    if selector is None:
-        function(_wrap(buffer))
-        return
-    encoder: Any = None
-    try:        # as in _encode: no Ctrl-C leaves it open
-        create, key = _opener(buffer, selector)
-        encoder = create(buffer, key, *[one._pointer for one in arguments])
-        if not encoder.value:
-            raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
-        function(_wrap(encoder.value))
-    finally:
-        try:
-            if encoder is not None and encoder.value:
-                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
-                end(pointer, key)
-        finally:
-            encoder = None
 
 
 def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject, count: int, *arguments: Any,
