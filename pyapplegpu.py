@@ -8361,18 +8361,17 @@ def _constant(value: Any) -> tuple[bytes, int]:
         raise _bad("%r is no %s" % (value, kind)) from None
 
 
-def _expect_function(function: MetalObject, kind: str) -> None:
-    _expect(function, "MTLFunction")
-    if function.functionType() != _constant_of("MTLFunctionType", kind):
+def _expect_function(function: MetalObject, kind: str) -> MetalObject:
+    if _expect(function, "MTLFunction").functionType() != _constant_of("MTLFunctionType", kind):
         raise _bad("%s is no %s function" % (function.name(), kind))
+    return function
 
 
 def MetalPipeline(function: MetalObject, *, label: str | None = None, max_threads: int | None = None,
                   indirect: bool = False) -> MetalObject:
     """A compute pipeline of a kernel function. max_threads: the largest threadgroup you will use (more registers for
     each thread when small); indirect: usable from indirect command buffers. MetalError with Metal's text on failure."""
-    _expect_function(function, "kernel")
-    device = function.device()
+    device = _expect_function(function, "kernel").device()
     with MetalPool():
         if label is None and max_threads is None and not indirect:
             return _given(device.newComputePipelineStateWithFunction_error_(function), "pipeline")
@@ -10044,7 +10043,7 @@ def MetalArchiveAdd(archive: MetalObject, *what: MetalObject) -> None:
                 archive.addRenderPipelineFunctionsWithDescriptor_error_(one)
                 continue
             if not _conforms(one, "MTLComputePipelineDescriptor"):
-                one = _new("MTLComputePipelineDescriptor", ComputeFunction=_expect(one, "MTLFunction"))
+                one = _new("MTLComputePipelineDescriptor", ComputeFunction=_expect_function(one, "kernel"))
             archive.addComputePipelineFunctionsWithDescriptor_error_(one)
 
 
@@ -10057,10 +10056,9 @@ def MetalArchiveSave(archive: MetalObject, path: str) -> None:
 
 def MetalArchivePipeline(archive: MetalObject, function: MetalObject) -> MetalObject:
     """The compute pipeline of a kernel from an archive, without compiling. MetalError when it is not in there."""
-    _expect(archive, "MTLBinaryArchive")
-    _expect(function, "MTLFunction")
     with MetalPool():
-        descriptor = _new("MTLComputePipelineDescriptor", ComputeFunction=function, BinaryArchives=[archive])
+        descriptor = _new("MTLComputePipelineDescriptor", ComputeFunction=_expect_function(function, "kernel"),
+                          BinaryArchives=[_expect(archive, "MTLBinaryArchive")])
         return _given(function.device().newComputePipelineStateWithDescriptor_options_reflection_error_(
             descriptor, 4, None), "pipeline")       # MTLPipelineOptionFailOnBinaryArchiveMiss
 
@@ -10077,6 +10075,8 @@ class MetalCapture:
     def __enter__(self) -> MetalCapture:
         with MetalPool():
             what = MetalDevice() if self.what is None else self.what
+            if not isinstance(what, MetalObject):
+                raise _bad("a device, a queue or a capture scope is wanted, not %.80r" % (what,))
             manager = MetalClass("MTLCaptureManager").sharedCaptureManager()
             if not manager.supportsDestination_(2):     # MTLCaptureDestinationGPUTraceDocument
                 raise _fail(ERROR_NOT_SUPPORTED, None, "Metal", "start the program with MTL_CAPTURE_ENABLED=1")
@@ -10176,8 +10176,7 @@ def MetalObjects() -> tuple[MetalObject, ...]:
 
 def MetalMemory(device: MetalObject | None = None) -> MetalMemoryInfo:
     """Metal memory of this process, bytes; for all processes see MemoryGetUsed."""
-    device = _device(device)
-    objects = MetalObjects()
+    device, objects = _device(device), MetalObjects()
     with MetalPool():
         tracked = sum(_maybe(one, "allocatedSize") or 0 for one in objects if _conforms(one, "MTLResource"))
         return MetalMemoryInfo(device.currentAllocatedSize(), device.recommendedMaxWorkingSetSize(), tracked,
