@@ -8342,9 +8342,11 @@ def MetalFunction(library: MetalObject, name: str, constants: Mapping[int | str,
                         % (name, ", ".join(library.functionNames()) or "none"))
         if not constants:
             return _given(library.newFunctionWithName_(name), "function")
+        if not hasattr(constants, "items"):
+            raise _bad("constants are {index or name: value}, not %.80r" % (constants,))
         values = _new("MTLFunctionConstantValues")
         for key, value in constants.items():
-            by = "withName:" if isinstance(key, str) else "atIndex:"
+            by, key = ("withName:", key) if isinstance(key, str) else ("atIndex:", _whole(key, 0, 65535, "an index"))
             MetalSend(values, "setConstantValue:type:" + by, *_constant(value), key)
         return _given(library.newFunctionWithName_constantValues_error_(name, values), "function")
 
@@ -8428,10 +8430,11 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
 
 
 def _storage(mode: str | int, most: int) -> int:
-    """An MTLStorageMode: 0 shared, 1 managed, 2 private, 3 memoryless; up to `most`."""
+    """An MTLStorageMode (0 shared, 1 managed, 2 private, 3 memoryless, up to `most`), or the resource option of one."""
     code = _constant_of("MTLStorageMode", mode)
+    code = code >> 4 if code in (16, 32, 48) else code
     if code > most:
-        raise _bad("only a texture can be memoryless")
+        raise _bad("%r is no mode here; only a texture can be memoryless" % (mode,))
     return code
 
 
@@ -8512,21 +8515,25 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
     """A copy of bytes of a shared buffer; InvalidArgument outside of it."""
     view = MetalContents(buffer)
-    length = len(view) - offset if length is None else length
-    _in_buffer(len(view), offset, length)
-    return bytes(view[offset:offset + length])
+    return bytes(view[offset:offset + _in_buffer(len(view), offset, length)])
 
 
 def MetalWrite(buffer: MetalObject, data: Any, offset: int = 0) -> None:
     """Copy bytes into a shared buffer; InvalidArgument outside of it."""
     view, source = MetalContents(buffer), _bytes_of(data)
-    _in_buffer(len(view), offset, len(source))
-    view[offset:offset + len(source)] = source
+    view[offset:offset + _in_buffer(len(view), offset, len(source))] = source
 
 
-def _in_buffer(size: int, offset: int, length: int) -> None:
-    if not all(hasattr(n, "__index__") for n in (offset, length)) or not 0 <= offset <= offset + length <= size:
-        raise _bad("%r bytes at %r do not lie in a buffer of %d" % (length, offset, size))
+def _in_buffer(size: int, offset: Any, length: Any) -> int:
+    """The length of a piece that lies in a buffer; None is the rest of it."""
+    try:
+        piece: int = size - offset if length is None else length.__index__()
+        if 0 <= offset.__index__() <= offset + piece <= size:
+            return piece
+    except (AttributeError, TypeError):
+        pass
+    what = "the bytes" if length is None else "%.80r bytes" % (length,)
+    raise _bad("%s at %.80r do not lie in a buffer of %d" % (what, offset, size))
 
 
 # ---- work: recorded, checked at once, and sent to Metal in one go by MetalCommit
@@ -8558,7 +8565,14 @@ class MetalWork:
 def MetalBegin(queue: MetalObject | None = None, *, label: str | None = None, profile: bool = False) -> MetalWork:
     """A new work for a queue (default: the default device's own queue). profile: each dispatch gets an encoder of its
     own and is timed (MetalDispatchTimes)."""
-    return MetalWork(_queue(MetalDevice()) if queue is None else _expect(queue, "MTLCommandQueue"), label, profile)
+    queue = _queue(MetalDevice()) if queue is None else _expect(queue, "MTLCommandQueue")
+    return MetalWork(queue, _named(label), profile)
+
+
+def _named(label: str | None) -> str | None:
+    if label is not None and not isinstance(label, str):
+        raise _bad("a label is a str, not %.80r" % (label,))
+    return label
 
 
 def _work(work: Any) -> MetalWork:
@@ -8596,15 +8610,13 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
     if block[0] * block[1] * block[2] > limits.max_threads:
         raise _bad("a threadgroup of %d x %d x %d has more than the %d threads this pipeline allows"
                    % (*block, limits.max_threads))
-    if not isinstance(label, (str, type(None))):
-        raise _bad("a label is a str, not %.80r" % (label,))
     if update is not None:
         _expect(update, "MTLFence")
     _check_memory(_work(work), limits, memory)
     size = _struct("MTLSize")
     _add_to(work, "dispatch", pipeline, _bindings(arguments), size(*grid), size(*block), by_threads, tuple(memory),
             _expect_all(textures, "MTLTexture", 128), _expect_all(uses, "MTLResource"), _expect_all(wait, "MTLFence"),
-            update, label)
+            update, _named(label))
 
 
 def _size(value: Any, what: str) -> tuple[int, int, int]:
@@ -8678,10 +8690,8 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
                     source_offset: int = 0, target_offset: int = 0) -> None:
     """Record a copy between buffers on the GPU, private ones too; offsets and length in bytes, multiples of 4.
     InvalidArgument outside of either buffer."""
-    have, room = _span(source)[0], _span(target)[0]
-    length = have - source_offset if length is None else length
-    _in_buffer(have, source_offset, length)
-    _in_buffer(room, target_offset, length)
+    length = _in_buffer(_span(source)[0], source_offset, length)
+    _in_buffer(_span(target)[0], target_offset, length)
     if (source_offset | target_offset | length) % 4 or not length:     # macOS aborts on others
         raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
     _add_to(work, "blit", "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", source, source_offset, target,
@@ -8691,9 +8701,7 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
 def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0,
                     length: int | None = None) -> None:
     """Record filling bytes of a buffer with one byte value; offset and length are multiples of 4."""
-    size = _span(buffer)[0]
-    length = size - offset if length is None else length
-    _in_buffer(size, offset, length)
+    length = _in_buffer(_span(buffer)[0], offset, length)
     _whole(value, 0, 255, "a fill's value")
     if (offset | length) % 4 or not length:
         raise _bad("a fill has an offset and a length that are multiples of 4, and is not empty")
@@ -9563,8 +9571,9 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
 def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[int] = ()) -> MetalObject:
     """A vertex descriptor: buffer index -> formats of the attributes in it, in memory one after another:
     {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step per instance."""
-    if not hasattr(buffers, "values") or any(isinstance(formats, str) for formats in buffers.values()):
-        raise _bad("a layout is {buffer index: (format, ...)}, not %.80r" % (buffers,))
+    if (not hasattr(buffers, "values") or any(isinstance(formats, str) for formats in buffers.values())
+            or not isinstance(instanced, (list, tuple, set))):
+        raise _bad("a layout is {buffer index: (format, ...)} and a list of indices, not %.80r" % ((buffers, instanced),))
     count = sum(len(formats) for formats in buffers.values())
     if not 0 < count <= 31:
         raise _bad("a vertex has 1 to 31 attributes, not %d" % count)
@@ -9785,7 +9794,7 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
                    _constant_of("MTLIndexType", index_type), index_offset)]
     before = [("waitForFence:beforeStages:", fence, 1) for fence in _expect_all(wait, "MTLFence")]
     after = [("updateFence:afterStages:", update, 2)] if update is not None and _expect(update, "MTLFence") else []
-    _record_draw(work, target, states, before, sends, after, label)
+    _record_draw(work, target, states, before, sends, after, _named(label))
 
 
 def _targets(colors: Sequence[int], depth: int, stencil: int, samples: int) -> str:
@@ -9900,6 +9909,8 @@ def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
                   mode: str = "shared") -> tuple[int, list[int]]:
     """(size of a heap, offsets in it) for buffers of these lengths, as Metal wants them aligned."""
     device, at, offsets = _device(device), 0, []
+    if not isinstance(lengths, (list, tuple)):
+        raise _bad("a list of lengths is wanted, not %.80r" % (lengths,))
     for length in lengths:
         need = device.heapBufferSizeAndAlignWithLength_options_(_checked_length(device, length), _storage(mode, 2) << 4)
         at = -(-at // need.align) * need.align
@@ -10004,8 +10015,7 @@ def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first:
     are named with useResource."""
     if not isinstance(commands, MetalIndirectCommands):
         raise _bad("the commands of MetalIndirect are wanted, not %r" % (commands,))
-    count = commands.count - first if count is None else count
-    _in_buffer(commands.count, first, count)
+    count = _in_buffer(commands.count, first, count)
     if not count:
         raise _bad("no command to run")
 
@@ -10143,7 +10153,7 @@ def MetalAddress(one: MetalObject) -> int:
 def MetalWrap(address: int, owned: bool = False) -> Any:
     """The Python object of an Objective-C object from elsewhere; `owned` gives its retain count to us."""
     with MetalPool():
-        return _wrap(address, owned)
+        return _wrap(None if address is None else _whole(address, 0, _U64, "an address"), owned)
 
 
 def MetalRelease(*objects: MetalObject) -> None:
@@ -10252,10 +10262,13 @@ def _whole(value: Any, least: int, most: int, what: str) -> int:
 
 
 def _set(one: MetalObject, **properties: Any) -> MetalObject:
-    """Send set...: for each property by Objective-C's name (Label=, Width=); None leaves it alone."""
+    """Send set...: for each property by Objective-C's name (Label=, Width=); None leaves it alone, an error names it."""
     for name, value in properties.items():
         if value is not None:
-            MetalSend(one, "set%s:" % name, value)
+            try:
+                MetalSend(one, "set%s:" % name, value)
+            except (TypeError, OverflowError) as error:
+                raise _bad("%s of %s: %s" % (name, type(one).__name__, error)) from None
     return one
 
 

@@ -1103,10 +1103,16 @@ class Errors(Base):
                 ("Python objects: convert", ag.MetalBuffer, objects, {}), ("ascontiguousarray", ag.MetalBuffer, memoryview(bytes(16))[::2], {}), ('"f" float', ag.MetalContents, buffer, "float32", {}), ("a Metal object is wanted", ag.MetalRelease, [buffer], {}),
                 ("a list of MTLAllocation", ag.MetalResidencySet, buffer, {}), ("members are .id: value.", ag.MetalArgumentBuffer, ag.MetalFunction(library, "through"), 0, [buffer], {}), ("MetalCommit it first", ag.MetalWait, ag.MetalBegin(), {}),
                 ("functions that return a new work", compare, work, work, {}), ("must return a work", compare, lambda: None, lambda: None, {}), ("fewer than 6 runs", compare, print, print, {"n": "30"}), ("warmup is", compare, print, print, {"warmup": -1}),
-                ("there is RGBA8", ag.MetalTexture, 8, 8, {"format": "RGBA8"})):
+                ("there is RGBA8", ag.MetalTexture, 8, 8, {"format": "RGBA8"}), ("a label is a str", ag.MetalBegin, {"label": 5}), ("Label of .*Buffer: NSString is wanted", ag.MetalBuffer, 16, {"label": 5}),
+                ("NormalizedCoordinates of", ag.MetalSampler, {"normalized": "x"}), ("constants are .index or name: value", ag.MetalFunction, library, "multiply", [1], {}), ("an index is", ag.MetalFunction, library, "multiply", {-1: 1}, {}),
+                ("the bytes at '0' do not lie", ag.MetalRead, buffer, "0", {}), ("'4' bytes at 0 do not lie", ag.MetalRead, buffer, 0, "4", {}), ("an address is", ag.MetalWrap, "x", {}), ("list of lengths", ag.MetalHeapPlan, 100, {}),
+                ("only a texture can be memoryless", ag.MetalBuffer, 16, {"mode": ag.MTLResourceStorageModeMemoryless})):
             with self.subTest(text):
                 self.assertBad(text, function, *arguments, **options)
         self.assertEqual(work.operations, [])
+        for mode in ("private", "Private", ag.MTLStorageModePrivate, ag.MTLResourceStorageModePrivate):     # either of Apple's constants
+            self.assertEqual(ag.MetalBuffer(16, mode=mode).storageMode(), ag.MTLStorageModePrivate)
+        self.assertIsNone(ag.MetalWrap(None))
         member = (ctypes.c_float * 4)(1, 2, 3, 4)
         self.assertEqual(ag.MetalRead(ag.MetalBuffer(member)), bytes(member))
         named = type("Of", (ctypes.LittleEndianStructure,), {"_fields_": [("O", ctypes.c_uint32)]})(7)      # a member of this name is no object
