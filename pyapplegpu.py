@@ -8431,7 +8431,7 @@ def MetalBuffer(data: Any, device: MetalObject | None = None, *, mode: str = "sh
 
 def _storage(mode: str | int, most: int) -> int:
     """An MTLStorageMode (0 shared, 1 managed, 2 private, 3 memoryless, up to `most`), or the resource option of one."""
-    code = _constant_of("MTLStorageMode", mode)
+    code = 0 if mode == "shared" else _constant_of("MTLStorageMode", mode)
     code = code >> 4 if code in (16, 32, 48) else code
     if code > most:
         raise _bad("%r is no mode here; only a texture can be memoryless" % (mode,))
@@ -9573,7 +9573,7 @@ def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[
     {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step per instance."""
     if (not hasattr(buffers, "values") or any(isinstance(formats, str) for formats in buffers.values())
             or not isinstance(instanced, (list, tuple, set))):
-        raise _bad("a layout is {buffer index: (format, ...)} and a list of indices, not %.80r" % ((buffers, instanced),))
+        raise _bad("a layout is {buffer index: (format, ...)}, a list of indices, not %.80r" % ((buffers, instanced),))
     count = sum(len(formats) for formats in buffers.values())
     if not 0 < count <= 31:
         raise _bad("a vertex has 1 to 31 attributes, not %d" % count)
@@ -10262,7 +10262,7 @@ def _whole(value: Any, least: int, most: int, what: str) -> int:
 
 
 def _set(one: MetalObject, **properties: Any) -> MetalObject:
-    """Send set...: for each property by Objective-C's name (Label=, Width=); None leaves it alone, an error names it."""
+    """Send set...: for each property by Objective-C's name (Label=, Width=); None leaves it alone, errors name it."""
     for name, value in properties.items():
         if value is not None:
             try:
