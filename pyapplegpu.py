@@ -9427,7 +9427,7 @@ def MetalPng(width: int, height: int, pixels: Any, format: str | int = "RGBA8Uno
     name = MetalFormatInfo(format).name
     stem = name.partition("Unorm")[0]
     if "Unorm" not in name or stem not in _PNG_KINDS:
-        raise _bad("a PNG holds 8 or 16 bits per channel, not %s" % name)
+        raise _bad("a PNG holds R, RG, RGBA or BGRA of 8 or 16 bits per channel, Unorm, not %s" % name)
     kind, channels, bits = _PNG_KINDS[stem]
     row = _whole(width, 1, 1 << 28, "a picture's width") * channels * bits // 8
     data = bytearray(_bytes_of(pixels))
@@ -9520,8 +9520,8 @@ def _png_rgba(line: bytearray, width: int, bits: int, kind: int, chunks: dict[by
         palette, alpha = chunks[b"PLTE"], chunks.get(b"tRNS", b"")
         if 3 * max(line) + 3 > len(palette):
             raise _bad("this PNG file is damaged")
-        for i, n in enumerate(line):
-            out[4 * i:4 * i + 4] = palette[3 * n:3 * n + 3] + (alpha[n:n + 1] or b"\xff")
+        for channel, table in enumerate((palette[::3], palette[1::3], palette[2::3], alpha)):
+            out[channel::4] = line.translate(table[:256].ljust(256, b"\xff"))
         return out
     step = _PNG_BITS[kind][0]
     for channel in range(3):
