@@ -10284,7 +10284,8 @@ def _maybe(one: MetalObject, name: str) -> Any:
 
 
 # ---- constants: Apple's names, in one table, opened at the first use
-# What names of an enumeration begin with, and their ends; "=n" where a value does not follow the one before.
+# What names of an enumeration begin with, and their ends, spelled short as _spelled says; "=n" where a value does not
+# follow the one before.
 # macOS 14.2 SDK, and the macOS 26 ones of objc2-generated and pyobjc where both agree.
 
 _ENUMS = """
@@ -10301,19 +10302,16 @@ NonOpaque=8; MTLAccelerationStructureRefitOption VertexData=1 PerPrimitiveData; 
 PreferFastBuild ExtendedLimits=4 PreferFastIntersection=16 MinimizeMemory=32; MTLArgumentBuffersTier 1 2;
 MTLArgumentType,MTLBindingType Buffer ThreadgroupMemory Texture Sampler ImageblockData=16 Imageblock
 VisibleFunctionTable=24 PrimitiveAccelerationStructure InstanceAccelerationStructure IntersectionFunctionTable;
-MTLAttributeFormat,MTLVertexFormat Invalid UChar2 UChar3 UChar4 Char2 Char3 Char4 UChar2Normalized UChar3Normalized
-UChar4Normalized Char2Normalized Char3Normalized Char4Normalized UShort2 UShort3 UShort4 Short2 Short3 Short4
-UShort2Normalized UShort3Normalized UShort4Normalized Short2Normalized Short3Normalized Short4Normalized Half2 Half3
-Half4 Float Float2 Float3 Float4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Int1010102Normalized UInt1010102Normalized
-UChar4Normalized_BGRA UChar=45 Char UCharNormalized CharNormalized UShort Short UShortNormalized ShortNormalized Half
-FloatRG11B10 FloatRGB9E5; MTLBarrierScope Buffers=1 Textures RenderTargets=4; MTLBinaryArchiveError None InvalidFile
+MTLAttributeFormat,MTLVertexFormat Invalid [UChar,Char][2:4] [UChar,Char][2:4]Normalized [UShort,Short][2:4]
+[UShort,Short][2:4]Normalized Half[2:4] [Float,Int,UInt][,2,3,4] Int1010102Normalized UInt1010102Normalized
+UChar4Normalized_BGRA [UChar,Char]=45 [UChar,Char]Normalized [UShort,Short] [UShort,Short]Normalized Half FloatRG11B10
+FloatRGB9E5; MTLBarrierScope Buffers=1 Textures RenderTargets=4; MTLBinaryArchiveError None InvalidFile
 UnexpectedElement CompilationFailure InternalError; MTLBindingAccess,MTLArgumentAccess ReadOnly ReadWrite WriteOnly;
-MTLBindingType ObjectPayload=34 Tensor=37; MTLBlendFactor Zero One SourceColor OneMinusSourceColor SourceAlpha
-OneMinusSourceAlpha DestinationColor OneMinusDestinationColor DestinationAlpha OneMinusDestinationAlpha
-SourceAlphaSaturated BlendColor OneMinusBlendColor BlendAlpha OneMinusBlendAlpha Source1Color OneMinusSource1Color
-Source1Alpha OneMinusSource1Alpha Unspecialized; MTLBlendOperation Add Subtract ReverseSubtract Min Max Unspecialized;
-MTLBlitOption None DepthFromDepthStencil StencilFromDepthStencil RowLinearPVRTC=4; MTLBufferSparseTier None 1;
-MTLCPUCacheMode,MTLResourceCPUCacheMode DefaultCache WriteCombined; MTLCaptureDestination DeveloperTools=1
+MTLBindingType ObjectPayload=34 Tensor=37; MTLBlendFactor Zero One [,OneMinus]SourceColor [,OneMinus]SourceAlpha
+[,OneMinus]DestinationColor [,OneMinus]DestinationAlpha SourceAlphaSaturated [,OneMinus]BlendColor [,OneMinus]BlendAlpha
+[,OneMinus]Source1Color [,OneMinus]Source1Alpha Unspecialized; MTLBlendOperation Add Subtract ReverseSubtract Min Max
+Unspecialized; MTLBlitOption None DepthFromDepthStencil StencilFromDepthStencil RowLinearPVRTC=4; MTLBufferSparseTier
+None 1; MTLCPUCacheMode,MTLResourceCPUCacheMode DefaultCache WriteCombined; MTLCaptureDestination DeveloperTools=1
 GPUTraceDocument; MTLCaptureError NotSupported=1 AlreadyCapturing InvalidDescriptor; MTLColorWriteMask None Red=8
 Green=4 Blue=2 Alpha=1 All=15 Unspecialized; MTLCommandBufferError None Internal Timeout PageFault Blacklisted
 AccessRevoked=4 NotPermitted=7 OutOfMemory InvalidResource Memoryless DeviceRemoved StackOverflow;
@@ -10322,18 +10320,15 @@ Completed Error; MTLCommandEncoderErrorState Unknown Completed Affected Pending 
 Equal LessEqual Greater NotEqual GreaterEqual Always; MTLCompileSymbolVisibility Default Hidden;
 MTLCounterSampleBufferError OutOfMemory Invalid Internal; MTLCounterSamplingPoint AtStageBoundary AtDrawBoundary
 AtDispatchBoundary AtTileDispatchBoundary AtBlitBoundary; MTLCullMode None Front Back; MTLCurveBasis BSpline CatmullRom
-Linear Bezier; MTLCurveEndCaps None Disk Sphere; MTLCurveType Round Flat; MTLDataType None Struct Array Float Float2
-Float3 Float4 Float2x2 Float2x3 Float2x4 Float3x2 Float3x3 Float3x4 Float4x2 Float4x3 Float4x4 Half Half2 Half3 Half4
-Half2x2 Half2x3 Half2x4 Half3x2 Half3x3 Half3x4 Half4x2 Half4x3 Half4x4 Int Int2 Int3 Int4 UInt UInt2 UInt3 UInt4 Short
-Short2 Short3 Short4 UShort UShort2 UShort3 UShort4 Char Char2 Char3 Char4 UChar UChar2 UChar3 UChar4 Bool Bool2 Bool3
-Bool4 Texture=58 Sampler Pointer R8Unorm=62 R8Snorm R16Unorm R16Snorm RG8Unorm RG8Snorm RG16Unorm RG16Snorm RGBA8Unorm
-RGBA8Unorm_sRGB RGBA8Snorm RGBA16Unorm RGBA16Snorm RGB10A2Unorm RG11B10Float RGB9E5Float RenderPipeline ComputePipeline
-IndirectCommandBuffer Long Long2 Long3 Long4 ULong ULong2 ULong3 ULong4 VisibleFunctionTable=115
-IntersectionFunctionTable PrimitiveAccelerationStructure InstanceAccelerationStructure BFloat=121 BFloat2 BFloat3
-BFloat4 DepthStencilState=139 Tensor; MTLDepthClipMode Clip Clamp; MTLDeviceError None NotSupported; MTLDeviceLocation
-BuiltIn Slot External Unspecified=0xffffffffffffffff; MTLDispatchType Serial Concurrent; MTLDynamicLibraryError None
-InvalidFile CompilationFailure UnresolvedInstallName DependencyLoadFailure Unsupported; MTLFeatureSet _iOS_GPUFamily1_v1
-_iOS_GPUFamily2_v1 _iOS_GPUFamily1_v2 _iOS_GPUFamily2_v2 _iOS_GPUFamily3_v1 _iOS_GPUFamily1_v3 _iOS_GPUFamily2_v3
+Linear Bezier; MTLCurveEndCaps None Disk Sphere; MTLCurveType Round Flat; MTLDataType None Struct Array Float[,2,3,4]
+Float[2:4]x[2:4] Half[,2,3,4] Half[2:4]x[2:4] [Int,UInt,Short,UShort,Char,UChar,Bool][,2,3,4] Texture=58 Sampler Pointer
+[R8,R16,RG8,RG16][Unorm,Snorm]=62 RGBA8Unorm RGBA8Unorm_sRGB RGBA8Snorm RGBA16Unorm RGBA16Snorm RGB10A2Unorm
+RG11B10Float RGB9E5Float RenderPipeline ComputePipeline IndirectCommandBuffer [Long,ULong][,2,3,4]
+VisibleFunctionTable=115 IntersectionFunctionTable PrimitiveAccelerationStructure InstanceAccelerationStructure
+BFloat[,2,3,4]=121 DepthStencilState=139 Tensor; MTLDepthClipMode Clip Clamp; MTLDeviceError None NotSupported;
+MTLDeviceLocation BuiltIn Slot External Unspecified=0xffffffffffffffff; MTLDispatchType Serial Concurrent;
+MTLDynamicLibraryError None InvalidFile CompilationFailure UnresolvedInstallName DependencyLoadFailure Unsupported;
+MTLFeatureSet _iOS_GPUFamily[1:2]_v1 _iOS_GPUFamily[1:2]_v2 _iOS_GPUFamily3_v1 _iOS_GPUFamily1_v3 _iOS_GPUFamily2_v3
 _iOS_GPUFamily3_v2 _iOS_GPUFamily1_v4 _iOS_GPUFamily2_v4 _iOS_GPUFamily3_v3 _iOS_GPUFamily4_v1 _iOS_GPUFamily1_v5
 _iOS_GPUFamily2_v5 _iOS_GPUFamily3_v4 _iOS_GPUFamily4_v2 _iOS_GPUFamily5_v1 _macOS_GPUFamily1_v1=10000
 _OSX_GPUFamily1_v1=10000 _macOS_GPUFamily1_v2 _OSX_GPUFamily1_v2=10001 _macOS_ReadWriteTextureTier2
@@ -10341,58 +10336,53 @@ _OSX_ReadWriteTextureTier2=10002 _macOS_GPUFamily1_v3 _macOS_GPUFamily1_v4 _macO
 _tvOS_GPUFamily1_v1=30000 _TVOS_GPUFamily1_v1=30000 _tvOS_GPUFamily1_v2 _tvOS_GPUFamily1_v3 _tvOS_GPUFamily2_v1
 _tvOS_GPUFamily1_v4 _tvOS_GPUFamily2_v2; MTLFunctionLogType Validation; MTLFunctionOption None CompileToBinary
 StoreFunctionInMetalScript StoreFunctionInMetalPipelinesScript=2 FailOnBinaryArchiveMiss=4 PipelineIndependent=8;
-MTLFunctionType Vertex=1 Fragment Kernel Visible=5 Intersection Mesh Object; MTLGPUFamily Apple1=1001 Apple2 Apple3
-Apple4 Apple5 Apple6 Apple7 Apple8 Apple9 Mac1=2001 Mac2 Common1=3001 Common2 Common3 MacCatalyst1=4001 MacCatalyst2
-Metal3=5001 Apple10=1010 Metal4=5002; MTLHazardTrackingMode Default Untracked Tracked; MTLHeapType Automatic Placement
-Sparse; MTLIOCommandQueueType Concurrent Serial; MTLIOCompressionMethod Zlib LZFSE LZ4 LZMA LZBitmap;
-MTLIOCompressionStatus Complete Error; MTLIOError URLInvalid=1 Internal; MTLIOPriority High Normal Low; MTLIOStatus
-Pending Cancelled Error Complete; MTLIndexType UInt16 UInt32; MTLIndirectCommandType Draw=1 DrawIndexed DrawPatches=4
-DrawIndexedPatches=8 ConcurrentDispatch=32 ConcurrentDispatchThreads=64 DrawMeshThreadgroups=128 DrawMeshThreads=256;
-MTLIntersectionFunctionSignature None Instancing TriangleData WorldSpaceData=4 InstanceMotion=8 PrimitiveMotion=16
-ExtendedLimits=32 MaxLevels=64 CurveData=128 IntersectionFunctionBuffer=256 UserData=512; MTLLanguageVersion 1_0=65536
-1_1 1_2 2_0=131072 2_1 2_2 2_3 2_4 3_0=196608 3_1 3_2 4_0=262144; MTLLibraryError Unsupported=1 Internal CompileFailure
-CompileWarning FunctionNotFound FileNotFound; MTLLibraryOptimizationLevel Default Size; MTLLibraryType Executable
-Dynamic; MTLLoadAction DontCare Load Clear; MTLLogLevel Undefined Debug Info Notice Error Fault; MTLLogStateError
-InvalidSize=1 Invalid; MTLMathFloatingPointFunctions Fast Precise; MTLMathMode Safe Relaxed Fast; MTLMatrixLayout
-ColumnMajor RowMajor; MTLMotionBorderMode Clamp Vanish; MTLMultisampleDepthResolveFilter Sample0 Min Max;
-MTLMultisampleStencilResolveFilter Sample0 DepthResolvedSample; MTLMutability Default Mutable Immutable; MTLPatchType
-None Triangle Quad; MTLPipelineOption None ArgumentInfo BufferTypeInfo FailOnBinaryArchiveMiss=4 BindingInfo=1;
-MTLPixelFormat Invalid A8Unorm R8Unorm=10 R8Unorm_sRGB R8Snorm R8Uint R8Sint R16Unorm=20 R16Snorm=22 R16Uint R16Sint
-R16Float RG8Unorm=30 RG8Unorm_sRGB RG8Snorm RG8Uint RG8Sint B5G6R5Unorm=40 A1BGR5Unorm ABGR4Unorm BGR5A1Unorm R32Uint=53
-R32Sint R32Float RG16Unorm=60 RG16Snorm=62 RG16Uint RG16Sint RG16Float RGBA8Unorm=70 RGBA8Unorm_sRGB RGBA8Snorm
-RGBA8Uint RGBA8Sint BGRA8Unorm=80 BGRA8Unorm_sRGB RGB10A2Unorm=90 RGB10A2Uint RG11B10Float RGB9E5Float BGR10A2Unorm
-BGR10_XR=554 BGR10_XR_sRGB RG32Uint=103 RG32Sint RG32Float RGBA16Unorm=110 RGBA16Snorm=112 RGBA16Uint RGBA16Sint
-RGBA16Float BGRA10_XR=552 BGRA10_XR_sRGB RGBA32Uint=123 RGBA32Sint RGBA32Float BC1_RGBA=130 BC1_RGBA_sRGB BC2_RGBA
-BC2_RGBA_sRGB BC3_RGBA BC3_RGBA_sRGB BC4_RUnorm=140 BC4_RSnorm BC5_RGUnorm BC5_RGSnorm BC6H_RGBFloat=150 BC6H_RGBUfloat
-BC7_RGBAUnorm BC7_RGBAUnorm_sRGB PVRTC_RGB_2BPP=160 PVRTC_RGB_2BPP_sRGB PVRTC_RGB_4BPP PVRTC_RGB_4BPP_sRGB
-PVRTC_RGBA_2BPP PVRTC_RGBA_2BPP_sRGB PVRTC_RGBA_4BPP PVRTC_RGBA_4BPP_sRGB EAC_R11Unorm=170 EAC_R11Snorm=172
-EAC_RG11Unorm=174 EAC_RG11Snorm=176 EAC_RGBA8=178 EAC_RGBA8_sRGB ETC2_RGB8 ETC2_RGB8_sRGB ETC2_RGB8A1 ETC2_RGB8A1_sRGB
-ASTC_4x4_sRGB=186 ASTC_5x4_sRGB ASTC_5x5_sRGB ASTC_6x5_sRGB ASTC_6x6_sRGB ASTC_8x5_sRGB=192 ASTC_8x6_sRGB ASTC_8x8_sRGB
-ASTC_10x5_sRGB ASTC_10x6_sRGB ASTC_10x8_sRGB ASTC_10x10_sRGB ASTC_12x10_sRGB ASTC_12x12_sRGB ASTC_4x4_LDR=204
-ASTC_5x4_LDR ASTC_5x5_LDR ASTC_6x5_LDR ASTC_6x6_LDR ASTC_8x5_LDR=210 ASTC_8x6_LDR ASTC_8x8_LDR ASTC_10x5_LDR
-ASTC_10x6_LDR ASTC_10x8_LDR ASTC_10x10_LDR ASTC_12x10_LDR ASTC_12x12_LDR ASTC_4x4_HDR=222 ASTC_5x4_HDR ASTC_5x5_HDR
-ASTC_6x5_HDR ASTC_6x6_HDR ASTC_8x5_HDR=228 ASTC_8x6_HDR ASTC_8x8_HDR ASTC_10x5_HDR ASTC_10x6_HDR ASTC_10x8_HDR
-ASTC_10x10_HDR ASTC_12x10_HDR ASTC_12x12_HDR GBGR422=240 BGRG422 Depth16Unorm=250 Depth32Float=252 Stencil8
-Depth24Unorm_Stencil8=255 Depth32Float_Stencil8=260 X32_Stencil8 X24_Stencil8 Unspecialized; MTLPrimitiveTopologyClass
-Unspecified Point Line Triangle; MTLPrimitiveType Point Line LineStrip Triangle TriangleStrip; MTLPurgeableState
-KeepCurrent=1 NonVolatile Volatile Empty; MTLReadWriteTextureTier,MTLTextureSparseTier None 1 2; MTLRenderStage Vertex=1
-Fragment Tile=4 Object=8 Mesh=16; MTLResourceStorageMode Shared Managed=16 Private=32 Memoryless=48;
-MTLResourceHazardTrackingMode Default Untracked=256 Tracked=512; MTLResourceOptionCPUCacheMode Default WriteCombined;
-MTLResourceUsage Read=1 Write Sample=4; MTLSamplerAddressMode ClampToEdge MirrorClampToEdge Repeat MirrorRepeat
-ClampToZero ClampToBorderColor; MTLSamplerBorderColor TransparentBlack OpaqueBlack OpaqueWhite; MTLSamplerMinMagFilter
-Nearest Linear; MTLSamplerMipFilter NotMipmapped Nearest Linear; MTLSamplerReductionMode WeightedAverage Minimum
-Maximum; MTLShaderValidation Default Enabled Disabled; MTLSparsePageSize 16=101 64 256; MTLSparseTextureMappingMode Map
-Unmap; MTLSparseTextureRegionAlignmentMode Outward Inward; MTLStage Vertex=1 Fragment Tile=4 Object=8 Mesh=16
-ResourceState=0x4000000 Dispatch=0x8000000 Blit=0x10000000 AccelerationStructure=0x20000000 MachineLearning=0x40000000
-All=0x7fffffffffffffff; MTLStencilOperation Keep Zero Replace IncrementClamp DecrementClamp Invert IncrementWrap
-DecrementWrap; MTLStepFunction Constant PerVertex PerInstance PerPatch PerPatchControlPoint ThreadPositionInGridX
-ThreadPositionInGridY ThreadPositionInGridXIndexed ThreadPositionInGridYIndexed; MTLStitchedLibraryOption None
-FailOnBinaryArchiveMiss StoreLibraryInMetalPipelinesScript; MTLStorageMode Shared Managed Private Memoryless;
-MTLStoreAction DontCare Store MultisampleResolve StoreAndMultisampleResolve Unknown CustomSampleDepthStore;
-MTLStoreActionOption None CustomSamplePositions; MTLTensorDataType None Float32=3 Float16=16 BFloat16=121 Int8=45
-UInt8=49 Int16=37 UInt16=41 Int32=29 UInt32=33 Int4=143 UInt4; MTLTensorError None InternalError InvalidDescriptor;
-MTLTensorUsage Compute=1 Render MachineLearning=4; MTLTessellationControlPointIndexType None UInt16 UInt32;
-MTLTessellationFactorFormat Half; MTLTessellationFactorStepFunction Constant PerPatch PerInstance
+MTLFunctionType Vertex=1 Fragment Kernel Visible=5 Intersection Mesh Object; MTLGPUFamily Apple[1:9]=1001 Mac[1:2]=2001
+Common[1:3]=3001 MacCatalyst[1:2]=4001 Metal3=5001 Apple10=1010 Metal4=5002; MTLHazardTrackingMode Default Untracked
+Tracked; MTLHeapType Automatic Placement Sparse; MTLIOCommandQueueType Concurrent Serial; MTLIOCompressionMethod Zlib
+LZFSE LZ4 LZMA LZBitmap; MTLIOCompressionStatus Complete Error; MTLIOError URLInvalid=1 Internal; MTLIOPriority High
+Normal Low; MTLIOStatus Pending Cancelled Error Complete; MTLIndexType UInt16 UInt32; MTLIndirectCommandType Draw=1
+DrawIndexed DrawPatches=4 DrawIndexedPatches=8 ConcurrentDispatch=32 ConcurrentDispatchThreads=64
+DrawMeshThreadgroups=128 DrawMeshThreads=256; MTLIntersectionFunctionSignature None Instancing TriangleData
+WorldSpaceData=4 InstanceMotion=8 PrimitiveMotion=16 ExtendedLimits=32 MaxLevels=64 CurveData=128
+IntersectionFunctionBuffer=256 UserData=512; MTLLanguageVersion 1_[0:2]=65536 2_[0:4]=131072 3_[0:2]=196608 4_0=262144;
+MTLLibraryError Unsupported=1 Internal CompileFailure CompileWarning FunctionNotFound FileNotFound;
+MTLLibraryOptimizationLevel Default Size; MTLLibraryType Executable Dynamic; MTLLoadAction DontCare Load Clear;
+MTLLogLevel Undefined Debug Info Notice Error Fault; MTLLogStateError InvalidSize=1 Invalid;
+MTLMathFloatingPointFunctions Fast Precise; MTLMathMode Safe Relaxed Fast; MTLMatrixLayout ColumnMajor RowMajor;
+MTLMotionBorderMode Clamp Vanish; MTLMultisampleDepthResolveFilter Sample0 Min Max; MTLMultisampleStencilResolveFilter
+Sample0 DepthResolvedSample; MTLMutability Default Mutable Immutable; MTLPatchType None Triangle Quad; MTLPipelineOption
+None ArgumentInfo BufferTypeInfo FailOnBinaryArchiveMiss=4 BindingInfo=1; MTLPixelFormat Invalid A8Unorm
+R8[Unorm,Unorm_sRGB,Snorm,Uint,Sint]=10 R16Unorm=20 R16[Snorm,Uint,Sint,Float]=22
+RG8[Unorm,Unorm_sRGB,Snorm,Uint,Sint]=30 B5G6R5Unorm=40 A1BGR5Unorm ABGR4Unorm BGR5A1Unorm R32[Uint,Sint,Float]=53
+RG16Unorm=60 RG16[Snorm,Uint,Sint,Float]=62 RGBA8[Unorm,Unorm_sRGB,Snorm,Uint,Sint]=70 BGRA8Unorm[,_sRGB]=80
+RGB10A2Unorm=90 RGB10A2Uint RG11B10Float RGB9E5Float BGR10A2Unorm BGR10_XR[,_sRGB]=554 RG32[Uint,Sint,Float]=103
+RGBA16Unorm=110 RGBA16[Snorm,Uint,Sint,Float]=112 BGRA10_XR[,_sRGB]=552 RGBA32[Uint,Sint,Float]=123
+BC[1:3]_RGBA[,_sRGB]=130 [BC4_R,BC5_RG][Unorm,Snorm]=140 BC6H_RGB[Float,Ufloat]=150 BC7_RGBAUnorm[,_sRGB]
+PVRTC_[RGB,RGBA]_[2,4]BPP[,_sRGB]=160 EAC_R11Unorm=170 EAC_R11Snorm=172 EAC_RG11Unorm=174 EAC_RG11Snorm=176
+[EAC_RGBA8,ETC2_RGB8,ETC2_RGB8A1][,_sRGB]=178 ASTC_[4x4,5x4,5x5,6x5,6x6]_sRGB=186
+ASTC_[8x5,8x6,8x8,10x5,10x6,10x8,10x10,12x10,12x12]_sRGB=192 ASTC_[4x4,5x4,5x5,6x5,6x6]_LDR=204
+ASTC_[8x5,8x6,8x8,10x5,10x6,10x8,10x10,12x10,12x12]_LDR=210 ASTC_[4x4,5x4,5x5,6x5,6x6]_HDR=222
+ASTC_[8x5,8x6,8x8,10x5,10x6,10x8,10x10,12x10,12x12]_HDR=228 GBGR422=240 BGRG422 Depth16Unorm=250 Depth32Float=252
+Stencil8 Depth24Unorm_Stencil8=255 Depth32Float_Stencil8=260 X32_Stencil8 X24_Stencil8 Unspecialized;
+MTLPrimitiveTopologyClass Unspecified Point Line Triangle; MTLPrimitiveType Point Line LineStrip Triangle TriangleStrip;
+MTLPurgeableState KeepCurrent=1 NonVolatile Volatile Empty; MTLReadWriteTextureTier,MTLTextureSparseTier None 1 2;
+MTLRenderStage Vertex=1 Fragment Tile=4 Object=8 Mesh=16; MTLResourceStorageMode Shared Managed=16 Private=32
+Memoryless=48; MTLResourceHazardTrackingMode Default Untracked=256 Tracked=512; MTLResourceOptionCPUCacheMode Default
+WriteCombined; MTLResourceUsage Read=1 Write Sample=4; MTLSamplerAddressMode ClampToEdge MirrorClampToEdge Repeat
+MirrorRepeat ClampToZero ClampToBorderColor; MTLSamplerBorderColor TransparentBlack OpaqueBlack OpaqueWhite;
+MTLSamplerMinMagFilter Nearest Linear; MTLSamplerMipFilter NotMipmapped Nearest Linear; MTLSamplerReductionMode
+WeightedAverage Minimum Maximum; MTLShaderValidation Default Enabled Disabled; MTLSparsePageSize 16=101 64 256;
+MTLSparseTextureMappingMode Map Unmap; MTLSparseTextureRegionAlignmentMode Outward Inward; MTLStage Vertex=1 Fragment
+Tile=4 Object=8 Mesh=16 ResourceState=0x4000000 Dispatch=0x8000000 Blit=0x10000000 AccelerationStructure=0x20000000
+MachineLearning=0x40000000 All=0x7fffffffffffffff; MTLStencilOperation Keep Zero Replace IncrementClamp DecrementClamp
+Invert IncrementWrap DecrementWrap; MTLStepFunction Constant PerVertex PerInstance PerPatch PerPatchControlPoint
+ThreadPositionInGridX ThreadPositionInGridY ThreadPositionInGridXIndexed ThreadPositionInGridYIndexed;
+MTLStitchedLibraryOption None FailOnBinaryArchiveMiss StoreLibraryInMetalPipelinesScript; MTLStorageMode Shared Managed
+Private Memoryless; MTLStoreAction DontCare Store MultisampleResolve StoreAndMultisampleResolve Unknown
+CustomSampleDepthStore; MTLStoreActionOption None CustomSamplePositions; MTLTensorDataType None Float32=3 Float16=16
+BFloat16=121 Int8=45 UInt8=49 Int16=37 UInt16=41 Int32=29 UInt32=33 Int4=143 UInt4; MTLTensorError None InternalError
+InvalidDescriptor; MTLTensorUsage Compute=1 Render MachineLearning=4; MTLTessellationControlPointIndexType None UInt16
+UInt32; MTLTessellationFactorFormat Half; MTLTessellationFactorStepFunction Constant PerPatch PerInstance
 PerPatchAndPerInstance; MTLTessellationPartitionMode Pow2 Integer FractionalOdd FractionalEven;
 MTLTextureCompressionType Lossless Lossy; MTLTextureSwizzle Zero One Red Green Blue Alpha; MTLTextureType 1D 1DArray 2D
 2DArray 2DMultisample Cube CubeArray 3D 2DMultisampleArray TextureBuffer; MTLTextureUsage Unknown ShaderRead ShaderWrite
