@@ -729,7 +729,7 @@ class _Native:
             return opened[name]
         except AttributeError:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, library.rstrip("!"),
-                        "%s is missing (it came with macOS %d)" % (name, since)) from None
+                        "%s is missing%s" % (name, " (it came with macOS %d)" % since if since > 10 else "")) from None
 
     def address(self, library: str, name: str) -> int:
         """Where a data symbol stands."""

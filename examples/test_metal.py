@@ -1218,7 +1218,7 @@ class Compute(Base):
         self.assertIn("Metal3", info.families) if not MAC else None
         self.assertEqual(ag.MetalFamilies(), info.families)
         self.assertEqual(ag.MetalString("MTLCommonCounterSetTimestamp"), "timestamp")
-        with self.assertRaises(ag.AppleGPUError):
+        with self.assertRaisesRegex(ag.AppleGPUError, "MTLNoSuchString is missing (?!.*macOS)"):
             ag.MetalString("MTLNoSuchString")
         every = ag.MetalDevices()
         self.assertGreaterEqual(len(every), 1)
