@@ -1423,7 +1423,7 @@ class _Released(MetalObject):
     __slots__ = ()
 
     def __getattribute__(self, name: str) -> Any:
-        raise _bad("this Metal object was released (MetalRelease)")
+        raise _bad("this Metal object was released")
 
     def __repr__(self) -> str:
         return "<released Metal object>"
