@@ -3769,14 +3769,18 @@ def _replayed_channel(raw: dict[str, Any]) -> _Channel:
     return _Channel(driver, number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states, kind, unit)
 
 
+def _replay_speed(speed: float) -> float:
+    if type(speed) not in (int, float) or not (speed == 0 or 0.001 <= speed <= 1e6):
+        raise _bad("speed must be 0, or from 0.001 to 1000000, not %r" % (speed,))
+    return speed
+
+
 class _ReplayClock:
     """Recorded time: with speed > 0 real time moves it, with speed 0 sleep() and step() do; always at an instant."""
 
     def __init__(self, recording: _Recording, speed: float, monotonic: Callable[[], float] | None,
                  sleep: Callable[[float], None] | None) -> None:
-        if type(speed) not in (int, float) or not (speed == 0 or 0.001 <= speed <= 1e6):
-            raise _bad("speed must be 0, or from 0.001 to 1000000, not %r" % (speed,))
-        self._recording, self._speed = recording, speed
+        self._recording, self._speed = recording, _replay_speed(speed)
         self._monotonic, self._real_sleep = monotonic, sleep
         self._origin: float | None = None       # recorded time begins to run when it is first asked for
         self._moved, self._begun = 0, False
@@ -4797,7 +4801,9 @@ def _memory_info(vm: bytes, page: int, total: int) -> MemoryInfo:
                       inactive * page, compressor * page, (external + purgeable) * page, (free - min(free, speculative)) * page)
 
 
-def _swap_info(data: bytes) -> SwapInfo:
+def _swap_info(data: bytes) -> SwapInfo | None:
+    if len(data) < 24:
+        return None
     total, available, used = struct.unpack_from("<3Q", data, 0)
     return SwapInfo(total, used, available)
 
@@ -5002,6 +5008,10 @@ class _Figure(NamedTuple):
     interval_s: float | None = None
     source: str | None = None
     estimated: bool = False
+
+    def of(self, value: Any, estimated: bool = False) -> _Figure:
+        """Another value that was come by in the same way, or is an estimate from this one."""
+        return _Figure(value, self.age_s, self.interval_s, self.source, self.estimated or estimated)
 
 
 class _Refusal:
@@ -5250,54 +5260,23 @@ class _Energy:
 _BADNESS = (REASON_ABSENT, REASON_FROZEN, REASON_STALE, REASON_SLOW, REASON_RESET, REASON_SLEPT, REASON_FIRST)
 
 
-def _worst(reasons: Iterable[str]) -> str:
-    return min(reasons, key=_BADNESS.index)
-
-
-class _Series:
-    """Whole samples of one source on the sample's own clock: (t, payload) points, and when they began."""
-
-    __slots__ = ("points", "began", "reason", "lapse", "told")
-
-    def __init__(self) -> None:
-        self.points: list[tuple[int, Any]] = []
-        self.told: dict[tuple[Any, ...], Any] = {}      # what has been worked out of the newest point
-        self.began = 0
-        self.reason = REASON_FIRST
-        self.lapse = 0
-
-    def drop(self, t: int, reason: str) -> None:
-        self.points, self.reason, self.began = [], reason, t
-        self.told.clear()
-
-    def add(self, t: int, payload: Any, window: int, finest: int | None = None) -> None:
-        self.lapse = t - self.points[-1][0] if self.points else 0
-        _append(self.points, (t, payload), window, finest)
-        self.told.clear()
-
-    def interval(self, window: int, shortest: int) -> tuple[Any, Any, int] | None:
-        """(old payload, new payload, span), or None without a baseline."""
-        if (window, shortest) not in self.told:
-            base, late = _baseline(self.points, window, shortest)
-            self.began = self.points[-1][0] if late else self.began
-            self.told[window, shortest] = None if base is None else (
-                self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0])
-        return self.told[window, shortest]      # type: ignore[no-any-return]
-
-
 # ---- feeds: one source sampled into histories
 
 class _Feed:
-    """A source that is sampled as a whole. `read` makes a payload; subclasses keep more than the series."""
+    """A source that is sampled as a whole: (t, payload) points on the sample's own clock. `read` makes a payload."""
 
     shortest = _SHORTEST
 
     def __init__(self, engine: _Engine, source: str) -> None:
         self.engine = engine
         self.source = source
-        self.series = _Series()
         self.lock: Any = RLock()            # held around the native call, never while waiting
         self.window = self.finest = engine.window       # the longest and the shortest that was asked for
+        self.points: list[tuple[int, Any]] = []
+        self.told: dict[tuple[int, int], Any] = {}      # intervals that end at the newest point
+        self.reason = REASON_FIRST
+        self.began = 0                      # since when a baseline is waited with
+        self.lapse = 0                      # between the last two points
         self.time: int | None = None        # of the last sample
         self.asleep = 0
 
@@ -5331,26 +5310,46 @@ class _Feed:
         elif t - self.time > max(_LONGEST, 2 * self.window):
             self.drop(t, REASON_FIRST)
 
-    def drop(self, t: int, reason: str) -> None:
-        self.series.drop(t, reason)
-
-    def keep(self, t: int, payload: Any) -> None:
-        self.series.add(t, payload, self.window, self.finest)
-
     def read(self) -> Any:
         raise NotImplementedError
 
-    def interval(self, window: int) -> tuple[Any, Any, int]:
-        """(old, new, span) of the window; NotReady without a baseline."""
-        got = self.series.interval(window, self.shortest)
+    def keep(self, t: int, payload: Any) -> None:
+        self.lapse = t - self.points[-1][0] if self.points else 0
+        _append(self.points, (t, payload), self.window, self.finest)
+        self.told.clear()
+
+    def drop(self, t: int, reason: str) -> None:
+        """Forget the history: the next sample is a new baseline."""
+        self.points, self.reason, self.began = [], reason, t
+        self.told.clear()
+
+    def interval(self, window: int, since: int = 0) -> tuple[Any, Any, int] | None:
+        """(old payload, new payload, span) of the window, None without a baseline; `since`: older points are none."""
+        if (window, since) not in self.told:
+            first = next((i for i, point in enumerate(self.points) if point[0] > since), len(self.points)) if since else 0
+            base, late = _baseline(self.points, window, self.shortest, first)
+            self.began = self.points[-1][0] if late else self.began
+            self.told[window, since] = None if base is None else (
+                self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0])
+        return self.told[window, since]     # type: ignore[no-any-return]
+
+    def rated(self, window: int, since: int = 0) -> tuple[Any, Any, int]:
+        """The interval; NotReady without a baseline."""
+        got = self.interval(window, since)
         if got is None:
-            raise self.missing(self.series.reason)
+            raise self.missing(REASON_RESET if since > self.began else self.reason, began=max(since, self.began))
         return got
 
-    def missing(self, reason: str, what: str = "") -> AppleGPUError:
+    def newest(self) -> Any:
+        """The last payload; NotReady when another thread has dropped it since (a GPU restart)."""
+        if not self.points:
+            raise self.missing(self.reason)
+        return self.points[-1][1]
+
+    def missing(self, reason: str, what: str = "", began: int | None = None) -> AppleGPUError:
         """NotReady for this feed."""
-        return _not_ready(reason, self.source, (what + ": " if what else "") + _ADVICE[reason], self.series.began,
-                          self.series.lapse)
+        return _not_ready(reason, self.source, (what + ": " if what else "") + _ADVICE[reason],
+                          self.began if began is None else began, self.lapse)
 
 
 class _ReportFeed(_Feed):
@@ -5363,50 +5362,36 @@ class _ReportFeed(_Feed):
         self.picks = (want, keep)
         self.subscription: Any = None
         self.channels: tuple[Any, ...] = ()
-        self.sizes: tuple[int, ...] = ()            # how many values each channel has in a row
-        self.starts: tuple[int, ...] = ()           # where they begin
-        self.meters: tuple[_Energy | None, ...] = ()
+        self.starts: tuple[int, ...] = ()           # where each channel's values begin in a row, and where the last ones end
         self.energies: dict[int, _Energy] = {}
-        self.refusal: _Refusal | None = None
+        self.restarted = 0                          # when the GPU's lanes began anew, and the others did not
         self.opening = RLock()
         self.plans: dict[Any, Any] = {}             # what follows from the channels alone
 
     def open(self) -> None:
-        """Subscribe, once for the life of the process."""
-        if self.subscription is not None:
-            return
-        with self.opening:
-            now = self.engine.machine.clock.now()[0]
-            if self.refusal is not None and self.refusal.error is not None and now < self.refusal.until:
-                raise _twin(self.refusal.error)
-            if self.subscription is None:
-                try:
-                    self._subscribe()
-                except AppleGPUError as error:
-                    self.refusal = _Refusal(error, now, self.refusal)
-                    raise
+        """Subscribe, once for the life of the process; a refusal is believed for a while."""
+        if self.subscription is None:
+            with self.opening:
+                self.engine.once(self.source, self._subscribe, AppleGPUError)
 
-    def _subscribe(self) -> None:
+    def _subscribe(self) -> Any:
         subscription = self.engine.machine.ioreport.subscribe(self.groups, *self.picks)
         if subscription is None:
             raise self._nothing_listed()
         if self.subscription is None:       # else a signal handler subscribed meanwhile, and sampled
             self.channels, self.plans = tuple(subscription.channels), {}
-            self._lay_out()
-            self.subscription, self.refusal = subscription, None
+            sizes = [max(1, len(channel.states)) for channel in self.channels]
+            self.starts = tuple([sum(sizes[:i]) for i in range(len(sizes) + 1)])
+            self.energies = {i: _Energy(_ENERGY_UNITS[c.unit], c.unit != "nJ") for i, c in enumerate(self.channels)
+                             if c.unit in _ENERGY_UNITS and c.format == 1}
+            self.subscription = subscription
+        return self.subscription
 
     def _nothing_listed(self) -> AppleGPUError:
         """Sandboxed apps have this variable, and see no IOReport group (NULL) without an exception for IOReportHub."""
         if self.engine.machine.name == "live" and os.environ.get("APP_SANDBOX_CONTAINER_ID"):
             return _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, self.source, "the App Sandbox hides IOReport")
         return self.engine.lacking(self.source, "no such channels")
-
-    def _lay_out(self) -> None:
-        self.sizes = tuple([max(1, len(channel.states)) for channel in self.channels])
-        self.starts = tuple([sum(self.sizes[:i]) for i in range(len(self.sizes) + 1)])
-        self.energies = {i: _Energy(_ENERGY_UNITS[channel.unit], channel.unit != "nJ") for i, channel in enumerate(self.channels)
-                         if channel.unit in _ENERGY_UNITS and channel.format == 1}
-        self.meters = tuple(map(self.energies.get, range(len(self.channels))))
 
     def refresh(self, window: int | None = None) -> None:
         self.open()
@@ -5416,27 +5401,36 @@ class _ReportFeed(_Feed):
         return self.subscription.sample()
 
     def drop(self, t: int, reason: str) -> None:
-        self.series.drop(t, reason)
+        _Feed.drop(self, t, reason)
+        self.restarted = 0
         for energy in self.energies.values():
             energy.drop(t, reason)
+
+    def drop_gpu(self, t: int) -> None:
+        """The GPU started anew: its counters have no baseline, the other ones went on."""
+        self.restarted = t
+        self.told.clear()
+        for i, energy in self.energies.items():
+            if "GPU" in self.channels[i].name:
+                energy.drop(t, REASON_RESET)
 
     def keep(self, t: int, payload: Any) -> None:
         row: list[int] = []
         nothing: tuple[Any, Any] = None, ()
         hz = self.engine.machine.clock.ticks_per_second()
-        for got, size, energy in zip(payload, self.sizes, self.meters):
+        for i, (got, begin, end) in enumerate(zip(payload, self.starts, self.starts[1:])):
             stamp, values = got or nothing
-            if len(values) != size:
-                values = (INT64_MIN,) * size
+            if len(values) != end - begin:
+                values = (INT64_MIN,) * (end - begin)
             row += values
-            if energy is not None:
-                energy.look(t, None if stamp is None else stamp * _NS // hz, values[0], self.window, self.finest)
+            if i in self.energies:
+                self.energies[i].look(t, None if stamp is None else stamp * _NS // hz, values[0], self.window, self.finest)
         _Feed.keep(self, t, array("q", row))
 
     def silent(self) -> bool:
         """True when no channel has a value in the newest sample (AMC Stats of an M3 Max on macOS 27 betas)."""
         with self.engine.lock:
-            return bool(self.series.points) and all(value == INT64_MIN for value in self.series.points[-1][1])
+            return bool(self.points) and all(value == INT64_MIN for value in self.points[-1][1])
 
     def named(self, i: int) -> str:
         """The source of channel i, for people: its group."""
@@ -5453,14 +5447,13 @@ class _ReportFeed(_Feed):
         return self.plans[key]
 
     def state_lanes(self, name: str) -> list[int]:
-        """The lanes of the state channels of a name: one for each die."""
+        """The lanes of the state channels of a name: one for each die; NotSupported when there are none."""
+        self.open()
         lanes: list[int] = self.planned("state " + name, lambda: [
             i for i, c in enumerate(self.channels) if c.name == name and c.format == _STATE])
+        if not lanes:
+            raise self.engine.lacking(self.source, "no %s channel" % name)
         return lanes
-
-    def state_lane(self, name: str) -> int | None:
-        """The lane of a state channel, None when there is none."""
-        return next(iter(self.state_lanes(name)), None)
 
     def buckets(self, i: int) -> tuple[float | None, ...]:
         """GB/s of each state of a bandwidth histogram."""
@@ -5468,56 +5461,47 @@ class _ReportFeed(_Feed):
         return got
 
     def rail_lanes(self, rail: str) -> list[int]:
-        """Lanes of every energy channel that belongs to a rail, of any preference."""
+        """Lanes of a rail: its preferred channels, one for each die."""
         def work() -> list[int]:
             named = [(_rail_of(self.channels[i].group, self.channels[i].subgroup, self.channels[i].name), i) for i in self.energies]
-            return [i for got, i in named if got is not None and got[0] == rail]
+            ranked = [(got[1], i) for got, i in named if got is not None and got[0] == rail]
+            return [i for rank, i in ranked if rank == min(ranked)[0]]
         lanes: list[int] = self.planned("rail " + rail, work)
         return lanes
 
     def ratios(self, i: int, window: int) -> tuple[list[float], int]:
-        """(share of each state, span) of a state or histogram channel; taken once of each sample."""
-        got = self.series.told.get(("ratios", i, window))
-        if got is None:
-            got = self.series.told["ratios", i, window] = self._ratios_now(i, window)
-        return got
+        """(share of each state, span) of a state or histogram channel."""
+        channel = self.channels[i]
+        old, new, span = self.rated(window, self.restarted if channel.group == "GPU Stats" else 0)
+        try:
+            return _ratios(self.lane(old, i), self.lane(new, i), span, _TICK_NS.get(channel.unit, 0)), span
+        except ValueError as error:
+            raise self.missing(str(error), channel.name) from None
 
     def histogram(self, i: int, window: int) -> tuple[float, bool, bool, int]:
-        """(bytes per second, saturated, above the floor, span) of a bandwidth histogram; worked out once of each sample."""
-        got = self.series.told.get(("histogram", i, window))
-        if got is None:
-            ratios, span = self.ratios(i, window)
-            try:
-                got = self.series.told["histogram", i, window] = _histogram(self.buckets(i), ratios) + (span,)
-            except ValueError:      # no state of it names a bandwidth
-                raise self.missing(REASON_ABSENT, self.channels[i].name) from None
-        return got
-
-    def _ratios_now(self, i: int, window: int) -> tuple[list[float], int]:
-        old, new, span = self.interval(window)
+        """(bytes per second, saturated, above the floor, span) of a bandwidth histogram."""
+        ratios, span = self.ratios(i, window)
         try:
-            return _ratios(self.lane(old, i), self.lane(new, i), span, _TICK_NS.get(self.channels[i].unit, 0)), span
-        except ValueError as error:
-            raise self.missing(str(error), self.channels[i].name) from None
+            return (*_histogram(self.buckets(i), ratios), span)
+        except ValueError:      # no state of it names a bandwidth
+            raise self.missing(REASON_ABSENT, self.channels[i].name) from None
 
-    def newest(self, i: int) -> array[int]:
+    def values(self, i: int) -> array[int]:
         """The values of channel i as last sampled."""
-        if not self.series.points:
-            raise self.missing(self.series.reason, self.channels[i].name)
-        values = self.lane(self.series.points[-1][1], i)
+        values = self.lane(self.newest(), i)
         if INT64_MIN in values:
             raise self.missing(REASON_ABSENT, self.channels[i].name)
         return values
 
-    def counted(self, i: int, window: int) -> tuple[int, int]:
-        """(change, span) of a plain counter."""
-        old, new, span = self.interval(window)
-        before, after = self.lane(old, i)[0], self.lane(new, i)[0]
+    def counted(self, i: int, window: int) -> int:
+        """The change of a plain counter."""
+        old, new, _ = self.rated(window)
+        before, after = old[self.starts[i]], new[self.starts[i]]
         if after == INT64_MIN:
             raise self.missing(REASON_ABSENT, self.channels[i].name)
         if before == INT64_MIN or after < before:
             raise self.missing(REASON_RESET, self.channels[i].name)
-        return after - before, span
+        return int(after - before)
 
 
 _TICK_NS = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}      # of a residency
@@ -5538,12 +5522,6 @@ class _ClientsFeed(_Feed):
     def __init__(self, engine: _Engine, source: str) -> None:
         _Feed.__init__(self, engine, source)
         self.creators: dict[int, tuple[int, str]] = {}      # by entry id: (pid, name), which stay
-
-    def newest(self) -> Any:
-        """The last sample; another thread may have dropped it since (a GPU restart)."""
-        if not self.series.points:
-            raise self.missing(self.series.reason)
-        return self.series.points[-1][1]
 
     def read(self) -> Any:
         registry = self.engine.machine.registry
@@ -5597,29 +5575,28 @@ def _want_ane(group: str, subgroup: str, name: str, unit: str) -> bool:
 class _Sensors:
     """SMC keys found per prefix by binary search in the sorted key table; values read at most every 2 s."""
 
-    def __init__(self, machine: Any) -> None:
-        self.machine = machine
+    def __init__(self, engine: _Engine) -> None:
+        self.engine = engine
+        self.machine = engine.machine
         self.count: int | None = None
         self.names: dict[int, str] = {}             # index -> key, as far as looked up
-        self.walked: list[str] | None = None        # every key, after a full walk
+        self.walked = False                         # the table is not sorted: every key was looked up
         self.spans: dict[str, list[str]] = {}
-        self.values: dict[str, tuple[int, float | None]] = {}   # key -> (when, value)
         self.floats: dict[tuple[str, ...], list[str]] = {}      # temperature keys under prefixes
-        self.heat: dict[tuple[str, ...], tuple[int, list[TemperatureSensor]]] = {}      # (when, what they said)
-        self.services: tuple[int, list[tuple[str, int, float | None]]] | None = None     # HID: (when, what all said)
 
-    def hid(self, now: int) -> tuple[int, list[tuple[str, int, float | None]]]:
-        """(when, every HID temperature service), at most 2 s old: asking them all costs some hundred calls."""
-        if self.services is None or not 0 <= now - self.services[0] < _SENSOR_AGE:
-            self.services = now, self.machine.hid.temperatures()
-        return self.services
+    def hid(self) -> tuple[int, list[tuple[str, int, float | None]]]:
+        """(when, every HID temperature service): asking them all costs some hundred calls."""
+        return self.engine.kept("hid", self.machine.hid.temperatures, _SENSOR_AGE)
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that start with prefix."""
         if prefix not in self.spans:
-            found = None if self.walked is not None else self._search(prefix)
+            if self.count is None:
+                self.count = self.machine.smc.count()
+            found = None if self.walked else self._search(prefix, self.count)
             if found is None:
-                found = [key for key in self._walk() if key.startswith(prefix)]
+                self.walked = True
+                found = [key for key in map(self._key, range(self.count)) if key.startswith(prefix)]
             self.spans[prefix] = found
         return self.spans[prefix]
 
@@ -5628,78 +5605,45 @@ class _Sensors:
             self.names[index] = self.machine.smc.key_at(index) or ""
         return self.names[index]
 
-    def _walk(self) -> list[str]:
-        if self.walked is None:
-            self.walked = [self._key(i) for i in range(self._total())]
-        return self.walked
-
-    def _total(self) -> int:
-        if self.count is None:
-            self.count = self.machine.smc.count()
-        return self.count
-
-    def _search(self, prefix: str) -> list[str] | None:
-        """Binary search and a short scan; None when the table turns out not to be sorted (no Apple document promises it)."""
-        low, high = 0, self._total()
-        if not high or self._key(0) > self._key(high - 1):
-            return None if high else []
-        floor, ceiling = self._key(0), self._key(high - 1)
+    def _search(self, prefix: str, count: int) -> list[str] | None:
+        """Binary search and a short scan; None where the keys met are not in order: no Apple document promises it."""
+        low, high = 0, count
+        if count:
+            self._key(0), self._key(count - 1)
         while low < high:
             middle = (low + high) // 2
-            key = self._key(middle)
-            if not floor <= key <= ceiling:
-                return None
-            if key < prefix:
-                low, floor = middle + 1, key
-            else:
-                high, ceiling = middle, key
-        return self._scan(low, prefix, floor)
+            low, high = (middle + 1, high) if self._key(middle) < prefix else (low, middle)
+        while high < count and self._key(high).startswith(prefix):
+            high += 1
+        met = [self.names[i] for i in sorted(self.names)]
+        return [self._key(i) for i in range(low, high)] if met == sorted(met) else None
 
-    def _scan(self, index: int, prefix: str, before: str) -> list[str] | None:
-        found = []
-        while index < self._total():
-            key = self._key(index)
-            if key < before:
-                return None
-            if not key.startswith(prefix):
-                break
-            found.append(key)
-            before, index = key, index + 1
-        return found
-
-    def number(self, key: str, now: int) -> float | None:
-        """A value by name, None when the Mac has no such key or it holds no number; at most 2 s old."""
-        when, value = self.values.get(key, (None, None))
-        if when is None or not 0 <= now - when < _SENSOR_AGE:
-            value, when = self._read(key), now
-            self.values[key] = (when, value)
-        return value
+    def number(self, key: str) -> tuple[int, Any]:
+        """(when, value) of a key; None when the Mac has no such key or it holds no number."""
+        return self.engine.kept("smc " + key, lambda: self._read(key), _SENSOR_AGE)
 
     def _read(self, key: str) -> float | None:
         info = self.machine.smc.info(key)
         data = self.machine.smc.read(key) if info is not None else None
         return _smc_number(key, info[1], data) if data is not None else None
 
-    def temperatures(self, prefixes: tuple[str, ...], now: int) -> tuple[int, list[TemperatureSensor], int]:
-        """(when, plausible sensors of type flt, how many keys there are) under the prefixes; at most 2 s old."""
+    def temperatures(self, prefixes: tuple[str, ...]) -> tuple[int, list[TemperatureSensor], int]:
+        """(when, plausible sensors of type flt, how many keys there are) under the prefixes."""
         if prefixes not in self.floats:
             keys = [key for prefix in prefixes for key in self.keys(prefix)]
             self.floats[prefixes] = [key for key in keys if (self.machine.smc.info(key) or (0, ""))[1] == "flt "]
-        when, found = self.heat.get(prefixes, (0, None))
-        if found is None or not 0 <= now - when < _SENSOR_AGE:
-            read = [(key, self._read(key)) for key in self.floats[prefixes]]
-            found = [TemperatureSensor(key, value) for key, value in read if value is not None and _plausible_celsius(value)]
-            when = now
-            self.heat[prefixes] = when, found
-        return when, found, len(self.floats[prefixes])
+
+        def read() -> list[TemperatureSensor]:
+            values = [(key, self._read(key)) for key in self.floats[prefixes]]
+            return [TemperatureSensor(key, value) for key, value in values if value is not None and _plausible_celsius(value)]
+        return (*self.engine.kept("smc " + " ".join(prefixes), read, _SENSOR_AGE), len(self.floats[prefixes]))
 
 
 class _Cluster(NamedTuple):
     """One CPU cluster: where its figures come from."""
     name: str
-    letter: str
     core_type: str
-    lane: int                       # of its residencies in the main feed
+    lane: int                       # of its residencies in the main feed, -1 where there are none
     clocks: tuple[int, ...]
     energies: tuple[int, ...]       # lanes of its energy
     cores: int | None
@@ -5711,6 +5655,34 @@ _SPEED = "SPME"     # fastest letter first; on M5 Pro and Max P is Super and M P
 
 
 # ---- the engine
+
+_LACKING = (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem)
+
+
+def _is_late(error: AppleGPUError) -> bool:
+    """True for a figure that is only not ready yet: another source would not be better."""
+    return error.value == ERROR_NOT_READY and error.reason != REASON_ABSENT
+
+
+def _now_from(source: str, read: Callable[..., Any]) -> Callable[..., _Figure]:
+    """A figure method for something as it is now: `read` takes the engine and the figure's own arguments."""
+    def figure(self: _Engine, window: int = 0, *args: Any) -> _Figure:
+        return _Figure(read(self, *args), None, None, source, False)
+    return figure
+
+
+class _Rail(NamedTuple):
+    """The energy of a rail or of a CPU cluster: the sum of its channels, one for each die."""
+    name: str
+    feed: _ReportFeed
+    lanes: Sequence[int]
+
+    def energies(self) -> list[_Energy]:
+        return [self.feed.energies[i] for i in self.lanes]
+
+    def is_never_zero(self) -> bool:
+        return self.name in ("cpu", "dram")
+
 
 class _Engine:
     """Everything known of one GPU of one machine: sources, histories, and one method per figure.
@@ -5738,7 +5710,7 @@ class _Engine:
         self.ane = _ReportFeed(self, (("ANE", "IOP State"),), _want_ane)
         self.ticks = _TicksFeed(self, "mach")
         self.clients = _ClientsFeed(self, "registry")
-        self.sensors = _Sensors(self.machine)
+        self.sensors = _Sensors(self)
         self.recoveries: int | None = None
         self.looked = 0                         # when the accelerator was last seen among the services
 
@@ -5764,16 +5736,17 @@ class _Engine:
                     raise
             clock.sleep(_STEP / _NS)
 
-    def gauge(self, name: str, read: Callable[[], Any]) -> Any:
-        """Something of this moment, not read twice within 50 ms: the getters of one poll describe one moment."""
+    def kept(self, name: str, read: Callable[[], Any], age: int = _SHORTEST) -> tuple[int, Any]:
+        """(when, what was read) of something of this moment, not read twice within 50 ms: the getters of one poll describe
+        one moment."""
         now = self.machine.clock.now()[0]
         kept = self.gauges.get(name)
-        if kept is None or not 0 <= now - kept[0] < _SHORTEST:
+        if kept is None or not 0 <= now - kept[0] < age:
             kept = self.gauges[name] = now, read()
-        return kept[1]
+        return kept
 
-    def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """A fact that does not change. That it is not there (None, NotSupported) is believed for a while."""
+    def once(self, name: str, work: Callable[[], Any], believed: type[AppleGPUError] = NVMLError_NotSupported) -> Any:
+        """A fact that does not change. That it is not there (None, or an error of a class) is believed for a while."""
         got = self.facts.get(name)
         if got is not None and not isinstance(got, _Refusal):
             return got
@@ -5784,7 +5757,7 @@ class _Engine:
             raise _twin(got.error)
         try:
             value = work()
-        except NVMLError_NotSupported as error:
+        except believed as error:
             self.facts[name] = _Refusal(error, now, got)
             raise
         self.facts[name] = _Refusal(None, now, got) if value is None else value
@@ -5795,6 +5768,27 @@ class _Engine:
         if self.is_virtual():
             return _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE, source, "a virtual machine does not see it (%s)" % detail)
         return _fail(ERROR_NOT_SUPPORTED, reason, source, detail)
+
+    def need(self, value: Any, source: str, detail: str) -> Any:
+        """The value; NotSupported when there is none."""
+        if value is None:
+            raise self.lacking(source, detail)
+        return value
+
+    @staticmethod
+    def or_none(figure: Callable[..., _Figure], *args: Any) -> Any:
+        """The value of a figure, None when it cannot be had now."""
+        try:
+            return figure(*args).value
+        except AppleGPUError:
+            return None
+
+    def sysctl(self, name: str, read: Callable[[str], Any]) -> Any:
+        """A sysctl by name; NotSupported when it is not there, or says nothing."""
+        value = read(name)
+        if not value:
+            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "sysctl %s is not there" % name)
+        return value
 
     # ---- who this is
 
@@ -5809,8 +5803,7 @@ class _Engine:
         def is_gpu(entry: Any) -> bool:
             # An M1 also has an IOServiceCompatibility node of that name, with PerformanceStatistics {vramFreeBytes}.
             registry = self.machine.registry
-            name = registry.class_name(entry)
-            if name.startswith(("AGXAccelerator", "AppleParavirtGPU")):
+            if registry.class_name(entry).startswith(("AGXAccelerator", "AppleParavirtGPU")):
                 return True
             statistics = registry.get(entry, "PerformanceStatistics")
             return isinstance(statistics, dict) and "Device Utilization %" in statistics
@@ -5844,14 +5837,11 @@ class _Engine:
         now = self.machine.clock.now()[0]
         with self.lock:
             self.clients.drop(now, REASON_RESET)
-            self.main.series.drop(now, REASON_RESET)
-            for i, energy in self.main.energies.items():
-                if "GPU" in self.main.channels[i].name:     # the other rails' energy went on
-                    energy.drop(now, REASON_RESET)
+            self.main.drop_gpu(now)
 
     def statistics(self) -> dict[str, Any]:
         """PerformanceStatistics of the accelerator; a changed recoveryCount starts the GPU's histories anew."""
-        got = self.gauge("PerformanceStatistics", lambda: self.gpu_property("PerformanceStatistics"))
+        got = self.kept("PerformanceStatistics", lambda: self.gpu_property("PerformanceStatistics"))[1]
         if not isinstance(got, dict):
             raise self.lacking("registry", "the accelerator has no PerformanceStatistics")
         count = got.get("recoveryCount")
@@ -5867,23 +5857,14 @@ class _Engine:
             raise self.lacking("registry", "PerformanceStatistics has no %s" % key)
         return value
 
+    def _text(self, name: str) -> str:
+        return str(self.sysctl(name, lambda key: self.once(key, lambda: self.machine.sysctl.text(key))))
+
     def brand(self) -> str:
         """Apple M1 Max: the CPU brand string, which a VM marks with (Virtual)."""
-        text = self.once("brand", lambda: self.machine.sysctl.text("machdep.cpu.brand_string"))
-        if text and text.startswith("VirtualApple"):       # what Rosetta tells an Intel program (PCSX2 13100)
-            text = self._model() or text
-        if not text:
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "machdep.cpu.brand_string is not there")
-        return str(text)
-
-    def text_fact(self, window: int, name: str) -> _Figure:
-        text = self.once(name, lambda: self.machine.sysctl.text(name))
-        if not text:
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "sysctl %s is not there" % name)
-        return _Figure(text, source="sysctl")
-
-    def chip(self, window: int) -> _Figure:
-        return _Figure(self.brand(), source="sysctl")
+        text = self._text("machdep.cpu.brand_string")
+        # What Rosetta tells an Intel program (PCSX2 13100).
+        return self._model() or text if text.startswith("VirtualApple") else text
 
     def _model(self) -> str:
         """What the accelerator calls itself, the chip's name; "" in a guest."""
@@ -5892,13 +5873,9 @@ class _Engine:
 
     def name(self, window: int) -> _Figure:
         """The accelerator's own model; in a guest Metal's name for it; else the chip's."""
-        model = self._model()
-        if model:
-            return _Figure(model, source="registry")
-        try:
-            name = self.metal()["name"] if self.is_virtual() else None
-        except (NVMLError_NotReady, NVMLError_NotSupported):        # a guest may have no Metal device (llama.cpp 6628)
-            name = None
+        if self._model():
+            return _Figure(self._model(), source="registry")
+        name = self.or_none(self._metal_name) if self.is_virtual() else None       # a guest may have no Metal device (llama.cpp 6628)
         return _Figure(name, source="metal") if name else self.chip(window)
 
     def uuid(self, window: int = 0) -> _Figure:
@@ -5910,29 +5887,17 @@ class _Engine:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "registry", "IOPlatformUUID cannot be read")
         return _Figure(self.once("uuid", work), source="registry")
 
-    def architecture(self, window: int) -> _Figure:
-        name = _architecture(self.machine.registry.class_name(self.accelerator()))
-        if name is None:
-            raise self.lacking("registry", "the accelerator is not an AGX one")
-        return _Figure(name, source="registry")
-
-    def registry_id(self, window: int) -> _Figure:
-        return _Figure(self.machine.registry.identity(self.accelerator()), source="registry")
-
-    def driver_version(self, window: int) -> _Figure:
+    def _driver(self) -> str:
         version = self.once("driver", lambda: self.gpu_property("IOSourceVersion"))
-        if not isinstance(version, str) or not version:
-            raise self.lacking("registry", "the accelerator has no IOSourceVersion")
-        return _Figure(version, source="registry")
+        return str(self.need(version if isinstance(version, str) and version else None, "registry", "the accelerator has no IOSourceVersion"))
 
-    def gpu_cores(self, window: int = 0) -> _Figure:
+    def _cores(self) -> int:
         """gpu-core-count; GPUConfigurationVariable counts the 80 cores of an M3 Ultra's design where 60 are enabled."""
         cores = self.once("cores", lambda: self.gpu_property("gpu-core-count"))
-        if isinstance(cores, bytes):
-            cores = _little(cores[:8])
+        cores = _little(cores[:8]) if isinstance(cores, bytes) else cores
         if not isinstance(cores, int) or cores <= 0:
             raise self.lacking("registry", "the accelerator has no gpu-core-count")
-        return _Figure(cores, source="registry")
+        return cores
 
     def dies(self, window: int = 0) -> _Figure:
         """1, or 2 on an Ultra, by the die prefixes of the energy channels, else by the chip's name."""
@@ -5949,105 +5914,101 @@ class _Engine:
             return self.machine.metal.device(self.machine.registry.identity(self.accelerator()))
         return dict(self.once("metal", work))
 
-    def metal_family(self, window: int) -> _Figure:
+    def _metal_family(self) -> str:
         """The highest Apple GPU family, "Apple7" on M1; in a guest the highest common one."""
         families = self.metal()["families"]
-        apple = [f - 1000 for f in families if 1000 < f < 2000]
-        common = [f - 3000 for f in families if 3000 < f < 4000]
-        if not apple and not common:
-            raise self.lacking("metal", "Metal names no GPU family")
-        return _Figure("Apple%d" % max(apple) if apple else "Common%d" % max(common), source="metal")
+        for name, first in (("Apple", 1000), ("Common", 3000)):
+            found = [f - first for f in families if first < f < first + 1000]
+            if found:
+                return "%s%d" % (name, max(found))
+        raise self.lacking("metal", "Metal names no GPU family")
+
+    chip = _now_from("sysctl", brand)
+    text_fact = _now_from("sysctl", _text)
+    driver_version = _now_from("registry", _driver)
+    gpu_cores = _now_from("registry", _cores)
+    metal_family = _now_from("metal", _metal_family)
+    _metal_name = _now_from("metal", lambda self: self.metal()["name"])
+    registry_id = _now_from("registry", lambda self: self.machine.registry.identity(self.accelerator()))
+    architecture = _now_from("registry", lambda self: self.need(
+        _architecture(self.machine.registry.class_name(self.accelerator())), "registry", "the accelerator is not an AGX one"))
 
     # ---- GPU use and clocks
 
-    def gpu_engines(self, window: int) -> _Figure:
+    def _engines(self) -> EngineUtilization:
         got = self.statistics()
         names = ("Device Utilization %", "Renderer Utilization %", "Tiler Utilization %")
         values = [got[name] for name in names if isinstance(got.get(name), int)]
         if len(values) < 3:
             raise self.lacking("registry", "PerformanceStatistics has no utilisation")
-        return _Figure(EngineUtilization(*values), source="registry")
+        return EngineUtilization(*values)
 
-    def gpu_states(self) -> tuple[int, tuple[str, ...]]:
-        """(lane, state names) of GPUPH."""
-        self.main.open()
-        lane = self.main.state_lane("GPUPH")
-        if lane is None:
-            raise self.lacking(self.main.source, "GPU Stats has no GPUPH channel")
-        return lane, self.main.channels[lane].states
-
-    def gpu_ratios(self, window: int) -> tuple[tuple[str, ...], list[float], _Figure]:
-        """(state names, share of each, a figure that carries span and age)."""
-        lane, states = self.gpu_states()
-        self.main.refresh(window)
+    def shares(self, feed: _ReportFeed, lane: int, window: int) -> tuple[tuple[str, ...], list[float], _Figure]:
+        """(state names, share of each, a figure that carries span and source) of a state channel."""
+        feed.refresh(window)
         with self.lock:
-            ratios, span = self.main.ratios(lane, window)
-        return states, ratios, _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
+            ratios, span = feed.ratios(lane, window)
+        return feed.channels[lane].states, ratios, _Figure(None, 0.0, span / _NS, feed.named(lane), False)
+
+    def gpu_shares(self, window: int) -> tuple[tuple[str, ...], list[float], _Figure]:
+        return self.shares(self.main, self.main.state_lanes("GPUPH")[0], window)
 
     def gpu_active(self, window: int) -> _Figure:
-        states, ratios, figure = self.gpu_ratios(window)
-        return figure._replace(value=_active(states, ratios))
+        states, ratios, figure = self.gpu_shares(window)
+        return figure.of(_active(states, ratios))
 
     def gpu_active_time(self, window: int) -> _Figure:
         """Seconds active since the driver began to count; not told while it counts nothing at all."""
-        lane, states = self.gpu_states()
-        tick = _TICK_NS.get(self.main.channels[lane].unit)
-        if tick is None:
-            raise self.lacking(self.main.named(lane), "GPUPH counts in an unknown unit")
-        self.main.refresh(window)
+        lane = self.main.state_lanes("GPUPH")[0]
+        channel = self.main.channels[lane]
+        tick = self.need(_TICK_NS.get(channel.unit), self.main.named(lane), "GPUPH counts in an unknown unit")
+        try:
+            self.shares(self.main, lane, window)
+        except NVMLError_NotReady as error:
+            if error.reason == REASON_STALE:
+                raise
         with self.lock:
-            try:
-                self.main.ratios(lane, window)
-            except NVMLError_NotReady as error:
-                if error.reason == REASON_STALE:
-                    raise
-            values = self.main.newest(lane)
-        active = sum(value for state, value in zip(states, values) if not _is_idle(state))
-        return _Figure(active * tick / _NS, 0.0, None, "ioreport:GPU Stats")
+            values = self.main.values(lane)
+        return _Figure(sum(map(mul, _awake(channel.states), values)) * tick / _NS, 0.0, None, self.main.named(lane))
 
     def gpu_utilization(self, window: int) -> _Figure:
         """GPUPH active residency, as powermetrics; the driver's own figure where that cannot be had."""
         try:
             active = self.gpu_active(window)
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady, NVMLError_OperatingSystem) as error:
-            if isinstance(error, NVMLError_NotReady) and error.reason != REASON_ABSENT:
+        except (*_LACKING, NVMLError_NotReady) as error:
+            if _is_late(error):
                 raise
             engines = self.gpu_engines(window)
-            return engines._replace(value=engines.value.device_percent)
-        return active._replace(value=int(active.value * 100 + 0.5))
-
-    def gpu_scaled(self, window: int) -> _Figure:
-        states, ratios, figure = self.gpu_ratios(window)
-        clocks = self.gpu_clocks()
-        self._known(states, ratios, clocks)
-        return figure._replace(value=_scaled(states, ratios, clocks))
+            return engines.of(engines.value.device_percent)
+        return active.of(int(active.value * 100 + 0.5))
 
     def _known(self, states: Sequence[str], ratios: Sequence[float], clocks: Sequence[int]) -> None:
         """NotSupported when it was active in states beyond the table: an unknown clock is not 0."""
         if _beyond(states, ratios, clocks):
             raise self.lacking("registry", "it ran in states that the clock table does not hold")
 
-    def gpu_residency(self, window: int) -> _Figure:
-        states, ratios, figure = self.gpu_ratios(window)
-        clocks = self.gpu_clocks(quiet=True)
-        rows = zip(states, _state_clocks(states, clocks), ratios)
-        return figure._replace(value=tuple([StateResidency(state, mhz or None, ratio) for state, mhz, ratio in rows]))
+    def gpu_scaled(self, window: int) -> _Figure:
+        states, ratios, figure = self.gpu_shares(window)
+        clocks = self.gpu_clocks()
+        self._known(states, ratios, clocks)
+        return figure.of(_scaled(states, ratios, clocks))
 
-    def device_tree(self, name: str) -> Any:
-        """A device-tree node, kept."""
-        found = self.once("node " + name, lambda: (self.machine.registry.named(name) or [None])[0])
-        if found is None:
-            raise self.lacking("registry", "there is no %s node" % name)
-        return found
+    def gpu_residency(self, window: int) -> _Figure:
+        states, ratios, figure = self.gpu_shares(window)
+        try:
+            clocks = self.gpu_clocks()
+        except NVMLError_NotSupported:
+            clocks = ()
+        rows = zip(states, _state_clocks(states, clocks), ratios)
+        return figure.of(tuple([StateResidency(state, mhz or None, ratio) for state, mhz, ratio in rows]))
 
     def _bytes(self, node: str, key: str) -> bytes:
-        try:
-            value = self.machine.registry.get(self.device_tree(node), key)
-        except NVMLError_NotSupported:
-            value = None
+        """A property of a device-tree node, b"" when there is none."""
+        entry = self.once("node " + node, lambda: (self.machine.registry.named(node) or [None])[0])
+        value = self.machine.registry.get(entry, key) if entry is not None else None
         return value if isinstance(value, bytes) else b""
 
-    def gpu_clocks(self, quiet: bool = False) -> tuple[int, ...]:
+    def gpu_clocks(self) -> tuple[int, ...]:
         """MHz per P-state. pmgr voltage-states9, else the sgx table, else voltage-states14 (M2 Max on macOS 13.6)."""
         def work() -> tuple[int, ...]:
             for table in (self._bytes("pmgr", "voltage-states9"), None, self._bytes("pmgr", "voltage-states14")):
@@ -6055,179 +6016,141 @@ class _Engine:
                 if max(clocks, default=0) > 0:
                     return clocks
             raise self.lacking("registry", "no GPU clock table in pmgr or sgx")
-        try:
-            return tuple(self.once("gpu clocks", work))
-        except NVMLError_NotSupported:
-            if quiet:
-                return ()
-            raise
+        return tuple(self.once("gpu clocks", work))
 
     def _sgx_table(self) -> tuple[int, ...]:
         count, tables = _little(self._bytes("sgx", "perf-state-count")), _little(self._bytes("sgx", "perf-state-table-count"))
         return _sgx_clocks(self._bytes("sgx", "perf-states"), count, tables or 1)
 
-    def gpu_clock(self, window: int) -> _Figure:
+    def _mean_clock(self, shares: tuple[tuple[str, ...], list[float], _Figure], clocks: Sequence[int], reason: str,
+                    detail: str | None = None) -> _Figure:
         """Mean requested clock while active; the hardware may run lower when it is throttled (macmon 78)."""
-        clocks = self.gpu_clocks()
-        states, ratios, figure = self.gpu_ratios(window)
+        states, ratios, figure = shares
         self._known(states, ratios, clocks)
         mean = _mean_clock(states, ratios, clocks)
         if mean is None:
-            raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP, figure.source)
-        return figure._replace(value=int(mean + 0.5))
+            raise _fail(ERROR_NO_DATA, reason, figure.source, detail)
+        return figure.of(int(mean + 0.5))
 
-    def gpu_max_clock(self, window: int) -> _Figure:
-        return _Figure(max(self.gpu_clocks()), source="registry")
+    def gpu_clock(self, window: int) -> _Figure:
+        clocks = self.gpu_clocks()
+        return self._mean_clock(self.gpu_shares(window), clocks, REASON_GPU_ASLEEP)
 
-    def gpu_supported_clocks(self, window: int) -> _Figure:
-        return _Figure(tuple(sorted({mhz for mhz in self.gpu_clocks() if mhz})), source="registry")
-
-    def gpu_flops(self, window: int) -> _Figure:
-        return _Figure(_peak_flops(self.gpu_cores().value, max(self.gpu_clocks())), source="registry")
-
-    def gpu_recoveries(self, window: int) -> _Figure:
-        return _Figure(self._statistic("recoveryCount"), source="registry")
+    gpu_engines = _now_from("registry", _engines)
+    gpu_max_clock = _now_from("registry", lambda self: max(self.gpu_clocks()))
+    gpu_supported_clocks = _now_from("registry", lambda self: tuple(sorted({mhz for mhz in self.gpu_clocks() if mhz})))
+    gpu_flops = _now_from("registry", lambda self: _peak_flops(self._cores(), max(self.gpu_clocks())))
+    gpu_recoveries = _now_from("registry", lambda self: self._statistic("recoveryCount"))
 
     def throttle(self, window: int) -> _Figure:
         """CLTM, PPM and thermal pressure; at least one of them is known."""
-        cltm, figure = self._limited_if_told("GPU_CLTM", window)
-        ppm, _ = self._limited_if_told("GPU_PPM", window)
-        try:
-            pressure = self.thermal_pressure(window).value
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem, NVMLError_NoData):
-            pressure = None
-        if cltm is None and ppm is None and pressure is None:
+        cltm, ppm = self._limit("GPU_CLTM", window), self._limit("GPU_PPM", window)
+        pressure = self.or_none(self.thermal_pressure, window)
+        if cltm.value is None and ppm.value is None and pressure is None:
             raise self.lacking("ioreport:GPU Stats", "neither CLTM, PPM nor thermal pressure can be read")
-        return figure._replace(value=ThrottleState(cltm, ppm, pressure))
+        return cltm.of(ThrottleState(cltm.value, ppm.value, pressure))
 
-    def _limited_if_told(self, name: str, window: int) -> tuple[float | None, _Figure]:
+    def _limit(self, name: str, window: int) -> _Figure:
+        """GPU_CLTM or GPU_PPM: share not in NO_CLTM, or the mean of percent states; None where it is not told."""
         try:
-            return self._limited(name, window)
+            states, ratios, figure = self.shares(self.main, self.main.state_lanes(name)[0], window)
         except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady) as error:
-            if error.value == ERROR_NOT_READY and error.reason != REASON_ABSENT:
+            if _is_late(error):
                 raise
-            return None, _Figure(None)
-
-    def _limited(self, name: str, window: int) -> tuple[float | None, _Figure]:
-        """(figure of GPU_CLTM or GPU_PPM or None, its span): share not in NO_CLTM, or the mean of percent states."""
-        self.main.open()
-        lane = self.main.state_lane(name)
-        if lane is None:
-            return None, _Figure(None)
-        states = self.main.channels[lane].states
-        self.main.refresh(window)
-        with self.lock:
-            ratios, span = self.main.ratios(lane, window)
-        return _limit_figure(name, states, ratios), _Figure(None, 0.0, span / _NS, "ioreport:GPU Stats")
+            return _Figure(None)
+        return figure.of(_limit_figure(name, states, ratios))
 
     # ---- energy and power
 
-    def rail(self, rail: str) -> tuple[_ReportFeed, list[int]]:
-        """(feed, lanes) of a rail: the preferred channels, one per die, decided once."""
-        def work() -> tuple[_ReportFeed, list[int]]:
+    def rail(self, name: str) -> _Rail:
+        """The channels of a rail, decided once."""
+        def work() -> _Rail:
             for feed in (self.main, self.pmp):
                 try:
-                    lanes = self._rail_lanes(feed, rail)
+                    feed.open()
                 except NVMLError_NotSupported:
-                    lanes = []
-                if lanes:
-                    return feed, lanes
+                    continue
+                if feed.rail_lanes(name):
+                    return _Rail(name, feed, feed.rail_lanes(name))
             self.main.open()        # says why where that is the reason
-            raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % rail)
-        feed, lanes = self.once("rail " + rail, work)
-        return feed, lanes
+            raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % name)
+        rail: _Rail = self.once("rail " + name, work)
+        return rail
 
-    def _rail_lanes(self, feed: _ReportFeed, rail: str) -> list[int]:
-        """The preferred ones of a rail's lanes."""
-        feed.open()
-        listed = [(i, feed.channels[i]) for i in feed.rail_lanes(rail)]
-        ranked = [(_rail_of(c.group, c.subgroup, c.name), i) for i, c in listed]
-        best = min((got[1] for got, _ in ranked if got is not None), default=None)
-        return [i for got, i in ranked if got is not None and got[1] == best]
+    def rail_power(self, window: int, name: str) -> _Figure:
+        return self._power(self.rail(name), window)
 
-    def rail_power(self, window: int, rail: str) -> _Figure:
-        """Mean power of a rail in mW: the sum of its dies, each over its own publications."""
-        feed, lanes = self.rail(rail)
-        feed.refresh(window)
-        busy = rail == "gpu" and self._stands(feed, lanes, window) and self._gpu_busy(window)
+    def rail_energy(self, window: int, name: str) -> _Figure:
+        return self._energy(self.rail(name))
+
+    def _power(self, rail: _Rail, window: int) -> _Figure:
+        """Mean power in mW: the sum of the dies, each over its own publications."""
+        rail.feed.refresh(window)
+        busy = rail.name == "gpu" and self._stands(rail, window) and (self.or_none(self.gpu_active, window) or 0.0) >= _BUSY
         with self.lock:
-            return self._sum_power(feed, lanes, window, rail, rail, busy)
+            energies = rail.energies()
+            changes = self._all_told(rail, [self._lane_change(rail, e, window, busy) for e in energies])
+            mw = sum(change * e.scale[0] / e.scale[1] / span for e, (change, span) in zip(energies, changes)) * _NS
+            return _Figure(int(mw + 0.5), max(e.age() for e in energies) / _NS, max(span for _, span in changes) / _NS,
+                           rail.feed.named(rail.lanes[0]), any(e.batched and not e.usable for e in energies))
 
-    def _stands(self, feed: _ReportFeed, lanes: Sequence[int], window: int) -> bool:
+    def _energy(self, rail: _Rail) -> _Figure:
+        """The published count in mJ; never extrapolated, never falling."""
+        rail.feed.refresh()
         with self.lock:
-            return any([feed.energies[i].change(window)[0] == 0 for i in lanes])        # a reason begins with a letter
+            energies = rail.energies()
+            dead = [REASON_FROZEN for e in energies if self._is_dead(rail, e)]
+            totals = self._all_told(rail, [*[e.total() for e in energies], *dead])
+            millijoules = sum(total * e.scale[0] // e.scale[1] for e, (total, _) in zip(energies, totals))
+            return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, rail.feed.named(rail.lanes[0]))
 
-    def _gpu_busy(self, window: int) -> bool:
-        try:
-            return bool(self.gpu_active(window).value >= _BUSY)
-        except AppleGPUError:
-            return False
+    def _stands(self, rail: _Rail, window: int) -> bool:
+        with self.lock:
+            return any([e.change(window)[0] == 0 for e in rail.energies()])     # a reason begins with a letter
 
-    def _group_alive(self, feed: _ReportFeed, window: int) -> bool:
-        """True when the rail of this feed that is never zero (CPU, or DRAM in PMP) shows energy."""
-        lanes = feed.rail_lanes("cpu" if feed is self.main else "dram")
-        changes = [feed.energies[i].change(window) for i in lanes]
-        return bool(changes) and all(not isinstance(c, str) and c[0] > 0 for c in changes)
+    def _witnesses(self, feed: _ReportFeed) -> list[_Energy]:
+        """The channels of this feed's rail that is never zero: CPU, or DRAM in PMP."""
+        return [feed.energies[i] for i in feed.rail_lanes("cpu" if feed is self.main else "dram")]
 
-    def _sum_power(self, feed: _ReportFeed, lanes: Sequence[int], window: int, what: str, rail: str = "",
-                   busy: bool = False) -> _Figure:
-        energies = [feed.energies[i] for i in lanes]
-        changes = [self._lane_change(feed, e, window, rail in ("cpu", "dram"), busy) for e in energies]
-        reasons = [c for c in changes if isinstance(c, str)]
-        if reasons:
-            raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), what)
-        mw = sum(c[0] * e.scale[0] / e.scale[1] / c[1] for e, c in zip(energies, changes) if not isinstance(c, str)) * _NS
-        return _Figure(int(mw + 0.5), max(e.age() for e in energies) / _NS,
-                       max(c[1] for c in changes if not isinstance(c, str)) / _NS, feed.named(lanes[0]),
-                       any(e.batched and not e.usable for e in energies))
+    def _is_dead(self, rail: _Rail, energy: _Energy) -> bool:
+        """True for a zero since boot that cannot be: of a rail that is never zero, or beside a witness that shows nothing either."""
+        return energy.value == 0 and energy.batched and (
+            rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))
 
-    def _lane_change(self, feed: _ReportFeed, energy: _Energy, window: int, never: bool, busy: bool) -> tuple[int, int] | str:
-        """The change of a channel, or why there is none. A zero is one where it can be: not on a rail that is `never` zero,
+    def _lane_change(self, rail: _Rail, energy: _Energy, window: int, busy: bool) -> tuple[int, int] | str:
+        """The change of a channel, or why there is none. A zero is one where it can be: not on a rail that is never zero,
         nor in a group whose such rail shows nothing, nor on a `busy` GPU."""
-        if energy.value == 0 and energy.batched and (never or not self._ever_alive(feed)):
-            return REASON_FROZEN        # since boot
+        if self._is_dead(rail, energy):
+            return REASON_FROZEN
         change = energy.change(window)
         if isinstance(change, str) or change[0] > 0:
             return change
-        if never or busy or energy.batched and not self._group_alive(feed, window):
+        if rail.is_never_zero() or busy or energy.batched and not self._group_alive(rail.feed, window):
             return REASON_FIRST if change[1] < _SURE else REASON_FROZEN
         return change
 
-    @staticmethod
-    def _no_power(source: str, energies: Sequence[_Energy], reason: str, what: str) -> AppleGPUError:
-        age = max(e.age() for e in energies) / _NS
+    def _group_alive(self, feed: _ReportFeed, window: int) -> bool:
+        changes = [e.change(window) for e in self._witnesses(feed)]
+        return bool(changes) and all(not isinstance(c, str) and c[0] > 0 for c in changes)
+
+    def _all_told(self, rail: _Rail, parts: Sequence[tuple[int, int] | str]) -> list[tuple[int, int]]:
+        """The parts of a rail, or NotReady with their worst reason: never a partial sum."""
+        told = [part for part in parts if not isinstance(part, str)]
+        if len(told) == len(parts):
+            return told
+        reasons, energies = [part for part in parts if isinstance(part, str)], rail.energies()
+        reason = min(reasons, key=_BADNESS.index)
+        detail = "%s: %s; its last publication is %.1f s old" % (rail.name, _ADVICE[reason], max(e.age() for e in energies) / _NS)
         apart = max((e.points[-1][0] - e.points[-2][0] for e in energies if len(e.points) > 1), default=0) / _NS
-        detail = "%s: %s; its last publication is %.1f s old" % (what, _ADVICE[reason], age)
         if apart:
             detail += ", the one before came %.1f s earlier" % apart
-        return _not_ready(reason, source, detail, max(e.began for e in energies), max(e.lapse for e in energies))
+        raise _not_ready(reason, rail.feed.named(rail.lanes[0]), detail, max(e.began for e in energies), max(e.lapse for e in energies))
 
-    def rail_energy(self, window: int, rail: str) -> _Figure:
-        """The published count of a rail in mJ; never extrapolated, never falling."""
-        feed, lanes = self.rail(rail)
-        feed.refresh()
-        with self.lock:
-            dead = rail != "gpu" and any(feed.energies[i].value == 0 for i in lanes) and (
-                rail in ("cpu", "dram") or not self._ever_alive(feed))
-            return self._sum_energy(feed, lanes, rail, dead)
-
-    def _sum_energy(self, feed: _ReportFeed, lanes: Sequence[int], what: str, dead: bool) -> _Figure:
-        energies = [feed.energies[i] for i in lanes]
-        totals = [e.total() for e in energies]
-        reasons = [t for t in totals if isinstance(t, str)] + ([REASON_FROZEN] if dead else [])
-        if reasons:
-            raise self._no_power(feed.named(lanes[0]), energies, _worst(reasons), what)
-        millijoules = sum(t[0] * e.scale[0] // e.scale[1] for e, t in zip(energies, totals) if not isinstance(t, str))
-        return _Figure(millijoules, max(e.age() for e in energies) / _NS, None, feed.named(lanes[0]))
-
-    def _ever_alive(self, feed: _ReportFeed) -> bool:
-        return any(feed.energies[i].value for i in feed.rail_lanes("cpu" if feed is self.main else "dram"))
-
-    def rail_points(self, rail: str) -> list[list[tuple[int, float]]]:
+    def rail_points(self, name: str) -> list[list[tuple[int, float]]]:
         """(clock, mJ) of the publications kept of each channel, oldest first; [] when one of them tells nothing."""
-        feed, lanes = self.rail(rail)
+        energies = self.rail(name).energies()
         with self.lock:
-            points = [feed.energies[i].published() for i in lanes]
+            points = [e.published() for e in energies]
         return points if all(points) else []        # never one die beside another
 
     def gpu_power(self, window: int) -> _Figure:
@@ -6237,18 +6160,20 @@ class _Engine:
         except AppleGPUError as error:
             if error.reason in (REASON_FIRST, REASON_SLEPT, REASON_RESET, REASON_SLOW):
                 raise
-            value = self.gauge("FilteredGPUPower", lambda: self.gpu_property("FilteredGPUPower"))
+            _, value = self.kept("FilteredGPUPower", lambda: self.gpu_property("FilteredGPUPower"))
             if not isinstance(value, int) or value < 0:
                 raise
             return _Figure(value, 0.0, None, "registry:FilteredGPUPower")
 
-    def gpu_power_limit(self, window: int) -> _Figure:
+    def _power_cap(self) -> int:
         value = self.gpu_property("MaxGPUAbsolutePower")
         if not isinstance(value, int):
             raise self.lacking("registry", "the accelerator has no MaxGPUAbsolutePower")
         if value < 0:
             raise _fail(ERROR_NO_DATA, REASON_NO_LIMIT, "registry", "no GPU power cap is set")
-        return _Figure(value, source="registry")
+        return value
+
+    gpu_power_limit = _now_from("registry", _power_cap)
 
     def ane_power(self, window: int) -> _Figure:
         """ANE rail; 0 beside visible activity is a dead counter (M5 and macOS 27 betas, mactop)."""
@@ -6260,20 +6185,16 @@ class _Engine:
 
     def _ane_seen(self, window: int) -> bool:
         """Activity by a way other than power, without opening a subscription for it."""
-        ways = [w for w, feed in ((self._ane_floor, self.pmp), (self._ane_iop, self.ane)) if feed.subscription is not None]
-        for way in ways:
-            try:
-                return bool(way(window).value.percent > 0)
-            except AppleGPUError:
-                continue
-        try:
-            return bool(self.ane_state(window).value.power_state > 0)
-        except AppleGPUError:
-            return False
+        ways = [way for way, feed in ((self._ane_floor, self.pmp), (self._ane_iop, self.ane)) if feed.subscription is not None]
+        for way in (*ways, self._ane_on):
+            use = self.or_none(way, window)
+            if use is not None:
+                return bool(use.percent > 0)
+        return False
 
     def package_power(self, window: int) -> _Figure:
         """CPU + GPU + ANE, all three or none: the sum of means over different spans."""
-        for feed in dict.fromkeys(self.rail(rail)[0] for rail in ("cpu", "ane")):
+        for feed in dict.fromkeys(self.rail(rail).feed for rail in ("cpu", "ane")):
             feed.refresh(window)        # both baselines before one of them is waited for
         parts = [self.rail_power(window, "cpu"), self.gpu_power(window), self.ane_power(window)]
         return _Figure(sum(p.value for p in parts), max(p.age_s or 0.0 for p in parts),
@@ -6281,40 +6202,39 @@ class _Engine:
 
     def system_power(self, window: int) -> _Figure:
         """Whole machine: SMC PSTR as it is."""
-        now = self.machine.clock.now()[0]
-        watts = self.sensors.number("PSTR", now)
-        if watts is None:
-            raise self.lacking("smc", "there is no SMC key PSTR for whole-machine power")
-        return _Figure(int(watts * 1000 + 0.5), (now - self.sensors.values["PSTR"][0]) / _NS, None, "smc")
+        when, watts = self.sensors.number("PSTR")
+        self.need(watts, "smc", "there is no SMC key PSTR for whole-machine power")
+        return _Figure(int(watts * 1000 + 0.5), self._since(when), None, "smc")
+
+    def _since(self, when: int) -> float:
+        return float(self.machine.clock.now()[0] - when) / _NS
 
     # ---- heat
 
-    def _die_sensors(self, prefixes: tuple[str, ...], hid_names: Sequence[str], what: str) -> _Figure:
+    def _die_sensors(self, prefixes: tuple[str, ...], hid_names: tuple[str, ...], what: str) -> _Figure:
         """Plausible sensors: SMC by prefix, else HID services by name."""
-        now = self.machine.clock.now()[0]
-        keys, source = 0, "smc"
+        refused: AppleGPUError | None = None
+        source, keys = "smc", 0
         try:
-            when, sensors, keys = self.sensors.temperatures(prefixes, now)
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
-            (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
-            if not sensors:
-                raise
+            when, sensors, keys = self.sensors.temperatures(prefixes)
+        except _LACKING as error:
+            when, sensors, refused = 0, [], _twin(error)
         if not sensors:
-            (when, sensors), source = self._hid_sensors(hid_names, now), "hid"
-        if not sensors:
-            if keys:
-                raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
-                            "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
-            raise self.lacking("smc", "no %s temperature sensor is known here" % what)
-        return _Figure(tuple(sensors), (now - when) / _NS, None, source)
+            (when, sensors), source = self._hid_sensors(hid_names), "hid"
+        if sensors:
+            return _Figure(tuple(sensors), self._since(when), None, source)
+        if keys:
+            raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
+                        "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
+        raise _twin(refused) if refused else self.lacking("smc", "no %s temperature sensor is known here" % what)
 
-    def _hid_sensors(self, names: Sequence[str], now: int) -> tuple[int, list[TemperatureSensor]]:
+    def _hid_sensors(self, names: tuple[str, ...]) -> tuple[int, list[TemperatureSensor]]:
         try:
-            when, got = self.sensors.hid(now)
-        except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem):
-            return now, []
+            when, got = self.sensors.hid()
+        except _LACKING:
+            return 0, []
         return when, [TemperatureSensor(product, celsius) for product, _, celsius in got
-                if celsius is not None and product and product.startswith(tuple(names)) and _plausible_celsius(celsius)]
+                      if celsius is not None and product and product.startswith(names) and _plausible_celsius(celsius)]
 
     def gpu_sensors(self, window: int) -> _Figure:
         return self._die_sensors(("Tg",), ("GPU MTR Temp Sensor",), "GPU")
@@ -6329,61 +6249,52 @@ class _Engine:
 
     def gpu_temperature_max(self, window: int) -> _Figure:
         figure = self.gpu_sensors(window)
-        return figure._replace(value=max(s.celsius for s in figure.value))
+        return figure.of(max(map(itemgetter(1), figure.value)))
 
     def cpu_temperature(self, window: int) -> _Figure:
         return _mean_of(self.cpu_sensors(window))
 
-    def thermal_pressure(self, window: int) -> _Figure:
-        return _Figure(self.machine.notify.state("com.apple.system.thermalpressurelevel"), source="notify")
-
-    def fan_count(self, window: int = 0) -> _Figure:
+    def _fan_count(self) -> int:
         """FNum; a fanless Mac has none (A18 Pro, M4 Air: absent, not 0)."""
-        now = self.machine.clock.now()[0]
-        value = self.sensors.number("FNum", now)
-        return _Figure(int(value) if value is not None else 0, source="smc")
+        return int(self.sensors.number("FNum")[1] or 0)
 
-    def fan(self, window: int, index: int) -> _Figure:
-        count = self.fan_count().value
+    def _fan(self, index: int) -> Fan:
+        count = self._fan_count()
         if index >= count:
             raise _fail(ERROR_NOT_SUPPORTED if not count else ERROR_INVALID_ARGUMENT, REASON_NO_SUCH_PART, "smc",
                         "this Mac has %s" % ("no fan" if not count else "%d fan(s), numbered from 0" % count))
-        now = self.machine.clock.now()[0]
-        rpm, low, high = (self.sensors.number("F%d%s" % (index, key), now) for key in ("Ac", "Mn", "Mx"))
-        if rpm is None:
-            raise self.lacking("smc", "there is no SMC key F%dAc" % index)
-        percent = int(100 * rpm / high + 0.5) if high else None
-        return _Figure(Fan(int(rpm + 0.5), _rounded(low), _rounded(high), percent), source="smc")
+        rpm, low, high = (self.sensors.number("F%d%s" % (index, key))[1] for key in ("Ac", "Mn", "Mx"))
+        self.need(rpm, "smc", "there is no SMC key F%dAc" % index)
+        return Fan(int(rpm + 0.5), _rounded(low), _rounded(high), int(100 * rpm / high + 0.5) if high else None)
 
-    def fan_speed(self, window: int, index: int) -> _Figure:
-        figure = self.fan(window, index)
-        if figure.value.percent is None:
-            raise self.lacking("smc", "fan %d tells no maximum" % index)
-        return figure._replace(value=figure.value.percent)
-
-    def fans(self, window: int) -> _Figure:
-        return _Figure(tuple(self.fan(window, i).value for i in range(self.fan_count().value)), source="smc")
+    thermal_pressure = _now_from("notify", lambda self: self.machine.notify.state("com.apple.system.thermalpressurelevel"))
+    fan_count = _now_from("smc", _fan_count)
+    fan = _now_from("smc", _fan)
+    fan_speed = _now_from("smc", lambda self, index: self.need(self._fan(index).percent, "smc", "fan %d tells no maximum" % index))
+    fans = _now_from("smc", lambda self: tuple(map(self._fan, range(self._fan_count()))))
 
     # ---- memory
 
-    def memory_wired(self, window: int) -> _Figure:
+    def _wired(self) -> int:
         """The limit in bytes; NoData when it is 0, the default. Until macOS 13 it had another name, and counted bytes."""
         for name, unit in (("iogpu.wired_limit_mb", 1 << 20), ("debug.iogpu.wired_limit", 1)):
             value = self.machine.sysctl.number(name)
             if value is not None:
                 if value <= 0:
                     raise _fail(ERROR_NO_DATA, REASON_NO_LIMIT, "sysctl", "%s is 0: the driver's default holds" % name)
-                return _Figure(value * unit, source="sysctl")
+                return int(value * unit)
         raise self.lacking("sysctl", "iogpu.wired_limit_mb is not there", REASON_MACOS)
 
-    def memory_limit(self, window: int) -> _Figure:
+    def _working_set(self) -> int:
         def work() -> Any:
             value = self.metal()["recommendedMaxWorkingSetSize"]
             if not value:
                 self.facts.pop("metal", None)       # a device that names none is asked once more when this is
-                raise self.lacking("metal", "Metal names no recommendedMaxWorkingSetSize")
-            return value
-        return _Figure(self.once("metal limit", work), source="metal")
+            return self.need(value or None, "metal", "Metal names no recommendedMaxWorkingSetSize")
+        return int(self.once("metal limit", work))
+
+    memory_wired = _now_from("sysctl", _wired)
+    memory_limit = _now_from("metal", _working_set)
 
     def memory_total(self, window: int = 0) -> _Figure:
         """What the GPU may use: the wired limit when one is set, else Metal's; never a share of RAM."""
@@ -6392,165 +6303,147 @@ class _Engine:
         except (NVMLError_NoData, NVMLError_NotSupported):
             return self.memory_limit(window)
 
-    def memory_used(self, window: int = 0) -> _Figure:
-        return _Figure(self._statistic("In use system memory"), source="registry")
+    def _total_and_used(self) -> tuple[int, int]:
+        return self.memory_total().value, self._statistic("In use system memory")
 
-    def memory_free(self, window: int) -> _Figure:
-        return _Figure(max(0, self.memory_total().value - self.memory_used().value), source="registry")
+    def _free(self) -> int:
+        total, used = self._total_and_used()
+        return max(0, total - used)
 
-    def memory_allocated(self, window: int) -> _Figure:
-        return _Figure(self._statistic("Alloc system memory"), source="registry")
+    def _percent_used(self) -> int:
+        total, used = self._total_and_used()
+        return min(100, (100 * used + total // 2) // total)
 
-    def memory_utilization(self, window: int) -> _Figure:
-        total = self.memory_total().value
-        return _Figure(min(100, (100 * self.memory_used().value + total // 2) // total), source="registry")
+    def _headroom(self) -> Headroom:
+        available, (limit, used) = self._memory().available_bytes, self._total_and_used()
+        return Headroom(max(0, min(available, limit - used)), available, limit, used)
 
-    def memory_headroom(self, window: int) -> _Figure:
-        available = self.memory_info(window).value.available_bytes
-        limit, used = self.memory_total().value, self.memory_used().value
-        return _Figure(Headroom(max(0, min(available, limit - used)), available, limit, used), source="registry")
-
-    def memory_info(self, window: int) -> _Figure:
+    def _memory(self) -> MemoryInfo:
         """The kernel refreshes it at most a few times a second for everybody (xnu host.c)."""
-        total = self.once("memsize", lambda: self.machine.sysctl.number("hw.memsize"))
-        if not total:
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "hw.memsize is not there")
+        total = self.sysctl("hw.memsize", lambda name: self.once(name, lambda: self.machine.sysctl.number(name)))
         mach = self.machine.mach
-        return _Figure(self.gauge("memory", lambda: _memory_info(mach.vm_statistics(), mach.page_size(), total)), source="mach")
+        info: MemoryInfo = self.kept("memory", lambda: _memory_info(mach.vm_statistics(), mach.page_size(), total))[1]
+        return info
 
-    def swap(self, window: int) -> _Figure:
-        data = self.machine.sysctl.raw("vm.swapusage")
-        if data is None or len(data) < 24:
-            raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "vm.swapusage is not there")
-        return _Figure(_swap_info(data), source="sysctl")
-
-    def memory_pressure(self, window: int) -> _Figure:
+    def _pressure(self) -> MemoryPressure:
         level = self.machine.sysctl.number("kern.memorystatus_vm_pressure_level")
         available = self.machine.sysctl.number("kern.memorystatus_level")
         if level not in MEMORY_PRESSURE or available is None:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "kern.memorystatus_vm_pressure_level is not there")
-        return _Figure(MemoryPressure(MEMORY_PRESSURE[level], available), source="sysctl")
+        return MemoryPressure(MEMORY_PRESSURE[level], available)
 
     def _memory_system(self) -> tuple[float, int, str]:
-        row = _memory_system(self.brand(), self.gpu_cores().value)
-        if row is None:
-            raise self.lacking("chips", "the memory system of %s is not known" % self.brand())
+        row: tuple[float, int, str] = self.need(
+            _memory_system(self.brand(), self._cores()), "chips", "the memory system of %s is not known" % self.brand())
         return row
 
-    def memory_max_bandwidth(self, window: int) -> _Figure:
-        return _Figure(self._memory_system()[0] * 1e9, source="chips")
-
-    def memory_bus_width(self, window: int) -> _Figure:
-        return _Figure(self._memory_system()[1], source="chips")
-
-    def memory_type(self, window: int) -> _Figure:
-        return _Figure(self._memory_system()[2], source="chips")
+    memory_used = _now_from("registry", lambda self: self._statistic("In use system memory"))
+    memory_allocated = _now_from("registry", lambda self: self._statistic("Alloc system memory"))
+    memory_free = _now_from("registry", _free)
+    memory_utilization = _now_from("registry", _percent_used)
+    memory_headroom = _now_from("registry", _headroom)
+    memory_info = _now_from("mach", _memory)
+    memory_pressure = _now_from("sysctl", _pressure)
+    swap = _now_from("sysctl", lambda self: self.sysctl(
+        "vm.swapusage", lambda name: _swap_info(self.machine.sysctl.raw(name) or b"")))
+    memory_max_bandwidth = _now_from("chips", lambda self: self._memory_system()[0] * 1e9)
+    memory_bus_width = _now_from("chips", lambda self: self._memory_system()[1])
+    memory_type = _now_from("chips", lambda self: self._memory_system()[2])
 
     # ---- bandwidth
 
     def traffic(self, window: int, direction: str, agent: str | None = None, stems: Sequence[str] = ()) -> _Figure:
-        """Bytes per second in a direction, of all or of one agent: byte counters where there are, else histograms."""
+        """Bytes per second in a direction, of all or of one agent: AMC Stats' byte counters, PMP's histograms where it is refused."""
         stems = stems or (_AGENT_STEMS[agent] if agent else ())
-        dead = self.facts.get("amc dead")
-        if dead is None:
-            try:
-                return self._counted_traffic(self.amc, window, direction, stems)
-            except NVMLError_NotSupported as error:
-                if self.amc.subscription is not None:
-                    raise
-                dead = _twin(error)
-            except NVMLError_NotReady as error:
-                if error.reason != REASON_ABSENT or not self.amc.silent():
-                    raise
-                dead = self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
         try:
-            self.pmp.open()
-        except NVMLError_NotSupported:
-            self.facts.pop("amc dead", None)        # neither: both may be asked again
-            raise _twin(dead) from None
-        self.facts["amc dead"] = dead
-        return self._pmp_traffic(window, direction, stems, dead.reason)
+            self.once("amc", self._amc_answers)
+        except NVMLError_NotSupported as error:
+            refused = _twin(error)
+        else:
+            return self._amc_traffic(window, direction, stems)
+        return self._pmp_traffic(window, direction, stems, refused)
 
-    def _counted_traffic(self, feed: _ReportFeed, window: int, direction: str, stems: Sequence[str]) -> _Figure:
-        feed.open()
-        lanes = self._byte_lanes(feed, direction, stems)
-        if not lanes:
-            raise self.lacking(feed.source, "no byte counter for this")
-        return self._counted(feed, lanes, window, stems)
+    def _amc_traffic(self, window: int, direction: str, stems: Sequence[str]) -> _Figure:
+        try:
+            return self._counted(self.amc, window, self._byte_lanes(direction, stems), not stems)
+        except NVMLError_NotReady as error:
+            if error.reason == REASON_ABSENT and self.amc.silent():
+                self.facts.pop("amc", None)         # PMP may answer the next time
+            raise
 
-    def _counted(self, feed: _ReportFeed, lanes: Sequence[int], window: int, stems: Sequence[str]) -> _Figure:
-        """Bytes per second of byte counters; a total (stems empty) that stands is a dead counter."""
+    def _amc_answers(self) -> bool:
+        self.amc.refresh()
+        if self.amc.silent():
+            raise self.lacking(self.amc.source, "its counters hold no values", REASON_MACOS)
+        return True
+
+    def _counted(self, feed: _ReportFeed, window: int, lanes: Sequence[int], whole: bool) -> _Figure:
+        """Bytes per second of byte counters; a whole that stands is a dead counter."""
         feed.refresh(window)
         with self.lock:
-            counted = [(feed.counted(i, window), _BYTE_UNITS[feed.channels[i].unit]) for i in lanes]
-            moved, span = sum(c[0] * scale for c, scale in counted), counted[0][0][1]
-            if not moved and not stems and span >= _SURE:
+            span = feed.rated(window)[2]
+            moved = sum([feed.counted(i, window) * _BYTE_UNITS[feed.channels[i].unit] for i in lanes])
+            if not moved and whole and span >= _SURE:
                 raise feed.missing(REASON_FROZEN, "DRAM traffic")
-        return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.named(lanes[0]))
+        return _Figure(Bandwidth(moved * _NS / span, False, False), 0.0, span / _NS, feed.named(lanes[0]), False)
 
     def traffic_total(self, window: int, direction: str) -> _Figure:
         """Bytes in a direction since the driver began to count, where AMC Stats counts bytes; a flat total is not told."""
-        dead = self.facts.get("amc dead")
-        if dead is not None:
-            raise _twin(dead)
+        if "amc" in self.facts:         # else nobody has asked yet whether PMP stands in for it
+            self.once("amc", self._amc_answers)
         self.amc.open()
-        lanes = self._byte_lanes(self.amc, direction, ())
-        if not lanes:
-            raise self.lacking(self.amc.source, "no byte counter of all traffic")
+        lanes = self._byte_lanes(direction, ())
         try:
-            self._counted_traffic(self.amc, window, direction, ())
+            self._counted(self.amc, window, lanes, True)
         except NVMLError_NotReady as error:
             if error.reason == REASON_FROZEN:
                 raise
         with self.lock:
-            total = sum(self.amc.newest(i)[0] * _BYTE_UNITS[self.amc.channels[i].unit] for i in lanes)
+            total = sum(self.amc.values(i)[0] * _BYTE_UNITS[self.amc.channels[i].unit] for i in lanes)
         return _Figure(total, 0.0, None, self.amc.named(lanes[0]))
 
-    def _byte_lanes(self, feed: _ReportFeed, direction: str, stems: Sequence[str]) -> list[int]:
-        lanes: list[int] = feed.planned((direction, *stems), lambda: self._traffic_lanes(feed, direction, stems))
+    def _byte_lanes(self, direction: str, stems: Sequence[str]) -> list[int]:
+        """AMC Stats' counters of a total (stems empty) or of an agent: on the DRAM side where they are, else on the fabric side."""
+        def work() -> list[int]:
+            named = [(_traffic(c.name), i) for i, c in enumerate(self.amc.channels) if c.unit in _BYTE_UNITS]
+            mine = [(t[2], i) for t, i in named if t is not None and t[1] == direction
+                    and (_agent_matches(t[0], stems) if stems else not t[0])]
+            return [i for dram, i in mine if dram] or [i for _, i in mine]
+        lanes: list[int] = self.amc.planned((direction, *stems), work)
+        if not lanes:
+            raise self.lacking(self.amc.source, "no byte counter for this")
         return lanes
 
-    @staticmethod
-    def _traffic_lanes(feed: _ReportFeed, direction: str, stems: Sequence[str]) -> list[int]:
-        """Byte counters of a total (stems empty) or of an agent: on the DRAM side where they are, else on the fabric side."""
-        parsed = [(_traffic(c.name), i) for i, c in enumerate(feed.channels) if c.unit in _BYTE_UNITS]
-        named = [(t, i) for t, i in parsed if t is not None and t[1] == direction]
-        if not stems:
-            return [i for t, i in named if not t[0]]
-        mine = [(t, i) for t, i in named if _agent_matches(t[0], stems)]
-        dram = [i for t, i in mine if t[2]]
-        return dram or [i for t, i in mine]
-
-    def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str], why: str | None) -> _Figure:
-        simple = self.pmp.planned("bytes " + direction, lambda: [
-            i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
-            and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)])
-        if simple and not stems:
-            return self._counted(self.pmp, simple, window, stems)
-        return self._histogram_traffic(window, direction, stems, why)
-
-    def _histogram_traffic(self, window: int, direction: str, stems: Sequence[str], why: str | None) -> _Figure:
-        """From PMP residency histograms: AMCC when above its lowest bucket, else the sum of the agents. `why` AMC Stats is
-        not in use."""
-        whole, agents = self.pmp.planned((direction, *stems), lambda: self._histogram_lanes(direction, stems))
+    def _pmp_traffic(self, window: int, direction: str, stems: Sequence[str], refused: AppleGPUError) -> _Figure:
+        """From PMP: byte counters of the whole, else residency histograms. `refused` is why AMC Stats is not in use."""
+        try:
+            self.pmp.open()
+        except NVMLError_NotSupported:
+            raise _twin(refused) from None
+        simple, whole, agents = self.pmp.planned((direction, *stems), lambda: self._pmp_lanes(direction, stems))
+        if simple:
+            return self._counted(self.pmp, window, simple, True)
         if whole or agents:
             return self._histograms(window, whole, agents)
         listed = any(_traffic(c.name) and not _agent_matches(c.name.split(" ")[0], ("AMCC",)) for c in self.pmp.channels)
         raise self.lacking("ioreport:AMC Stats", "AMC Stats gives no byte counters here, and PMP has no histogram for this",
-                           REASON_MACOS if why == REASON_MACOS and not listed else REASON_CHIP)
+                           REASON_MACOS if refused.reason == REASON_MACOS and not listed else REASON_CHIP)
 
-    def _histogram_lanes(self, direction: str, stems: Sequence[str]) -> tuple[list[int], list[int]]:
-        """(lanes of the whole controller, lanes of the agents), DRAM side first; ([], []) when there are none."""
+    def _pmp_lanes(self, direction: str, stems: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
+        """(byte counters of the whole, histograms of the whole controller, of the agents), DRAM side first; [] where there are none."""
+        simple = [i for i, c in enumerate(self.pmp.channels) if not stems and c.subgroup in ("DRAM BW", "DRAM Bandwidth")
+                  and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)]
         for subgroup in ("DCS BW", "AF BW"):
             parsed = [(_traffic(c.name), i) for i, c in enumerate(self.pmp.channels) if c.subgroup == subgroup and c.states]
             named = [(t[0], i) for t, i in parsed if t is not None and t[1] == direction]
             whole = [i for unit, i in named if _agent_matches(unit, ("AMCC",))]
             agents = [i for unit, i in named if i not in whole and (not stems or _agent_matches(unit, stems))]
             if agents or (whole and not stems):
-                return ([] if stems else whole), agents
-        return [], []
+                return simple, ([] if stems else whole), agents
+        return simple, [], []
 
     def _histograms(self, window: int, whole: Sequence[int], agents: Sequence[int]) -> _Figure:
+        """AMCC when above its lowest bucket, else the sum of the agents."""
         self.pmp.refresh(window)
         with self.lock:
             lanes, read = whole, [self.pmp.histogram(i, window) for i in whole]
@@ -6563,13 +6456,16 @@ class _Engine:
         value = Bandwidth(sum(one[0] for one in read), True, any(one[1] for one in read))
         return _Figure(value, 0.0, max(one[3] for one in read) / _NS, self.pmp.named(lanes[0]), True)
 
-    def ane_bandwidth(self, window: int) -> _Figure:
-        return self._both_ways(window, _AGENT_STEMS["ane"])
-
     def _both_ways(self, window: int, stems: Sequence[str]) -> _Figure:
         read, write = self.traffic(window, "RD", None, stems), self.traffic(window, "WR", None, stems)
         a, b = read.value, write.value
-        return read._replace(value=Bandwidth(a.bytes_per_s + b.bytes_per_s, a.estimated or b.estimated, a.saturated or b.saturated))
+        return read.of(Bandwidth(a.bytes_per_s + b.bytes_per_s, a.estimated or b.estimated, a.saturated or b.saturated))
+
+    def ane_bandwidth(self, window: int) -> _Figure:
+        return self._both_ways(window, _AGENT_STEMS["ane"])
+
+    def engine_bandwidth(self, window: int, engine: str) -> _Figure:
+        return self._both_ways(window, _ENGINE_STEMS[engine])
 
     # ---- Neural Engine and video engines
 
@@ -6579,65 +6475,51 @@ class _Engine:
             try:
                 return way(window)
             except (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_NotReady) as error:
-                if error.value == ERROR_NOT_READY and (error.reason != REASON_ABSENT or way == self._ane_watts):
+                if _is_late(error) or error.value == ERROR_NOT_READY and way == self._ane_watts:
                     raise
         raise self.lacking("ioreport", "nothing tells of the ANE's activity")
 
     def _ane_share(self, feed: _ReportFeed, channel: str, idle: Callable[[str], bool], method: str, window: int) -> _Figure:
         """Share of time outside idle states, of the busiest die."""
-        feed.open()
-        lanes = feed.state_lanes(channel)
-        if not lanes:
-            raise self.lacking(feed.source, "no %s channel" % channel)
-        feed.refresh(window)
-        with self.lock:
-            read = [(feed.channels[i].states, *feed.ratios(i, window)) for i in lanes]
-        active = max(sum(r for s, r in zip(states, ratios) if not idle(s)) for states, ratios, _ in read)
-        return _Figure(AneUtilization(min(100, int(100 * active + 0.5)), method), 0.0, max(span for _, _, span in read) / _NS,
-                       feed.named(lanes[0]), True)
+        read = [self.shares(feed, i, window) for i in feed.state_lanes(channel)]
+        active = max(sum(r for s, r in zip(states, ratios) if not idle(s.strip())) for states, ratios, _ in read)
+        return read[0][2].of(AneUtilization(min(100, int(100 * active + 0.5)), method), True)
 
     def _ane_floor(self, window: int) -> _Figure:
-        return self._ane_share(self.pmp, "ANE-AF-BW", lambda s: s.strip() == "VMIN", ANE_METHOD_FLOOR, window)
+        return self._ane_share(self.pmp, "ANE-AF-BW", "VMIN".__eq__, ANE_METHOD_FLOOR, window)
 
     def _ane_iop(self, window: int) -> _Figure:
-        return self._ane_share(self.ane, "status", lambda s: s.strip() != "Running", ANE_METHOD_IOP, window)
+        return self._ane_share(self.ane, "status", "Running".__ne__, ANE_METHOD_IOP, window)
 
     def _ane_on(self, window: int) -> _Figure:
-        on = self.ane_state(window).value.power_state > 0
-        return _Figure(AneUtilization(100 if on else 0, ANE_METHOD_POWER_STATE), source="registry", estimated=True)
+        percent = 100 if self._ane_power_state().power_state > 0 else 0
+        return _Figure(AneUtilization(percent, ANE_METHOD_POWER_STATE), None, None, "registry", True)
 
     def _ane_watts(self, window: int) -> _Figure:
         power = self.rail_power(window, "ane")
         percent = int(power.value / 10 / (_ANE_WATTS * self.dies().value) + 0.5)
-        return power._replace(value=AneUtilization(min(100, percent), ANE_METHOD_POWER), estimated=True)
+        return power.of(AneUtilization(min(100, percent), ANE_METHOD_POWER), True)
 
-    def ane_state(self, window: int) -> _Figure:
+    def _ane_power_state(self) -> AneState:
         """IOPowerManagement of the H11ANE drivers (two on an Ultra)."""
-        def work() -> list[Any]:
-            found = [e for name in ("H11ANEIn", "H11ANE") for e in self.machine.registry.services(name)]
-            if not found:
-                raise self.lacking("registry", "there is no H11ANE driver")
-            return found
-        states = [self.machine.registry.get(e, "IOPowerManagement") for e in self.once("ane drivers", work)]
+        def work() -> list[Any] | None:
+            return [e for name in ("H11ANEIn", "H11ANE") for e in self.machine.registry.services(name)] or None
+        drivers = self.need(self.once("ane drivers", work), "registry", "there is no H11ANE driver")
+        states = [self.machine.registry.get(e, "IOPowerManagement") for e in drivers]
         known = [s for s in states if isinstance(s, dict) and isinstance(s.get("CurrentPowerState"), int)]
         if not known:
             raise self.lacking("registry", "the ANE driver tells no power state")
         top = max(known, key=lambda s: s["CurrentPowerState"])
-        return _Figure(AneState(top["CurrentPowerState"], top.get("MaxPowerState", 1), len(known)), source="registry")
+        return AneState(top["CurrentPowerState"], top.get("MaxPowerState", 1), len(known))
 
-    def ane_cores(self, window: int) -> _Figure:
-        cores = _ane_cores(self.brand())
-        if cores is None or self.is_virtual():
-            raise self.lacking("chips", "the ANE of %s is not known" % self.brand())
-        return _Figure(cores, source="chips")
+    ane_state = _now_from("registry", _ane_power_state)
+    ane_cores = _now_from("chips", lambda self: self.need(
+        None if self.is_virtual() else _ane_cores(self.brand()), "chips", "the ANE of %s is not known" % self.brand()))
 
     def engine_power(self, window: int, engine: str) -> _Figure:
         if engine == "prores":
             raise self.lacking("ioreport:Energy Model", "no chip publishes an energy channel of its own for ProRes")
         return self.rail_power(window, engine)
-
-    def engine_bandwidth(self, window: int, engine: str) -> _Figure:
-        return self._both_ways(window, _ENGINE_STEMS[engine])
 
     def engine_utilization(self, window: int, engine: str) -> _Figure:
         """Share of time above the lowest bucket, or traffic of an assumed full 7 GB/s: tells idle from busy, no more."""
@@ -6646,14 +6528,13 @@ class _Engine:
             busy, method = self._above_floor(window, _ENGINE_STEMS[engine]), "histogram"
         else:
             busy, method = figure.value.bytes_per_s / _VPU_FULL, "bandwidth"
-        return figure._replace(value=VpuUtilization(min(100, int(busy * 100 + 0.5)), method), estimated=True)
+        return figure.of(VpuUtilization(min(100, int(busy * 100 + 0.5)), method), True)
 
     def _above_floor(self, window: int, stems: Sequence[str]) -> float:
         """The larger share of time that reads or writes of an agent stood above their lowest bucket."""
-        lanes = [lane for way in ("RD", "WR") for lane in self._histogram_lanes(way, stems)[1]]
+        lanes = [lane for way in ("RD", "WR") for lane in self._pmp_lanes(way, stems)[2]]
         with self.lock:
-            got = [(self.pmp.buckets(i), self.pmp.ratios(i, window)[0]) for i in lanes]
-        return max(1.0 - _floor_share(buckets, ratios) for buckets, ratios in got)
+            return max(1.0 - _floor_share(self.pmp.buckets(i), self.pmp.ratios(i, window)[0]) for i in lanes)
 
     # ---- CPU
 
@@ -6667,25 +6548,26 @@ class _Engine:
 
     def _find_clusters(self) -> tuple[_Cluster, ...]:
         named = [(_cluster_state(c.name), i) for i, c in enumerate(self.main.channels) if c.group == "CPU Stats"]
-        found = [(who, i) for who, i in named if who is not None]
-        if not found:
+        lanes = [i for who, i in named if who is not None]
+        who = [found for found, _ in named if found is not None]
+        if not who:
             raise self.lacking("ioreport:CPU Stats", "no cluster channels")
-        letters = [who[1] for who, _ in found]
-        types, cpus = self._core_types(letters), self._cpus_by_cluster([who for who, _ in found])
-        tables = self._cpu_tables([who for who, _ in found])
-        energies = self._cluster_energies()
+        kinds, energies = self._kinds([letter for _, letter, _ in who]), self._cluster_energies()
         return tuple(
-            _Cluster(self.main.channels[i].name, who[1], types[who[1]], i, tables[n], energies.get(_numbered(who), ()),
-                     self._cluster_cores(letters, who[1], len(cpus[n])), cpus[n])
-            for n, (who, i) in enumerate(found))
+            _Cluster(self.main.channels[lane].name, kinds[one[1]][0], lane, clocks, energies.get(_numbered(one), ()),
+                     len(cpus) or kinds[one[1]][1], cpus)
+            for one, lane, clocks, cpus in zip(who, lanes, self._cpu_tables(who), self._cpus_by_cluster(who)))
 
     def _clusters_by_level(self) -> tuple[_Cluster, ...]:
         """Where there is no CPU Stats (a guest): one for each performance level, without clock, residency or energy."""
         levels = self._levels()
         if not levels:
             raise self.lacking("ioreport:CPU Stats", "no cluster channels")
-        every = tuple(range(len(self.machine.mach.cpu_ticks()) // 16)) if len(levels) == 1 else ()
-        return tuple(_Cluster(name, "", name, -1, (), (), count, every) for name, count in levels)
+        every = tuple(range(self._cpus())) if len(levels) == 1 else ()
+        return tuple(_Cluster(name, name, -1, (), (), count, every) for name, count in levels)
+
+    def _cpus(self) -> int:
+        return len(self.machine.mach.cpu_ticks()) // 16
 
     def _levels(self) -> list[tuple[str, int]]:
         """(name, physical CPUs) per performance level, fastest first; [] on macOS 11."""
@@ -6694,51 +6576,36 @@ class _Engine:
                   for n in range(number("hw.nperflevels") or 0)]
         return levels if all(count for _, count in levels) else []
 
-    def _core_types(self, letters: Sequence[str]) -> dict[str, str]:
-        fastest = sorted(set(letters), key=_SPEED.index)
-        levels = self._levels()
-        if len(levels) == len(fastest) and all(name for name, _ in levels):
-            return {letter: levels[n][0] for n, letter in enumerate(fastest)}
-        types = dict(_CORE_TYPES, P="Super") if "M" in fastest else _CORE_TYPES      # no names on macOS 11 and under Rosetta
-        return {letter: types[letter] for letter in fastest}
-
-    def _cluster_cores(self, letters: Sequence[str], letter: str, counted: int) -> int | None:
-        """Cores of a cluster: the device tree's CPUs, else its level's CPUs shared evenly."""
-        if counted:
-            return counted
+    def _kinds(self, letters: Sequence[str]) -> dict[str, tuple[str, int | None]]:
+        """(core type, cores where clusters share those of their level evenly) of each letter of the clusters."""
         fastest, levels = sorted(set(letters), key=_SPEED.index), self._levels()
         if len(levels) != len(fastest):
-            return None
-        total, sharers = levels[fastest.index(letter)][1], letters.count(letter)
-        return total // sharers if total % sharers == 0 else None
+            levels = [("", 0)] * len(fastest)
+        types = dict(_CORE_TYPES, P="Super") if "M" in fastest else _CORE_TYPES      # no names on macOS 11 and under Rosetta
+        named, kinds = all(name for name, _ in levels), {}
+        for letter, (name, count) in zip(fastest, levels):
+            each, rest = divmod(count, letters.count(letter))
+            kinds[letter] = name if named else types[letter], each if each and not rest else None
+        return kinds
 
     def _cpus_by_cluster(self, who: Sequence[tuple[str, str, str]]) -> list[tuple[int, ...]]:
-        """CPU indices per cluster from the cpuN nodes: logical-cpu-id, cluster-type and logical-cluster-id.
+        """CPU indices per cluster from the cpuN nodes of the device tree; () for each when those do not fit the channels.
 
-        Clusters of one letter are matched in the order of their ids. Empty tuples when the nodes do not fit the channels.
+        Clusters of one letter are matched in the order of their ids.
         """
-        nodes = self._cpu_nodes()
+        registry = self.machine.registry
         groups: dict[tuple[str, int], list[int]] = {}
-        for cpu, letter, cluster in nodes:
-            groups.setdefault((letter, cluster), []).append(cpu)
-        by_letter: dict[str, list[tuple[int, ...]]] = {}
-        for (letter, _), cpus in sorted(groups.items()):
-            by_letter.setdefault(letter, []).append(tuple(sorted(cpus)))
-        fits = all(len(by_letter.get(letter, ())) == sum(w[1] == letter for w in who) for letter in {w[1] for w in who})
-        if not nodes or not fits:
-            return [()] * len(who)
-        return [by_letter[letter].pop(0) for _, letter, _ in who]
-
-    def _cpu_nodes(self) -> list[tuple[int, str, int]]:
-        """(logical-cpu-id, cluster-type letter, logical-cluster-id) per cpuN node of the device tree."""
-        registry, nodes = self.machine.registry, []
-        for n in range(len(self.machine.mach.cpu_ticks()) // 16):
+        for n in range(self._cpus()):
             for entry in registry.named("cpu%d" % n)[:1]:
-                number, kind = registry.get(entry, "logical-cpu-id"), registry.get(entry, "cluster-type")
+                cpu, kind = registry.get(entry, "logical-cpu-id"), registry.get(entry, "cluster-type")
                 cluster = registry.get(entry, "logical-cluster-id")
-                if isinstance(number, int) and isinstance(kind, bytes) and kind[:1] and isinstance(cluster, int):
-                    nodes.append((number, kind[:1].decode("latin-1"), cluster))
-        return nodes
+                if isinstance(cpu, int) and isinstance(kind, bytes) and kind[:1] and isinstance(cluster, int):
+                    groups.setdefault((kind[:1].decode("latin-1"), cluster), []).append(cpu)
+        letters = [letter for _, letter, _ in who]
+        cpus = {letter: [tuple(sorted(groups[key])) for key in sorted(groups) if key[0] == letter] for letter in letters}
+        if any(len(cpus[letter]) != letters.count(letter) for letter in letters):
+            return [()] * len(who)
+        return [cpus[letter].pop(0) for letter in letters]
 
     def _cpu_tables(self, who: Sequence[tuple[str, str, str]]) -> list[tuple[int, ...]]:
         """Clocks per cluster: by acc-clusters where there is one (M5), else 1 for E, 5 and then 13 for P."""
@@ -6752,11 +6619,8 @@ class _Engine:
             for n, (_, letter, index) in enumerate(who):
                 second = letter == "P" and index not in ("", "0") and self._bytes("pmgr", "voltage-states13-sram")
                 numbers[n] = {"E": 1, "P": 13 if second else 5}.get(letter)
-        return [self._cpu_table(number) if number is not None else () for number in numbers]
-
-    def _cpu_table(self, number: int) -> tuple[int, ...]:
-        key = "voltage-states%d" % number
-        return _cpu_clocks(self._bytes("pmgr", key + "-sram"), self._bytes("pmgr", key))
+        keys = ["voltage-states%s" % number for number in numbers]      # no node has a voltage-statesNone
+        return [_cpu_clocks(self._bytes("pmgr", key + "-sram"), self._bytes("pmgr", key)) for key in keys]
 
     def _cluster_energies(self) -> dict[tuple[str, str, str], tuple[int, ...]]:
         """Lanes per (die, letter, index). M1 names its cores ECPU0...: where a plain ECPU exists, numbered ones are cores."""
@@ -6766,8 +6630,7 @@ class _Engine:
         plain = {(die, letter) for (die, letter, index), _ in found if not index}
         totals: dict[tuple[str, str, str], tuple[int, ...]] = {}
         for (die, letter, index), i in found:
-            accs = "ACC" in self.main.channels[i].name
-            if accs or not index or (die, letter) not in plain:
+            if "ACC" in self.main.channels[i].name or not index or (die, letter) not in plain:
                 key = _numbered((die, letter, index))
                 totals[key] = totals.get(key, ()) + (i,)
         return totals
@@ -6778,54 +6641,37 @@ class _Engine:
             raise _bad("cluster %d: this Mac has %d, numbered from 0" % (number, len(found)))
         return found[number]
 
-    def cluster_count(self, window: int) -> _Figure:
-        return _Figure(len(self.clusters()), source="ioreport:CPU Stats")
+    def _core_count(self, number: int | None) -> int:
+        if number is None:
+            return int(self.sysctl("hw.physicalcpu", self.machine.sysctl.number))
+        return int(self.need(self.cluster(number).cores, "registry", "neither cpu nodes nor performance levels tell its cores"))
 
-    def cluster_name(self, window: int, number: int) -> _Figure:
-        name = self.cluster(number).name
-        if not name:
-            raise self.lacking("sysctl", "hw.perflevel%d.name is not there" % number)
-        return _Figure(name, source="ioreport:CPU Stats")
+    def _top_clock(self, number: int | None) -> int:
+        clusters = self.clusters() if number is None else (self.cluster(number),)
+        top = max((mhz for cluster in clusters for mhz in cluster.clocks), default=0)
+        return int(self.need(top or None, "registry", "no clock table for this cluster"))
+
+    cluster_count = _now_from("ioreport:CPU Stats", lambda self: len(self.clusters()))
+    cluster_name = _now_from("ioreport:CPU Stats", lambda self, number: self.need(
+        self.cluster(number).name or None, "sysctl", "hw.perflevel%d.name is not there" % number))
+    cpu_max_clock = _now_from("registry", _top_clock)
 
     def cpu_cores(self, window: int, number: int | None) -> _Figure:
-        if number is None:
-            total = self.machine.sysctl.number("hw.physicalcpu")
-            if not total:
-                raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "sysctl", "hw.physicalcpu is not there")
-            return _Figure(total, source="sysctl")
-        cores = self.cluster(number).cores
-        if cores is None:
-            raise self.lacking("registry", "neither cpu nodes nor performance levels tell its cores")
-        return _Figure(cores, source="registry")
+        return _Figure(self._core_count(number), source="sysctl" if number is None else "registry")
 
-    def cpu_max_clock(self, window: int, number: int | None) -> _Figure:
-        tables = [c.clocks for c in self.clusters()] if number is None else [self.cluster(number).clocks]
-        top = max((mhz for table in tables for mhz in table), default=0)
-        if not top:
-            raise self.lacking("registry", "no clock table for this cluster")
-        return _Figure(top, source="registry")
-
-    def cpu_ratios(self, window: int, number: int) -> tuple[_Cluster, list[float], _Figure]:
-        cluster = self.cluster(number)
-        self.main.refresh(window)
-        if cluster.lane < 0:
-            raise self.lacking("ioreport:CPU Stats", "no residencies for %s" % cluster.name)
-        with self.lock:
-            ratios, span = self.main.ratios(cluster.lane, window)
-        return cluster, ratios, _Figure(None, 0.0, span / _NS, "ioreport:CPU Stats")
+    def cpu_shares(self, cluster: _Cluster, window: int) -> tuple[tuple[str, ...], list[float], _Figure]:
+        self.main.open()        # says why where that is the reason
+        self.need(None if cluster.lane < 0 else cluster, "ioreport:CPU Stats", "no residencies for %s" % cluster.name)
+        return self.shares(self.main, cluster.lane, window)
 
     def cpu_clock(self, window: int, number: int | None) -> _Figure:
         """Mean requested clock while active; without a cluster the fastest cluster that was awake."""
         if number is None:
             return self._fastest_clock(window)
-        cluster, ratios, figure = self.cpu_ratios(window, number)
-        if not cluster.clocks:
-            raise self.lacking("registry", "no clock table for %s" % cluster.name)
-        self._known(self.main.channels[cluster.lane].states, ratios, cluster.clocks)
-        mean = _mean_clock(self.main.channels[cluster.lane].states, ratios, cluster.clocks)
-        if mean is None:
-            raise _fail(ERROR_NO_DATA, REASON_CPU_ASLEEP, figure.source, "%s was idle for the whole interval" % cluster.name)
-        return figure._replace(value=int(mean + 0.5))
+        cluster = self.cluster(number)
+        shares = self.cpu_shares(cluster, window)
+        clocks = self.need(cluster.clocks or None, "registry", "no clock table for %s" % cluster.name)
+        return self._mean_clock(shares, clocks, REASON_CPU_ASLEEP, "%s was idle for the whole interval" % cluster.name)
 
     def _fastest_clock(self, window: int) -> _Figure:
         figures = []
@@ -6839,8 +6685,8 @@ class _Engine:
         return max(figures, key=lambda f: f.value)
 
     def cpu_active(self, window: int, number: int) -> _Figure:
-        cluster, ratios, figure = self.cpu_ratios(window, number)
-        return figure._replace(value=_active(self.main.channels[cluster.lane].states, ratios))
+        states, ratios, figure = self.cpu_shares(self.cluster(number), window)
+        return figure.of(_active(states, ratios))
 
     def cpu_utilization(self, window: int, number: int | None) -> _Figure:
         """Scheduler ticks that were not idle, in percent of the cluster's, or of all CPUs."""
@@ -6849,33 +6695,25 @@ class _Engine:
             raise self.lacking("registry", "the device tree does not tell which CPUs belong to this cluster")
         self.ticks.refresh(window)
         with self.lock:
-            old, new, span = self.ticks.interval(window)
+            old, new, span = self.ticks.rated(window)
         busy = _busy_percent(old, new, cpus)
         if busy is None:
             raise self.ticks.missing(REASON_RESET)
-        return _Figure(busy, 0.0, span / _NS, "mach")
+        return _Figure(busy, 0.0, span / _NS, "mach", False)
+
+    def _cluster_rail(self, number: int | None) -> _Rail:
+        """Energy of a cluster, or of all."""
+        if number is None:
+            return self.rail("cpu")
+        cluster = self.cluster(number)
+        self.need(cluster.energies or None, "ioreport:Energy Model", "no energy channel for %s" % cluster.name)
+        return _Rail(cluster.name, self.main, cluster.energies)
 
     def cpu_power(self, window: int, number: int | None) -> _Figure:
-        if number is None:
-            return self.rail_power(window, "cpu")
-        lanes = self._cluster_lanes(number)
-        self.main.refresh(window)
-        with self.lock:
-            return self._sum_power(self.main, lanes, window, self.cluster(number).name)
-
-    def _cluster_lanes(self, number: int) -> tuple[int, ...]:
-        cluster = self.cluster(number)
-        if not cluster.energies:
-            raise self.lacking("ioreport:Energy Model", "no energy channel for %s" % cluster.name)
-        return cluster.energies
+        return self._power(self._cluster_rail(number), window)
 
     def cpu_energy(self, window: int, number: int | None) -> _Figure:
-        if number is None:
-            return self.rail_energy(window, "cpu")
-        lanes = self._cluster_lanes(number)
-        self.main.refresh()
-        with self.lock:
-            return self._sum_energy(self.main, lanes, self.cluster(number).name, not self._ever_alive(self.main))
+        return self._energy(self._cluster_rail(number))
 
     def cpu_clusters(self, window: int) -> _Figure:
         """Every cluster with what is known of it."""
@@ -6883,18 +6721,16 @@ class _Engine:
                        source="ioreport:CPU Stats")
 
     def _cluster_row(self, window: int, number: int, cluster: _Cluster) -> CpuCluster:
+        figures: dict[str, Any] = {}
         reasons: dict[str, str] = {}
-
-        def attempt(field: str, figure: Callable[..., _Figure]) -> Any:
+        for field, figure in (("cores", self.cpu_cores), ("clock_mhz", self.cpu_clock), ("max_clock_mhz", self.cpu_max_clock),
+                              ("active_ratio", self.cpu_active), ("utilization_percent", self.cpu_utilization), ("power_mw", self.cpu_power)):
+            figures[field] = None
             try:
-                return figure(window, number).value
+                figures[field] = figure(window, number).value
             except AppleGPUError as error:
                 reasons[field] = error.reason or REASON_SOURCE_FAILED
-                return None
-        return CpuCluster(
-            cluster.name, cluster.core_type, attempt("cores", self.cpu_cores), attempt("clock_mhz", self.cpu_clock),
-            attempt("max_clock_mhz", self.cpu_max_clock), attempt("active_ratio", self.cpu_active),
-            attempt("utilization_percent", self.cpu_utilization), attempt("power_mw", self.cpu_power), reasons)
+        return CpuCluster(cluster.name, cluster.core_type, **figures, reasons=reasons)
 
     # ---- processes
 
@@ -6902,12 +6738,12 @@ class _Engine:
         """Processes with GPU clients, busiest first; percentages once there is a baseline."""
         self.clients.refresh(window)
         with self.lock:
-            newest = self.clients.newest()
-            got = self.clients.series.interval(window, _SHORTEST)
+            newest, got = self.clients.newest(), self.clients.interval(window)
         shares = _client_shares(*got) if got else {}
-        mine = self.machine.libproc.own_pid()
-        rows = [GpuProcess(pid, name, ns, shares.get(pid, 0.0) if got else None, self._footprint_or_none(pid), pid == mine)
-                for pid, (name, ns) in _client_totals(newest).items()]
+        mine, rows = self.machine.libproc.own_pid(), []
+        for pid, (name, ns) in _client_totals(newest).items():
+            memory = self.or_none(self.process_footprint, 0, pid)
+            rows.append(GpuProcess(pid, name, ns, shares.get(pid, 0.0) if got else None, memory and memory.now_bytes, pid == mine))
         rows.sort(key=lambda p: (-(p.gpu_percent or 0.0), -p.gpu_time_ns, p.pid))
         return _Figure(tuple(rows), 0.0, got[2] / _NS if got else None, "registry")
 
@@ -6915,21 +6751,15 @@ class _Engine:
         """The same, or NotReady while there is no baseline for the percentages."""
         figure = self.processes(window)
         if figure.interval_s is None:
-            raise self.clients.missing(self.clients.series.reason)
+            raise self.clients.missing(self.clients.reason)
         return figure
-
-    def _footprint_or_none(self, pid: int) -> int | None:
-        try:
-            return _footprint(self.machine.libproc.rusage(pid)).now_bytes
-        except (NVMLError_NoPermission, NVMLError_NotFound, NVMLError_NotSupported):
-            return None
 
     def process_gpu_time(self, window: int, pid: int) -> _Figure:
         self.clients.refresh()
         with self.lock:
             totals = _client_totals(self.clients.newest())
         if pid not in totals:
-            self._process_exists(pid)
+            self._short_info(pid)
             raise _fail(ERROR_NO_DATA, REASON_ABSENT, "registry", "process %d does not use the GPU" % pid)
         return _Figure(totals[pid][1], source="registry")
 
@@ -6937,38 +6767,36 @@ class _Engine:
         self.process_gpu_time(window, pid)
         self.clients.refresh(window)
         with self.lock:
-            old, new, span = self.clients.interval(window)
+            old, new, span = self.clients.rated(window)
         return _Figure(_client_shares(old, new, span).get(pid, 0.0), 0.0, span / _NS, "registry")
 
-    def _process_exists(self, pid: int) -> bytes:
+    def _short_info(self, pid: int) -> bytes:
+        """NotFound when there is no such process."""
         short = self.machine.libproc.short_info(pid)
         if short is None:
             raise _fail(ERROR_NOT_FOUND, REASON_ABSENT, "libproc", "there is no process %d" % pid)
         return bytes(short)
 
-    def process_cpu_time(self, window: int, pid: int) -> _Figure:
+    def _process_seconds(self, pid: int) -> float:
         """User + system seconds from proc_taskinfo: ticks of the hardware's clock, also under Rosetta (htop 765, psutil 2728)."""
         user, system = struct.unpack_from("<2Q", self.machine.libproc.task_info(pid), 16)
-        return _Figure((user + system) / self.machine.clock.ticks_per_second(), source="libproc")
+        return float((user + system) / self.machine.clock.ticks_per_second())
 
-    def process_energy(self, window: int, pid: int) -> _Figure:
+    def _process_energy(self, pid: int) -> int:
         rusage = self.machine.libproc.rusage(pid)
         if len(rusage) < _RUSAGE_V6:
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "libproc", "rusage_info_v6 comes with macOS 13")
-        return _Figure(struct.unpack_from("<Q", rusage, 336)[0] // 1000000, source="libproc")
+        return int(struct.unpack_from("<Q", rusage, 336)[0] // 1000000)
 
-    def process_footprint(self, window: int, pid: int) -> _Figure:
-        return _Figure(_footprint(self.machine.libproc.rusage(pid)), source="libproc")
-
-    def process_info(self, window: int, pid: int) -> _Figure:
-        return _Figure(_process_info(pid, self._process_exists(pid), self.machine.libproc.path(pid)), source="libproc")
+    process_cpu_time = _now_from("libproc", _process_seconds)
+    process_energy = _now_from("libproc", _process_energy)
+    process_footprint = _now_from("libproc", lambda self, pid: _footprint(self.machine.libproc.rusage(pid)))
+    process_info = _now_from("libproc", lambda self, pid: _process_info(pid, self._short_info(pid), self.machine.libproc.path(pid)))
 
     # ---- system
 
     def power_source(self, window: int) -> _Figure:
-        source = self.machine.power.providing()
-        if source is None:
-            raise self.lacking("power", "IOPowerSources names no source")
+        source = self.need(self.machine.power.providing(), "power", "IOPowerSources names no source")
         batteries = self.machine.registry.services("AppleSmartBattery")
         if not batteries:
             return _Figure(PowerSource(source, None, None, None, None, None), source="power")
@@ -6981,17 +6809,19 @@ def _numbered(who: tuple[str, str, str]) -> tuple[str, str, str]:
     return who[0], who[1], who[2] or "0"
 
 
+def _seconds_ns(value: float | None, what: str, least: float, most: float) -> int:
+    """A span of time of an argument in ns."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise _bad("%s must be %s to %s seconds, not %r" % (what, least, most, value))
+    return int(value * _NS)
+
+
 def _window_ns(window: float | None) -> int:
-    """A window in ns; 0.05 to 3600 s are allowed."""
-    if isinstance(window, bool) or not isinstance(window, (int, float)) or not 0.05 <= window <= 3600:
-        raise _bad("window must be 0.05 to 3600 seconds, not %r" % (window,))
-    return int(window * _NS)
+    return _seconds_ns(window, "window", 0.05, 3600)
 
 
 def _timeout_ns(timeout: float | None) -> int:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 <= timeout <= 86400:
-        raise _bad("timeout must be 0 to 86400 seconds, not %r" % (timeout,))
-    return int(timeout * _NS)
+    return _seconds_ns(timeout, "timeout", 0, 86400)
 
 
 def _rounded(value: float | None) -> int | None:
@@ -6999,7 +6829,7 @@ def _rounded(value: float | None) -> int | None:
 
 
 def _mean_of(figure: _Figure) -> _Figure:
-    return figure._replace(value=sum(s.celsius for s in figure.value) / len(figure.value))
+    return figure.of(sum(map(itemgetter(1), figure.value)) / len(figure.value))
 
 
 # ======================================================================================================================
@@ -7044,7 +6874,7 @@ def _machine(recording: str | None, speed: float, loop: bool) -> Any:
 
 def _new_engine(recording: str | None, window: float, timeout: float, speed: float, loop: bool) -> _Engine:
     """An engine on a machine that has a GPU of ours, else LibraryNotFound."""
-    _window_ns(window), _timeout_ns(timeout)
+    _window_ns(window), _timeout_ns(timeout), _replay_speed(speed)
     engine = _Engine(_machine(recording, speed, loop), window, timeout)
     if not engine.accelerators():
         raise _fail(ERROR_LIBRARY_NOT_FOUND, None, "registry", "there is no Apple GPU here (no IOAccelerator service of AGX)")
@@ -7244,7 +7074,7 @@ def _diagnosed(engine: _Engine) -> list[tuple[str, Callable[[], str]]]:
 
     def smc() -> str:
         keys = len(engine.sensors.keys("Tg"))
-        walked = "" if engine.sensors.walked is None else "; the key table is not sorted, all keys were walked"
+        walked = "" if not engine.sensors.walked else "; the key table is not sorted, all keys were walked"
         return "%d keys, %d of the GPU's temperature%s" % (machine.smc.count(), keys, walked)
     return [
         ("registry", lambda: machine.registry.class_name(engine.accelerator()))] + [
@@ -8032,7 +7862,7 @@ def _finish_snapshot(engine: _Engine, snapshot: Snapshot) -> None:
                 if snapshot._points[rail]:
                     snapshot.published[rail] = min(lane[-1][0] for lane in snapshot._points[rail]) / _NS
     if snapshot.processes is not None:
-        points = engine.clients.series.points[-1:]
+        points = engine.clients.points[-1:]
         snapshot._clients = points[0][1] if points else None
 
 
@@ -12262,7 +12092,8 @@ def _feed_text(feed: _ReportFeed) -> list[str]:
     def name(group: str, subgroup: str | None) -> str:
         return "%s / %s" % (group, subgroup) if subgroup else group
     if feed.subscription is None:
-        return ["%s: %s" % (", ".join(dict.fromkeys(g for g, _ in feed.groups)), feed.refusal.error if feed.refusal else "not asked for")]
+        refusal = feed.engine.facts.get(feed.source)
+        return ["%s: %s" % (", ".join(dict.fromkeys(g for g, _ in feed.groups)), refusal.error if refusal else "not asked for")]
     count: dict[str, int] = {}
     for c in feed.channels:
         count[name(c.group, c.subgroup)] = count.get(name(c.group, c.subgroup), 0) + 1

@@ -549,7 +549,7 @@ def test_gpu_zero_beside_activity(active, gap, expected):
 
 def test_gpu_energy_wins_over_gpu0_and_is_never_added():
     engine, _ = engine_of((Channel("GPU0"), batched(3)), (GPU, live(3)), (CPU, batched(1)))
-    feed, lanes = engine.rail("gpu")
+    _, feed, lanes = engine.rail("gpu")
     assert [feed.channels[i].name for i in lanes] == ["GPU Energy"]
     assert ask(engine, engine.rail_power, "gpu") == 3.0
 
@@ -719,8 +719,8 @@ def test_sleep_starts_live_counters_anew():
     assert ask(engine, engine.rail_power, "gpu", timeout=0) == 20.0
 
 
-def ratio(engine, figure, **more):
-    got = ask(engine, figure, **more)
+def ratio(engine, figure, *args, **more):
+    got = ask(engine, figure, *args, **more)
     return got if isinstance(got, str) else round(got * 1000, 3)
 
 
@@ -791,12 +791,14 @@ def test_six_getters_of_one_poll_take_one_sample():
 
 
 def test_a_gpu_restart_is_only_the_gpus():
-    engine, mac = engine_of((CPU, batched(5)), (Channel("GPU Energy", unit="nJ"), live(3)), gpuph(0.5))
+    cluster = Channel("ECPU", "CPU Stats", "24Mticks", ("IDLE", "V0P1"), "CPU Complex Performance States"), gpuph(0.25)[1]
+    engine, mac = engine_of((CPU, batched(5)), (Channel("GPU Energy", unit="nJ"), live(3)), gpuph(0.5), cluster)
     for _ in range(4):
         engine.main.refresh(NS)
         mac.t += 1000
     engine.main.refresh(NS)
     engine._gpu_restarted()
+    assert ratio(engine, engine.cpu_active, 0, timeout=0) == 0.25 and ratio(engine, engine.gpu_active, timeout=0) == ag.REASON_RESET
     assert ask(engine, engine.rail_power, "cpu", timeout=0) == pytest.approx(5)
     assert ask(engine, engine.rail_power, "gpu", timeout=0) == ag.REASON_RESET
     for _ in range(2):
@@ -810,13 +812,13 @@ def test_a_changed_recovery_count_is_a_gpu_restart():
     count = [1]
     mac.get = lambda entry, key: {"recoveryCount": count[0]} if key == "PerformanceStatistics" else None
     assert ask(engine, engine.rail_power, "gpu") == 3.0
-    engine.clients.series.add(mac.now()[0], {1: (7, "a", 100)}, ag._NS)
+    engine.clients.keep(mac.now()[0], {1: (7, "a", 100)})
     for new, reason in ((1, 3.0), (2, "reset")):
         count[0] = new
         mac.t += 1000
         engine.statistics()
         assert ask(engine, engine.rail_power, "gpu", timeout=0) == reason
-    assert ratio(engine, engine.gpu_active, timeout=0) == "reset" and engine.clients.series.points == []
+    assert ratio(engine, engine.gpu_active, timeout=0) == "reset" and engine.clients.points == []
 
 
 def bandwidth(engine, window=1):
@@ -939,7 +941,7 @@ def test_who_a_client_is_stays():
         return "pid %d, app" % entry if key == "IOUserClientCreator" else [{"accumulatedGPUTime": 1000 * entry}]
     mac.get, mac.children, mac.identity, mac.own_pid = get, lambda entry: list(there), lambda entry: entry, lambda: 1
     mac.libproc = mac
-    engine._footprint_or_none = lambda pid: None
+    engine.process_footprint = lambda window, pid: ag._Figure(None)
     for now in ([11, 12], [12, 13], [13]):
         there[:] = now
         assert {p.pid for p in engine.processes(ag._NS).value} == set(now)
@@ -991,7 +993,7 @@ def test_a_caller_with_a_long_window_does_not_coarsen_the_others():
         mac.t += 1000
     assert all(0.9 < s < 1.6 for w, *both in spans if w == 1 for s in both)
     assert all(40 < s < 90 for w, *both in spans if w == 60 for s in both)
-    assert len(engine.main.series.points) <= 19
+    assert len(engine.main.points) <= 19
 
 
 def test_a_long_window_once_does_not_make_an_old_baseline_new():
@@ -1057,24 +1059,24 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("if self.age() > max(_HOLD, 2 * self.gap):", "if self.age() > _HOLD:"), ("if self.age() > max(_HOLD, 2 * self.gap):", "if False:"),
     ("if self.points and self.age() > max(_HOLD, window):", "if False:"),
     ("if self.time is not None and 0 <= clock.now()[0] - self.time < _SHORTEST:", "if False:"),
-    ("if kept is None or not 0 <= now - kept[0] < _SHORTEST:", "if True:"),
+    ("if kept is None or not 0 <= now - kept[0] < age:", "if True:"),
     ("elif t < self.time:\n            self.drop(t, REASON_RESET)", "elif False:\n            pass"),
     ("elif asleep - before > _SLEPT:", "elif False:"), ("elif t - self.time > max(_LONGEST, 2 * self.window):", "elif False:"),
     ("if total == 0:\n        raise ValueError(REASON_STALE)", "if total == 0:\n        return [0.0 for _ in gone]"),
     ("if total * tick_ns > 1.25 * span_ns + 1e8:", "if False:"), ("if INT64_MIN in new:", "if False:"),
     ("if INT64_MIN in old or min(gone, default=0) < 0:", "if False:"), ("return list(map(total.__rtruediv__, gone))", "return [g * tick_ns / span_ns for g in gone]"),
-    ("if never or busy or energy.batched and not self._group_alive(feed, window):", "if False:"), ("if never or busy or", "if busy or"),
-    ("if never or busy or", "if never or"), ("if never or busy or energy.batched and not self._group_alive(feed, window):", "if never or busy:"),
-    ("if never or busy or energy.batched and", "if never or busy or"), ('busy = rail == "gpu" and', "busy ="),
+    ("if rail.is_never_zero() or busy or energy.batched and not self._group_alive(rail.feed, window):", "if False:"), ("if rail.is_never_zero() or busy or", "if busy or"),
+    ("if rail.is_never_zero() or busy or", "if rail.is_never_zero() or"), ("if rail.is_never_zero() or busy or energy.batched and not self._group_alive(rail.feed, window):", "if rail.is_never_zero() or busy:"),
+    ("if rail.is_never_zero() or busy or energy.batched and", "if rail.is_never_zero() or busy or"), ('busy = rail.name == "gpu" and', "busy ="),
     ("return REASON_FIRST if change[1] < _SURE else REASON_FROZEN", "return REASON_FROZEN"),
-    ("if energy.value == 0 and energy.batched and (never or", "if False and (never or"),
-    ("energy.batched and (never or not self._ever_alive(feed)):", "energy.batched:"),
-    ("energy.batched and (never or not self._ever_alive(feed)):", "energy.batched and never:"), ("min(reasons, key=_BADNESS.index)", "max(reasons, key=_BADNESS.index)"),
+    ("if self._is_dead(rail, energy):", "if False:"),
+    ("energy.batched and (\n            rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))", "energy.batched"),
+    ("rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))", "rail.is_never_zero())"), ("min(reasons, key=_BADNESS.index)", "max(reasons, key=_BADNESS.index)"),
     ("if error.reason == REASON_STALE and getattr", "if False and getattr"), ("if error.reason not in _WAITABLE:", "if False:"),
     ("return min(until, entered + 2 * timeout)", "return until"),
     ("gone = max(0, ns - before[2]) if before is not None else min(ns, span_ns)", "gone = ns - before[2] if before is not None else min(ns, span_ns)"),
     ("else min(ns, span_ns)", "else ns"), ("gone = [(a - b) & 0xFFFFFFFF", "gone = [(a - b)"),
-    ("if not moved and not stems and span >= _SURE:", "if False:"),
+    ("if not moved and whole and span >= _SURE:", "if False:"),
     ("(finest or window) // _GRAINS", "window // _GRAINS"), ("if now >= _hope(error, entered, timeout):", "if now >= _hope(error, now, timeout):"),
     ("self.window, self.finest = max(self.window, window), min(self.finest, window)", "self.window = window"),
     ("self.window, self.finest = max(self.window, window), min(self.finest, window)", "pass"),
@@ -1084,18 +1086,18 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("if after == INT64_MIN:\n            raise self.missing(REASON_ABSENT, self.channels[i].name)", "if False:\n            pass"),
     ("if before == INT64_MIN or after < before:", "if before == INT64_MIN:"), ("if before == INT64_MIN or after < before:", "if after < before:"),
     ("any(e.batched and not e.usable for e in energies)", "False"),
-    ("max(c[1] for c in changes if not isinstance(c, str)) / _NS", "min(c[1] for c in changes if not isinstance(c, str)) / _NS"),
+    ("max(span for _, span in changes) / _NS", "min(span for _, span in changes) / _NS"),
     ("return _Figure(int(mw + 0.5), max(e.age() for e in energies)", "return _Figure(int(mw + 0.5), min(e.age() for e in energies)"),
     ("max(e.began for e in energies), max(e.lapse", "min(e.began for e in energies), max(e.lapse"),
-    ("millijoules = sum(t[0] * e.scale[0] // e.scale[1]", "millijoules = sum(-(-t[0] * e.scale[0] // e.scale[1])"),
+    ("millijoules = sum(total * e.scale[0] // e.scale[1]", "millijoules = sum(-(-total * e.scale[0] // e.scale[1])"),
     ("if self.age() > max(_HOLD, 2 * self.gap):", "if self.age() > max(_HOLD, self.gap):"), ("if clock < self.barrier:", "if False:"),
-    ("best = min((got[1] for got, _ in ranked if got is not None)", "best = max((got[1] for got, _ in ranked if got is not None)"),
-    ("return [i for got, i in ranked if got is not None and got[1] == best]", "return [i for got, i in ranked if got is not None]"),
-    ("if before is not None and before != count:", "if False:"), ('if "GPU" in self.main.channels[i].name:', "if True:"),
-    ("self.clients.drop(now, REASON_RESET)", "pass"), ("self.main.series.drop(now, REASON_RESET)", "pass"),
-    ("if len(values) != size:", "if False:"), ("None if stamp is None else stamp * _NS // hz", "stamp"),
-    ('dead = rail != "gpu" and any(feed.energies[i].value == 0 for i in lanes) and (', "dead = False and ("),
-    ('rail in ("cpu", "dram") or not self._ever_alive(feed))\n            return', 'rail in ("cpu", "dram"))\n            return'),
+    ("if rank == min(ranked)[0]]", "if rank == max(ranked)[0]]"),
+    ("return [i for rank, i in ranked if rank == min(ranked)[0]]", "return [i for _, i in ranked]"),
+    ("if before is not None and before != count:", "if False:"), ('if "GPU" in self.channels[i].name:', "if True:"),
+    ("self.clients.drop(now, REASON_RESET)", "pass"), ("self.restarted = t\n", "pass\n"), ("self.restarted if channel.group == \"GPU Stats\" else 0)", "self.restarted)"),
+    ("if len(values) != end - begin:", "if False:"), ("None if stamp is None else stamp * _NS // hz", "stamp"),
+    ("dead = [REASON_FROZEN for e in energies if self._is_dead(rail, e)]", "dead = []"),
+    ("for e in energies if self._is_dead(rail, e)]", "for e in energies if e.value == 0]"),
     ("if self.points and self.age() > max(_HOLD, window):", "if self.points and self.age() > _HOLD:"),
     ("self.stood += self.lapse if self.lapse <= _HOLD else 0", "self.stood += self.lapse"),
     ("return REASON_RESET if self._too_much(change, span) else (change, span)", "return change, span"),
@@ -1457,6 +1459,8 @@ def test_rates_survive_init_and_shutdown_around_each_poll():
     lambda d: ag.LibraryInit(window=0),
     lambda d: ag.LibraryInit(recording=3.5),
     lambda d: ag.LibraryOpen(recording("m4-macos27"), speed=-1),
+    lambda d: ag.LibraryInit(speed=-1),
+    lambda d: ag.LibraryOpen(speed="fast"),
     lambda d: ag.LibraryRecord("x", seconds=0),
     lambda d: ag.LibraryRecord(5),
 ])
@@ -1603,7 +1607,7 @@ def test_selection_on_complete_lists(mac, cpu, wanted):
     names = [c["name"] for c in MACS[mac]["ioreport"]["channels"] if c["group"] == "Energy Model"]
     assert len(names) == {"m5max-macos27": 364, "m1ultra-macos27": 321}[mac]
     for rail, channels in dict(wanted, cpu=cpu).items():
-        feed, lanes = engine.rail(rail)
+        _, feed, lanes = engine.rail(rail)
         assert [feed.channels[i].name for i in lanes] == channels
     assert not any("DTL" in c.name for c in engine.main.channels)
     assert len(engine.main.channels) < 40
@@ -1639,9 +1643,8 @@ def test_three_levels_of_an_m6():
     answers = {"hw.nperflevels": 3, "hw.perflevel0.physicalcpu": 2, "hw.perflevel1.physicalcpu": 4, "hw.perflevel2.physicalcpu": 6,
                "hw.perflevel0.name": "Super", "hw.perflevel1.name": "Performance", "hw.perflevel2.name": "Efficiency"}
     mac.number = mac.text = answers.get
-    assert engine._core_types("EMP") == {"P": "Super", "M": "Performance", "E": "Efficiency"}
-    assert [engine._cluster_cores("EMP", letter, 0) for letter in "PME"] == [2, 4, 6]
-    assert engine._cluster_cores(["E", "M", "M", "P"], "M", 0) == 2
+    assert engine._kinds("EMP") == {"P": ("Super", 2), "M": ("Performance", 4), "E": ("Efficiency", 6)}
+    assert engine._kinds(["E", "M", "M", "P"])["M"] == ("Performance", 2)
 
 
 @pytest.mark.parametrize("listed", [["MCPU0", "MCPU1", "PCPU"], ["PCPU", "MCPU0", "MCPU1"], ["MCPU1", "PCPU", "MCPU0"]])
@@ -2670,7 +2673,7 @@ def test_a_restarted_gpu_is_matched_again(mac):
     engine.clients.refresh()
     now[0] += 11 * NS
     assert engine.gpu_engines(NS).value.device_percent == 40
-    assert engine.clients.series.reason == ag.REASON_RESET
+    assert engine.clients.reason == ag.REASON_RESET
     assert mac.calls.count("IORegistryEntryInPlane") == 1, "not asked at every reading"
 
 
@@ -4521,7 +4524,7 @@ def test_one_lane_without_data_does_not_end_all_byte_counters():
                 assert error.reason in ((ag.REASON_ABSENT, ag.REASON_FIRST) if agent else (ag.REASON_FIRST,))
                 assert mac.t < 101000 or agent, "the totals are there"
         mac.t += 1000
-    assert "amc dead" not in engine.facts
+    assert engine.facts["amc"] is True
 
 
 def gb(channel, *shares):
@@ -4549,6 +4552,32 @@ def test_bandwidth_from_histograms(lanes, agent, read):
     engine, mac = engine_of(*lanes)
     figure = engine.settle(lambda w: engine.traffic(w, "RD", agent), engine.window, engine.timeout)
     assert figure.value.bytes_per_s == pytest.approx(read * 1e9, rel=1e-3) and figure.estimated
+
+
+@pytest.mark.parametrize("why", ["refused", "silent"])
+def test_byte_counters_that_come_late_replace_the_histograms(why):
+    """As everything that was refused once AMC Stats is asked again, ever more rarely, while PMP answers."""
+    live_bytes = Channel("DCS RD", "AMC Stats", "B", (), "Perf Counters")
+    late, asked = [True], []
+    engine, mac = engine_of((live_bytes, lambda t: (t, ag.INT64_MIN if late[0] else t * 1000)), gb(flow("AGX RD"), 0.0, 1.0))
+    real = mac.subscribe
+
+    def subscribe(groups, *picks):
+        asked.extend(groups)
+        if groups[0][0] == "AMC Stats" and late[0] and why == "refused":
+            raise ag._fail(ag.ERROR_NOT_SUPPORTED, ag.REASON_MACOS, "ioreport:AMC Stats", "refused")
+        return real(groups, *picks)
+    mac.subscribe = subscribe
+    for _ in range(120):
+        assert engine.settle(lambda w: engine.traffic(w, "RD"), engine.window, engine.timeout).value.estimated
+        assert ag.Try(engine.traffic_total, engine.window, "RD").reason == ag.REASON_MACOS
+        mac.t += 1000
+    if why == "refused":
+        assert 3 <= len([g for g in asked if g[0] == "AMC Stats"]) <= 6
+    late[0] = False
+    mac.t += 400000
+    figure = engine.settle(lambda w: engine.traffic(w, "RD"), engine.window, engine.timeout)
+    assert figure.value == (pytest.approx(1e6), False, False)
 
 
 @pytest.mark.parametrize("sysctls, limit", [
@@ -4654,7 +4683,7 @@ def test_utilisation_without_residency_data_is_the_drivers(tmp_path):
 
 def test_utilisation_survives_a_failed_sample():
     engine, mac = engine_of(gpuph(0.5))
-    engine.gpu_states()
+    engine.main.state_lanes("GPUPH")
 
     def fails(functions):
         raise ag._broken("ioreport", "IOReportCreateSamples gave nothing")
@@ -4735,7 +4764,7 @@ def test_a_poll_leaves_nothing_to_the_garbage_collector(name, smc):
     device = ag.LibraryOpen(recording(name), speed=0)
     engine = device._engine
     if smc == "refuses":
-        def temperatures(prefixes, now):
+        def temperatures(prefixes):
             raise ag._fail(ag.ERROR_NO_PERMISSION, ag.REASON_SANDBOX, "smc", "refused")
         engine.sensors.temperatures = temperatures
     for _ in range(3):
@@ -4760,7 +4789,7 @@ def test_a_signal_handler_may_ask_while_its_thread_samples(inside):
         assert ask(engine, engine.gpu_power) == pytest.approx(20)
     mac.t += 1000
     got, real = [], {"subscribe": (mac, "subscribe"), "sample": (mac, "sample"), "keep": (engine.main, "keep"),
-                     "tell": (engine, "_sum_power")}[inside]
+                     "tell": (engine, "_all_told")}[inside]
     owner, name = real
     function = getattr(owner, name)
 
