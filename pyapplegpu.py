@@ -4717,8 +4717,8 @@ _AGENT_STEMS = {
     "media": ("VENC", "VDEC", "AVE", "AVD", "PRORES", "SCODEC", "STRM CODEC", "JPG", "JPEG", "MSR", "ISP"),
     "display": ("DISP", "DISPEXT", "DISPINT", "DISPX", "DISPDFR", "DFR"),
     "io": ("ANS", "PCIE", "ATC", "SBR", "APCIE"),
+    "encode": ("VENC", "AVE"), "decode": ("VDEC", "AVD"), "prores": ("PRORES",),
 }
-_ENGINE_STEMS = {"encode": ("VENC", "AVE"), "decode": ("VDEC", "AVD"), "prores": ("PRORES",)}
 _STREAMS = ("RT", "NRT", "NON-RT")
 
 
@@ -4752,7 +4752,7 @@ def _needed_flows(channels: Sequence[Any]) -> list[int]:
 
     def told(flow: tuple[str, str, bool] | None) -> bool:
         units = [d[0] for d in dram if d is not None and flow is not None and d[1] == flow[1]]
-        asked = [stems for stems in (*_AGENT_STEMS.values(), *_ENGINE_STEMS.values()) if flow is not None and _agent_matches(flow[0], stems)]
+        asked = [stems for stems in _AGENT_STEMS.values() if flow is not None and _agent_matches(flow[0], stems)]
         return bool(units) and all(any(_agent_matches(unit, stems) for unit in units) for stems in asked)
     return [i for i, c in enumerate(channels) if c.subgroup != "AF BW" or not told(_traffic(c.name))]
 
@@ -5355,11 +5355,11 @@ class _Feed:
 class _ReportFeed(_Feed):
     """One IOReport subscription, made at the first need: energy channels each on its own clock, the rest as whole rows."""
 
-    def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
+    def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]],
                  keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> None:
         _Feed.__init__(self, engine, "ioreport:" + "+".join(dict.fromkeys(g for g, _ in groups)))
         self.groups = groups
-        self.picks = (want, keep)
+        self.picks = (_wanted, keep)
         self.subscription: Any = None
         self.channels: tuple[Any, ...] = ()
         self.starts: tuple[int, ...] = ()           # where each channel's values begin in a row, and where the last ones end
@@ -5460,6 +5460,11 @@ class _ReportFeed(_Feed):
         got: tuple[float | None, ...] = self.planned(i, lambda: tuple(map(_bucket_gb, self.channels[i].states)))
         return got
 
+    def flows(self, direction: str) -> list[tuple[str, bool, int]]:
+        """(unit, DRAM side, lane) of the bandwidth channels of a direction."""
+        parsed = [(_traffic(c.name), i) for i, c in enumerate(self.channels)]
+        return [(flow[0], flow[2], i) for flow, i in parsed if flow is not None and flow[1] == direction]
+
     def rail_lanes(self, rail: str) -> list[int]:
         """Lanes of a rail: its preferred channels, one for each die."""
         def work() -> list[int]:
@@ -5540,34 +5545,25 @@ class _ClientsFeed(_Feed):
 
 
 _MAIN_GROUPS = (("Energy Model", None), ("GPU Stats", None), ("CPU Stats", "CPU Complex Performance States"))
+_STATES = {"GPU Stats": ("GPUPH", "GPU_CLTM", "GPU_PPM"), "ANE": ("status",), "SOC Floor": ("ANE-AF-BW",)}     # by group or subgroup
 _PMP_GROUPS = tuple((group, sub) for group in ("PMP", "PMP0", "PMP1") for sub in (
     "Energy Counters", "SOC Floor", "DCS BW", "AF BW", "DRAM BW", "DRAM Bandwidth")) + (("Energy Counters", None),)
 
 
-def _want_main(group: str, subgroup: str, name: str, unit: str) -> bool:
-    if group == "Energy Model":
-        return unit in _ENERGY_UNITS and (_rail_of(group, subgroup, name) is not None or _cluster_energy(name) is not None)
-    if group == "GPU Stats":
-        return name in ("GPUPH", "GPU_CLTM", "GPU_PPM")
-    return _cluster_state(name) is not None
-
-
-def _want_amc(group: str, subgroup: str, name: str, unit: str) -> bool:
-    return unit in _BYTE_UNITS and _traffic(name) is not None
-
-
-def _want_pmp(group: str, subgroup: str, name: str, unit: str) -> bool:
-    if subgroup == "Energy Counters" or group == "Energy Counters":
-        return unit in _ENERGY_UNITS and _rail_of(group, subgroup, name) is not None
-    if subgroup == "SOC Floor":
-        return name == "ANE-AF-BW"
-    # RD+WR is both again, and here RD and WR hold their real-time share, which is listed once more (SiliconScope 30).
+def _wanted(group: str, subgroup: str, name: str, unit: str) -> bool:
+    """True for a channel that a figure comes from."""
+    if group in ("Energy Model", "Energy Counters") or subgroup == "Energy Counters":
+        return unit in _ENERGY_UNITS and (_rail_of(group, subgroup, name) is not None
+                                          or group == "Energy Model" and _cluster_energy(name) is not None)
+    if group == "CPU Stats":
+        return _cluster_state(name) is not None
+    if group in _STATES or subgroup in _STATES:
+        return name in _STATES.get(group, ()) or name in _STATES.get(subgroup, ())
     flow = _traffic(name)
-    return flow is not None and flow[1] != "RD+WR" and not any(word in _STREAMS for word in name.split(" "))
-
-
-def _want_ane(group: str, subgroup: str, name: str, unit: str) -> bool:
-    return group == "ANE" and subgroup == "IOP State" and name == "status"
+    if flow is None or group == "AMC Stats":
+        return flow is not None and unit in _BYTE_UNITS
+    # RD+WR is both again, and here RD and WR hold their real-time share, which is listed once more (SiliconScope 30).
+    return flow[1] != "RD+WR" and not any(word in _STREAMS for word in name.split(" "))
 
 
 # ---- sensors
@@ -5690,9 +5686,8 @@ class _Engine:
     Figure methods take the window in nanoseconds first, never wait, and return a _Figure or raise AppleGPUError.
     """
 
-    def __init__(self, machine: Any, window: float = _WINDOW / _NS, timeout: float = _TIMEOUT / _NS, index: int = 0) -> None:
+    def __init__(self, machine: Any, window: float = _WINDOW / _NS, timeout: float = _TIMEOUT / _NS) -> None:
         self.machine = machine
-        self.index = index
         self.set_times(window, timeout)
         self._begin()
 
@@ -5704,10 +5699,10 @@ class _Engine:
         self.lock = RLock()                     # histories; like every lock here one that a signal handler may take again
         self.facts: dict[str, Any] = {}         # what does not change, or a _Refusal
         self.gauges: dict[str, tuple[int, Any]] = {}    # (when, what was read)
-        self.main = _ReportFeed(self, _MAIN_GROUPS, _want_main)
-        self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),), _want_amc)
-        self.pmp = _ReportFeed(self, _PMP_GROUPS, _want_pmp, _needed_flows)
-        self.ane = _ReportFeed(self, (("ANE", "IOP State"),), _want_ane)
+        self.main = _ReportFeed(self, _MAIN_GROUPS)
+        self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),))
+        self.pmp = _ReportFeed(self, _PMP_GROUPS, _needed_flows)
+        self.ane = _ReportFeed(self, (("ANE", "IOP State"),))
         self.ticks = _TicksFeed(self, "mach")
         self.clients = _ClientsFeed(self, "registry")
         self.sensors = _Sensors(self)
@@ -5816,15 +5811,15 @@ class _Engine:
     def accelerator(self, doubted: bool = False) -> Any:
         """The GPU's service. One that went away with a GPU restart is matched again: noticed every 10 s, or when in doubt."""
         found, now = self.accelerators(), self.machine.clock.now()[0]
-        if self.index < len(found) and (doubted or not 0 <= now - self.looked < _HOLD):
+        if found and (doubted or not 0 <= now - self.looked < _HOLD):
             self.looked = now
-            if not self.machine.registry.alive(found[self.index]):
+            if not self.machine.registry.alive(found[0]):
                 self.facts.pop("accelerators", None)
                 self._gpu_restarted()
                 found = self.accelerators()
-        if self.index >= len(found):
+        if not found:
             raise _fail(ERROR_GPU_IS_LOST, REASON_SOURCE_FAILED, "registry", "the accelerator service does not answer")
-        return found[self.index]
+        return found[0]
 
     def gpu_property(self, key: str) -> Any:
         """A property of the accelerator; None may mean that the service is gone."""
@@ -5883,7 +5878,7 @@ class _Engine:
             for entry in self.machine.registry.services("IOPlatformExpertDevice"):
                 value = self.machine.registry.get(entry, "IOPlatformUUID")
                 if isinstance(value, str) and value:
-                    return _uuid_of(value if not self.index else "%s %d" % (value, self.index))
+                    return _uuid_of(value)
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "registry", "IOPlatformUUID cannot be read")
         return _Figure(self.once("uuid", work), source="registry")
 
@@ -6352,9 +6347,9 @@ class _Engine:
 
     # ---- bandwidth
 
-    def traffic(self, window: int, direction: str, agent: str | None = None, stems: Sequence[str] = ()) -> _Figure:
+    def traffic(self, window: int, direction: str, agent: str | None = None) -> _Figure:
         """Bytes per second in a direction, of all or of one agent: AMC Stats' byte counters, PMP's histograms where it is refused."""
-        stems = stems or (_AGENT_STEMS[agent] if agent else ())
+        stems = _AGENT_STEMS[agent] if agent else ()
         try:
             self.once("amc", self._amc_answers)
         except NVMLError_NotSupported as error:
@@ -6405,9 +6400,8 @@ class _Engine:
     def _byte_lanes(self, direction: str, stems: Sequence[str]) -> list[int]:
         """AMC Stats' counters of a total (stems empty) or of an agent: on the DRAM side where they are, else on the fabric side."""
         def work() -> list[int]:
-            named = [(_traffic(c.name), i) for i, c in enumerate(self.amc.channels) if c.unit in _BYTE_UNITS]
-            mine = [(t[2], i) for t, i in named if t is not None and t[1] == direction
-                    and (_agent_matches(t[0], stems) if stems else not t[0])]
+            mine = [(dram, i) for unit, dram, i in self.amc.flows(direction)
+                    if (_agent_matches(unit, stems) if stems else not unit)]
             return [i for dram, i in mine if dram] or [i for _, i in mine]
         lanes: list[int] = self.amc.planned((direction, *stems), work)
         if not lanes:
@@ -6434,8 +6428,8 @@ class _Engine:
         simple = [i for i, c in enumerate(self.pmp.channels) if not stems and c.subgroup in ("DRAM BW", "DRAM Bandwidth")
                   and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)]
         for subgroup in ("DCS BW", "AF BW"):
-            parsed = [(_traffic(c.name), i) for i, c in enumerate(self.pmp.channels) if c.subgroup == subgroup and c.states]
-            named = [(t[0], i) for t, i in parsed if t is not None and t[1] == direction]
+            named = [(unit, i) for unit, _, i in self.pmp.flows(direction)
+                     if self.pmp.channels[i].subgroup == subgroup and self.pmp.channels[i].states]
             whole = [i for unit, i in named if _agent_matches(unit, ("AMCC",))]
             agents = [i for unit, i in named if i not in whole and (not stems or _agent_matches(unit, stems))]
             if agents or (whole and not stems):
@@ -6456,16 +6450,10 @@ class _Engine:
         value = Bandwidth(sum(one[0] for one in read), True, any(one[1] for one in read))
         return _Figure(value, 0.0, max(one[3] for one in read) / _NS, self.pmp.named(lanes[0]), True)
 
-    def _both_ways(self, window: int, stems: Sequence[str]) -> _Figure:
-        read, write = self.traffic(window, "RD", None, stems), self.traffic(window, "WR", None, stems)
+    def both_ways(self, window: int, agent: str) -> _Figure:
+        read, write = self.traffic(window, "RD", agent), self.traffic(window, "WR", agent)
         a, b = read.value, write.value
         return read.of(Bandwidth(a.bytes_per_s + b.bytes_per_s, a.estimated or b.estimated, a.saturated or b.saturated))
-
-    def ane_bandwidth(self, window: int) -> _Figure:
-        return self._both_ways(window, _AGENT_STEMS["ane"])
-
-    def engine_bandwidth(self, window: int, engine: str) -> _Figure:
-        return self._both_ways(window, _ENGINE_STEMS[engine])
 
     # ---- Neural Engine and video engines
 
@@ -6523,9 +6511,9 @@ class _Engine:
 
     def engine_utilization(self, window: int, engine: str) -> _Figure:
         """Share of time above the lowest bucket, or traffic of an assumed full 7 GB/s: tells idle from busy, no more."""
-        figure = self.engine_bandwidth(window, engine)
+        figure = self.both_ways(window, engine)
         if figure.value.estimated:
-            busy, method = self._above_floor(window, _ENGINE_STEMS[engine]), "histogram"
+            busy, method = self._above_floor(window, _AGENT_STEMS[engine]), "histogram"
         else:
             busy, method = figure.value.bytes_per_s / _VPU_FULL, "bandwidth"
         return figure.of(VpuUtilization(min(100, int(busy * 100 + 0.5)), method), True)
@@ -7412,7 +7400,7 @@ def AneCountCores(device: Device) -> int:
 
 def AneGetBandwidth(device: Device, window: float | None = None, timeout: float | None = None) -> Bandwidth:
     """Bytes per second the ANE reads and writes."""
-    return _rate(device, _Engine.ane_bandwidth, window, timeout)  # type: ignore[no-any-return]
+    return _rate(device, _Engine.both_ways, window, timeout, "ane")  # type: ignore[no-any-return]
 
 
 # ---- CPU
@@ -7478,7 +7466,7 @@ def VpuGetPower(device: Device, engine: str, window: float | None = None, timeou
 
 def VpuGetBandwidth(device: Device, engine: str, window: float | None = None, timeout: float | None = None) -> Bandwidth:
     """Bytes per second a video engine reads and writes."""
-    return _rate(device, _Engine.engine_bandwidth, window, timeout, _choice(engine, ENGINES, "engine"))  # type: ignore[no-any-return]
+    return _rate(device, _Engine.both_ways, window, timeout, _choice(engine, ENGINES, "engine"))  # type: ignore[no-any-return]
 
 
 def VpuGetUtilization(device: Device, engine: str, window: float | None = None,
@@ -7642,9 +7630,9 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("cpu", "clocks"), _Engine.cpu_clusters, (), (("cpu_clusters", None),)),
     (("media",), _Engine.engine_power, ("encode",), (("encode_power_mw", None),)),
     (("media",), _Engine.engine_power, ("decode",), (("decode_power_mw", None),)),
-    (("media",), _Engine.engine_bandwidth, ("encode",), (("encode_bandwidth", None),)),
-    (("media",), _Engine.engine_bandwidth, ("decode",), (("decode_bandwidth", None),)),
-    (("media",), _Engine.engine_bandwidth, ("prores",), (("prores_bandwidth", None),)),
+    (("media",), _Engine.both_ways, ("encode",), (("encode_bandwidth", None),)),
+    (("media",), _Engine.both_ways, ("decode",), (("decode_bandwidth", None),)),
+    (("media",), _Engine.both_ways, ("prores",), (("prores_bandwidth", None),)),
     (("processes",), _Engine.processes, (), (("processes", None),)),
     (("system",), _Engine.text_fact, ("hw.model",), (("system_model", None),)),
     (("system",), _Engine.chip, (), (("system_chip_name", None),)),
