@@ -2538,15 +2538,22 @@ class _Subscription:
         if count != self.count:
             return None
         rows: list[tuple[int, tuple[int, ...]] | None] = [None] * len(self.places)
+        key = _cf_key("RawElements")
         for i, place in enumerate(self.places):
             if place.position is None:
                 continue
-            item, records = self._records(array, place.position)
+            item, records = self._records(array, place.position, key)
             if not records and place.identity[0]:
                 continue                    # in its place, without data
-            if self._identity(item, records) != place.identity:
+            if place.checked and place.layout is not None and place.layout.size == len(records) and not self.accessors:
+                read = place.layout.unpack(records)         # the usual case, in one step
+                if read[:2] != place.identity:
+                    return None
+                rows[i] = read[2], read[3:]
+            elif self._identity(item, records) != place.identity:
                 return None
-            rows[i] = self._row(i, place, item, records)
+            else:
+                rows[i] = self._row(i, place, item, records)
         return rows
 
     def _row(self, i: int, place: _Place, item: Any, records: bytes) -> tuple[int, tuple[int, ...]] | None:
@@ -2576,10 +2583,10 @@ class _Subscription:
         return said
 
     @staticmethod
-    def _records(array: Any, position: int) -> tuple[Any, bytes]:
+    def _records(array: Any, position: int, key: Any) -> tuple[Any, bytes]:
         """A channel of a sample (borrowed) and its raw records."""
         item = _c.CFArrayGetValueAtIndex(array, position)
-        data = _c.CFDictionaryGetValue(item, _cf_key("RawElements")) if item else None
+        data = _c.CFDictionaryGetValue(item, key) if item else None
         length = _c.CFDataGetLength(data) if data else 0
         start = _c.CFDataGetBytePtr(data) if length >= _RECORD else None
         return item, ctypes.string_at(start, length) if start else b""
@@ -2593,7 +2600,7 @@ class _Subscription:
     def _search(self, array: Any, count: int) -> None:
         """Known channels are found by identity, those of one identity in their order; new ones also by their names."""
         self._check_types(array)
-        listed = [self._records(array, position) for position in range(count)]
+        listed = [self._records(array, position, _cf_key("RawElements")) for position in range(count)]
         identities = [self._identity(*one) for one in listed]
         free: dict[tuple[int, int], list[int]] = {}
         for position, identity in enumerate(identities):
@@ -2783,7 +2790,7 @@ class _SMC:
 
     def key_at(self, index: int) -> str | None:
         answer = self._ask(_smc_request(_SMC_KEY_AT, index=index), "key %d" % index)
-        return None if answer is None else answer[0]
+        return None if answer is None else _smc_answer(answer)[0]
 
     def info(self, key: str) -> tuple[int, str] | None:
         """(size, type) of a key, asked once."""
@@ -2791,7 +2798,7 @@ class _SMC:
             if not self._possible(key):
                 return None
             answer = self._ask(_smc_request(_SMC_INFO, key), key)
-            self.infos[key] = None if answer is None else (answer[1], answer[2])
+            self.infos[key] = None if answer is None else _smc_answer(answer)[1:3]
         return self.infos[key]
 
     def read(self, key: str) -> bytes | None:
@@ -2801,26 +2808,27 @@ class _SMC:
         if not 0 < info[0] <= 32:
             raise _broken("smc", "%s has %d bytes" % (key, info[0]))
         answer = self._ask(_smc_request(_SMC_READ, key, info[0]), key)
-        return None if answer is None else answer[4][:info[0]]
+        return None if answer is None else answer[48:48 + info[0]]
 
     @staticmethod
     def _possible(key: str) -> bool:
         return len(key) == 4 and max(key) <= "\xff"
 
-    def _ask(self, request: bytes, what: str) -> tuple[str, int, str, int, bytes] | None:
-        """The answer, None for result 132 (no such key)."""
+    def _ask(self, request: bytes, what: str) -> bytes | None:
+        """The 80 bytes of the answer, None for result 132 (no such key)."""
         answer, size = ctypes.create_string_buffer(80), ctypes.c_uint64(80)
         with self.lock:
             code = _c.IOConnectCallStructMethod(self._connected(), 2, request, 80, answer, ctypes.byref(size))
             if code & 0xFFFFFFFF in (_INVALID_DEST, _NOT_OPEN):
                 _c.kept.pop("smc", None)    # gone: opened again by the next call
-        _io_check("smc", "reading %s" % what, code)
+        if code:
+            _io_check("smc", "reading %s" % what, code)
         if size.value != 80:
             raise _broken("smc", "%s: an answer of %d bytes" % (what, size.value))
-        read = _smc_answer(answer.raw)
-        if read[3] not in (0, _SMC_NO_SUCH_KEY):
-            raise _broken("smc", "%s: result %d" % (what, read[3]))
-        return None if read[3] else read
+        read = answer.raw
+        if read[40] not in (0, _SMC_NO_SUCH_KEY):
+            raise _broken("smc", "%s: result %d" % (what, read[40]))
+        return None if read[40] else read
 
     def _connected(self) -> Any:
         if "smc" not in _c.kept:
@@ -4881,10 +4889,12 @@ def _busy_percent(old: bytes, new: bytes, cpus: Sequence[int] | None) -> int | N
     count = len(new) // 16
     if len(old) != len(new) or not count or any(not 0 <= c < count for c in cpus or ()):
         return None
+    layout = struct.Struct("<%dI" % (4 * count))
+    before, after = layout.unpack_from(old), layout.unpack_from(new)
     idle = total = 0
     for cpu in (cpus if cpus is not None else range(count)):
-        before, after = struct.unpack_from("<4I", old, 16 * cpu), struct.unpack_from("<4I", new, 16 * cpu)
-        gone = [(a - b) & 0xFFFFFFFF for a, b in zip(after, before)]
+        part = slice(4 * cpu, 4 * cpu + 4)
+        gone = [change & 0xFFFFFFFF for change in map(sub, after[part], before[part])]
         idle, total = idle + gone[2], total + sum(gone)
     return int(100 * (total - idle) / total + 0.5) if total else None
 
@@ -5273,7 +5283,7 @@ class _Feed:
         self.lock: Any = RLock()            # held around the native call, never while waiting
         self.window = self.finest = engine.window       # the longest and the shortest that was asked for
         self.points: list[tuple[int, Any]] = []
-        self.told: dict[tuple[int, int], Any] = {}      # intervals that end at the newest point
+        self.told: dict[tuple[Any, ...], Any] = {}      # what has been worked out of the newest point
         self.reason = REASON_FIRST
         self.began = 0                      # since when a baseline is waited with
         self.lapse = 0                      # between the last two points
@@ -5283,20 +5293,23 @@ class _Feed:
     def refresh(self, window: int | None = None) -> None:
         """Sample, unless the last sample is so young that every caller of one poll should share it; nor in a signal handler
         of the host that came while its own thread samples."""
-        clock = self.engine.machine.clock
-        if self.lock._is_owned():
+        if self._is_fresh(window) or self.lock._is_owned():
             return
         with self.lock:
-            if window is not None and not self.finest <= window <= self.window:
+            if window is not None:
                 self.window, self.finest = max(self.window, window), min(self.finest, window)
-            if self.time is not None and 0 <= clock.now()[0] - self.time < _SHORTEST:
+            if self._is_fresh(window):      # another thread's sample
                 return
             payload = self.read()
-            t, continuous = clock.now()
+            t, continuous = self.engine.machine.clock.now()
             with self.engine.lock:
                 self._events(t, continuous)
                 self.keep(t, payload)
                 self.time = t
+
+    def _is_fresh(self, window: int | None) -> bool:
+        return (self.time is not None and 0 <= self.engine.machine.clock.now()[0] - self.time < _SHORTEST
+                and (window is None or self.finest <= window <= self.window))
 
     def _events(self, t: int, continuous: int) -> None:
         asleep, before = continuous - t, self.asleep
@@ -5325,13 +5338,14 @@ class _Feed:
 
     def interval(self, window: int, since: int = 0) -> tuple[Any, Any, int] | None:
         """(old payload, new payload, span) of the window, None without a baseline; `since`: older points are none."""
-        if (window, since) not in self.told:
+        got = self.told.get((window, since, "interval"), 0)
+        if got == 0:
             first = next((i for i, point in enumerate(self.points) if point[0] > since), len(self.points)) if since else 0
             base, late = _baseline(self.points, window, self.shortest, first)
             self.began = self.points[-1][0] if late else self.began
-            self.told[window, since] = None if base is None else (
+            got = self.told[window, since, "interval"] = None if base is None else (
                 self.points[base][1], self.points[-1][1], self.points[-1][0] - self.points[base][0])
-        return self.told[window, since]     # type: ignore[no-any-return]
+        return got      # type: ignore[no-any-return]
 
     def rated(self, window: int, since: int = 0) -> tuple[Any, Any, int]:
         """The interval; NotReady without a baseline."""
@@ -5362,7 +5376,8 @@ class _ReportFeed(_Feed):
         self.picks = (_wanted, keep)
         self.subscription: Any = None
         self.channels: tuple[Any, ...] = ()
-        self.starts: tuple[int, ...] = ()           # where each channel's values begin in a row, and where the last ones end
+        self.sizes: tuple[int, ...] = ()            # how many values each channel has in a row
+        self.starts: tuple[int, ...] = ()           # where they begin
         self.energies: dict[int, _Energy] = {}
         self.restarted = 0                          # when the GPU's lanes began anew, and the others did not
         self.opening = RLock()
@@ -5380,8 +5395,8 @@ class _ReportFeed(_Feed):
             raise self._nothing_listed()
         if self.subscription is None:       # else a signal handler subscribed meanwhile, and sampled
             self.channels, self.plans = tuple(subscription.channels), {}
-            sizes = [max(1, len(channel.states)) for channel in self.channels]
-            self.starts = tuple([sum(sizes[:i]) for i in range(len(sizes) + 1)])
+            self.sizes = tuple([max(1, len(channel.states)) for channel in self.channels])
+            self.starts = tuple([sum(self.sizes[:i]) for i in range(len(self.sizes))])
             self.energies = {i: _Energy(_ENERGY_UNITS[c.unit], c.unit != "nJ") for i, c in enumerate(self.channels)
                              if c.unit in _ENERGY_UNITS and c.format == 1}
             self.subscription = subscription
@@ -5394,7 +5409,8 @@ class _ReportFeed(_Feed):
         return self.engine.lacking(self.source, "no such channels")
 
     def refresh(self, window: int | None = None) -> None:
-        self.open()
+        if self.subscription is None:
+            self.open()
         _Feed.refresh(self, window)
 
     def read(self) -> Any:
@@ -5416,15 +5432,12 @@ class _ReportFeed(_Feed):
 
     def keep(self, t: int, payload: Any) -> None:
         row: list[int] = []
-        nothing: tuple[Any, Any] = None, ()
+        for got, size in zip(payload, self.sizes):
+            row += got[1] if got is not None and len(got[1]) == size else (INT64_MIN,) * size
         hz = self.engine.machine.clock.ticks_per_second()
-        for i, (got, begin, end) in enumerate(zip(payload, self.starts, self.starts[1:])):
-            stamp, values = got or nothing
-            if len(values) != end - begin:
-                values = (INT64_MIN,) * (end - begin)
-            row += values
-            if i in self.energies:
-                self.energies[i].look(t, None if stamp is None else stamp * _NS // hz, values[0], self.window, self.finest)
+        for i, energy in self.energies.items():
+            stamp = payload[i][0] if payload[i] is not None else None
+            energy.look(t, None if stamp is None else stamp * _NS // hz, row[self.starts[i]], self.window, self.finest)
         _Feed.keep(self, t, array("q", row))
 
     def silent(self) -> bool:
@@ -5438,7 +5451,7 @@ class _ReportFeed(_Feed):
 
     def lane(self, row: array[int], i: int) -> array[int]:
         """The values of channel i in a row."""
-        return row[self.starts[i]:self.starts[i + 1]]
+        return row[self.starts[i]:self.starts[i] + self.sizes[i]]
 
     def planned(self, key: Any, work: Callable[[], Any]) -> Any:
         """What follows from the channels alone, worked out once."""
@@ -5475,13 +5488,17 @@ class _ReportFeed(_Feed):
         return lanes
 
     def ratios(self, i: int, window: int) -> tuple[list[float], int]:
-        """(share of each state, span) of a state or histogram channel."""
-        channel = self.channels[i]
-        old, new, span = self.rated(window, self.restarted if channel.group == "GPU Stats" else 0)
-        try:
-            return _ratios(self.lane(old, i), self.lane(new, i), span, _TICK_NS.get(channel.unit, 0)), span
-        except ValueError as error:
-            raise self.missing(str(error), channel.name) from None
+        """(share of each state, span) of a state or histogram channel; worked out once of each sample."""
+        got = self.told.get((i, window))
+        if got is None:
+            channel = self.channels[i]
+            old, new, span = self.rated(window, self.restarted if channel.group == "GPU Stats" else 0)
+            try:
+                ratios = _ratios(self.lane(old, i), self.lane(new, i), span, _TICK_NS.get(channel.unit, 0))
+            except ValueError as error:
+                raise self.missing(str(error), channel.name) from None
+            got = self.told[i, window] = ratios, span
+        return got
 
     def histogram(self, i: int, window: int) -> tuple[float, bool, bool, int]:
         """(bytes per second, saturated, above the floor, span) of a bandwidth histogram."""
@@ -5630,7 +5647,8 @@ class _Sensors:
             self.floats[prefixes] = [key for key in keys if (self.machine.smc.info(key) or (0, ""))[1] == "flt "]
 
         def read() -> list[TemperatureSensor]:
-            values = [(key, self._read(key)) for key in self.floats[prefixes]]
+            smc = self.machine.smc
+            values = [(key, _smc_number(key, "flt ", smc.read(key) or b"")) for key in self.floats[prefixes]]
             return [TemperatureSensor(key, value) for key, value in values if value is not None and _plausible_celsius(value)]
         return (*self.engine.kept("smc " + " ".join(prefixes), read, _SENSOR_AGE), len(self.floats[prefixes]))
 
@@ -5757,6 +5775,11 @@ class _Engine:
             raise
         self.facts[name] = _Refusal(None, now, got) if value is None else value
         return value
+
+    def refusal(self, name: str) -> AppleGPUError | None:
+        """Why `once` has no fact, while that is believed."""
+        got = self.facts.get(name)
+        return got.error if isinstance(got, _Refusal) and self.machine.clock.now()[0] < got.until else None
 
     def lacking(self, source: str, detail: str, reason: str = REASON_CHIP) -> AppleGPUError:
         """NotSupported for something that this Mac lacks; in a guest that is the reason."""
@@ -6350,11 +6373,13 @@ class _Engine:
     def traffic(self, window: int, direction: str, agent: str | None = None) -> _Figure:
         """Bytes per second in a direction, of all or of one agent: AMC Stats' byte counters, PMP's histograms where it is refused."""
         stems = _AGENT_STEMS[agent] if agent else ()
-        try:
-            self.once("amc", self._amc_answers)
-        except NVMLError_NotSupported as error:
-            refused = _twin(error)
-        else:
+        refused = self.refusal("amc")
+        if refused is None:
+            try:
+                self.once("amc", self._amc_answers)
+            except NVMLError_NotSupported as error:
+                refused = _twin(error)
+        if refused is None:
             return self._amc_traffic(window, direction, stems)
         return self._pmp_traffic(window, direction, stems, refused)
 
