@@ -4466,15 +4466,10 @@ def _little(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def _float32(data: bytes) -> float:
-    value: float = struct.unpack("<f", data)[0]
-    return value
-
-
 # type -> (size or None, decode). Integers of the SMC proper are big-endian on Apple silicon, floats and ioft little-endian
 # (metrics.md 2.4); battery integers B0* are little-endian, which the caller says (recordings.md 7: B0CT 7b 00 = 123).
 _SMC_TYPES: dict[str, tuple[int | None, Callable[[bytes], float]]] = {
-    "flt ": (4, _float32),
+    "flt ": (4, lambda d: float(struct.unpack("<f", d)[0])),
     "ioft": (8, lambda d: int.from_bytes(d, "little", signed=True) / 65536),
     "sp78": (2, lambda d: int.from_bytes(d, "big", signed=True) / 256),
     "fpe2": (2, lambda d: int.from_bytes(d, "big") / 4),
@@ -5152,7 +5147,8 @@ class _Energy:
             self.drop(t, REASON_ABSENT)
         else:
             if self.usable and self._off_clock(t, stamp, value):
-                self._leave_stamps()
+                self.usable, self.stood = False, 0
+                self.points = [(self.time, self.value, 0)] if self.points and self.value is not None else []
             self._take(t, stamp if self.usable and stamp else t, value, window, finest or window)
             self.stamp, self.value = stamp, value
         self.time = t
@@ -5166,10 +5162,6 @@ class _Energy:
         if stamp == self.stamp:
             return value != self.value
         return stamp < self.time - _LEAD and value >= self.value
-
-    def _leave_stamps(self) -> None:
-        self.usable, self.stood = False, 0
-        self.points = [(self.time, self.value, 0)] if self.points and self.value is not None else []
 
     def _take(self, t: int, clock: int, value: int, window: int, finest: int) -> None:
         if self.value is not None and value < self.value:
@@ -5370,10 +5362,10 @@ class _ReportFeed(_Feed):
     """One IOReport subscription, made at the first need: energy channels each on its own clock, the rest as whole rows."""
 
     def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]],
-                 keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> None:
+                 needed: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> None:
         _Feed.__init__(self, engine, "ioreport:" + "+".join(dict.fromkeys(g for g, _ in groups)))
         self.groups = groups
-        self.picks = (_wanted, keep)
+        self.needed = needed                        # of the wanted channels
         self.subscription: Any = None
         self.channels: tuple[Any, ...] = ()
         self.sizes: tuple[int, ...] = ()            # how many values each channel has in a row
@@ -5390,9 +5382,12 @@ class _ReportFeed(_Feed):
                 self.engine.once(self.source, self._subscribe, AppleGPUError)
 
     def _subscribe(self) -> Any:
-        subscription = self.engine.machine.ioreport.subscribe(self.groups, *self.picks)
+        subscription = self.engine.machine.ioreport.subscribe(self.groups, _wanted, self.needed)
         if subscription is None:
-            raise self._nothing_listed()
+            # Sandboxed apps have this variable, and see no IOReport group (NULL) without an exception for IOReportHub.
+            if self.engine.machine.name == "live" and os.environ.get("APP_SANDBOX_CONTAINER_ID"):
+                raise _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, self.source, "the App Sandbox hides IOReport")
+            raise self.engine.lacking(self.source, "no such channels")
         if self.subscription is None:       # else a signal handler subscribed meanwhile, and sampled
             self.channels, self.plans = tuple(subscription.channels), {}
             self.sizes = tuple([max(1, len(channel.states)) for channel in self.channels])
@@ -5401,12 +5396,6 @@ class _ReportFeed(_Feed):
                              if c.unit in _ENERGY_UNITS and c.format == 1}
             self.subscription = subscription
         return self.subscription
-
-    def _nothing_listed(self) -> AppleGPUError:
-        """Sandboxed apps have this variable, and see no IOReport group (NULL) without an exception for IOReportHub."""
-        if self.engine.machine.name == "live" and os.environ.get("APP_SANDBOX_CONTAINER_ID"):
-            return _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, self.source, "the App Sandbox hides IOReport")
-        return self.engine.lacking(self.source, "no such channels")
 
     def refresh(self, window: int | None = None) -> None:
         if self.subscription is None:
@@ -5671,6 +5660,9 @@ _SPEED = "SPME"     # fastest letter first; on M5 Pro and Max P is Super and M P
 # ---- the engine
 
 _LACKING = (NVMLError_NotSupported, NVMLError_NoPermission, NVMLError_OperatingSystem)
+_DIE_SENSORS = {        # part: (SMC prefixes, HID names, why they may all be silent)
+    "GPU": (("Tg",), ("GPU MTR Temp Sensor",), REASON_GPU_ASLEEP),
+    "CPU": (("Tp", "Te"), ("pACC MTR Temp Sensor", "eACC MTR Temp Sensor"), REASON_CPU_ASLEEP)}
 
 
 def _is_late(error: AppleGPUError) -> bool:
@@ -6029,16 +6021,13 @@ class _Engine:
     def gpu_clocks(self) -> tuple[int, ...]:
         """MHz per P-state. pmgr voltage-states9, else the sgx table, else voltage-states14 (M2 Max on macOS 13.6)."""
         def work() -> tuple[int, ...]:
-            for table in (self._bytes("pmgr", "voltage-states9"), None, self._bytes("pmgr", "voltage-states14")):
-                clocks = self._sgx_table() if table is None else _gpu_clocks(table)
+            count, tables = _little(self._bytes("sgx", "perf-state-count")), _little(self._bytes("sgx", "perf-state-table-count"))
+            sgx = _sgx_clocks(self._bytes("sgx", "perf-states"), count, tables or 1)
+            for clocks in (_gpu_clocks(self._bytes("pmgr", "voltage-states9")), sgx, _gpu_clocks(self._bytes("pmgr", "voltage-states14"))):
                 if max(clocks, default=0) > 0:
                     return clocks
             raise self.lacking("registry", "no GPU clock table in pmgr or sgx")
         return tuple(self.once("gpu clocks", work))
-
-    def _sgx_table(self) -> tuple[int, ...]:
-        count, tables = _little(self._bytes("sgx", "perf-state-count")), _little(self._bytes("sgx", "perf-state-table-count"))
-        return _sgx_clocks(self._bytes("sgx", "perf-states"), count, tables or 1)
 
     def _mean_clock(self, shares: tuple[tuple[str, ...], list[float], _Figure], clocks: Sequence[int], reason: str,
                     detail: str | None = None) -> _Figure:
@@ -6080,25 +6069,30 @@ class _Engine:
 
     # ---- energy and power
 
-    def rail(self, name: str) -> _Rail:
-        """The channels of a rail, decided once."""
-        def work() -> _Rail:
-            for feed in (self.main, self.pmp):
-                try:
-                    feed.open()
-                except NVMLError_NotSupported:
-                    continue
-                if feed.rail_lanes(name):
-                    return _Rail(name, feed, feed.rail_lanes(name))
-            self.main.open()        # says why where that is the reason
-            raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % name)
-        rail: _Rail = self.once("rail " + name, work)
+    def rail(self, name: str | int) -> _Rail:
+        """The energy channels of a rail of RAILS, decided once, or of the CPU cluster of a number."""
+        if isinstance(name, int):
+            cluster = self.cluster(name)
+            return _Rail(cluster.name, self.main, self.need(
+                cluster.energies or None, "ioreport:Energy Model", "no energy channel for %s" % cluster.name))
+        rail: _Rail = self.once("rail " + name, lambda: self._find_rail(name))
         return rail
 
-    def rail_power(self, window: int, name: str) -> _Figure:
+    def _find_rail(self, name: str) -> _Rail:
+        for feed in (self.main, self.pmp) if name in RAILS else ():     # no chip has a channel of its own for ProRes
+            try:
+                feed.open()
+            except NVMLError_NotSupported:
+                continue
+            if feed.rail_lanes(name):
+                return _Rail(name, feed, feed.rail_lanes(name))
+        self.main.open()        # says why where that is the reason
+        raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % name)
+
+    def rail_power(self, window: int, name: str | int) -> _Figure:
         return self._power(self.rail(name), window)
 
-    def rail_energy(self, window: int, name: str) -> _Figure:
+    def rail_energy(self, window: int, name: str | int) -> _Figure:
         return self._energy(self.rail(name))
 
     def _power(self, rail: _Rail, window: int) -> _Figure:
@@ -6229,8 +6223,11 @@ class _Engine:
 
     # ---- heat
 
-    def _die_sensors(self, prefixes: tuple[str, ...], hid_names: tuple[str, ...], what: str) -> _Figure:
-        """Plausible sensors: SMC by prefix, else HID services by name."""
+    def sensors_of(self, window: int, part: str) -> _Figure:
+        """Plausible sensors of the GPU's or the CPU's dies: SMC by prefix, else HID services by name."""
+        prefixes, names, asleep = _DIE_SENSORS[part]
+        if part == "CPU" and _chip_name(self.brand()).startswith("M5"):
+            prefixes += ("Ts",)     # the Super cores; on M1 to M4 it is the SSD and the palm rest (metrics.md 3.8)
         refused: AppleGPUError | None = None
         source, keys = "smc", 0
         try:
@@ -6238,13 +6235,12 @@ class _Engine:
         except _LACKING as error:
             when, sensors, refused = 0, [], _twin(error)
         if not sensors:
-            (when, sensors), source = self._hid_sensors(hid_names), "hid"
+            (when, sensors), source = self._hid_sensors(names), "hid"
         if sensors:
-            return _Figure(tuple(sensors), self._since(when), None, source)
+            return _Figure(tuple(sensors), self._since(when), None, source, False)
         if keys:
-            raise _fail(ERROR_NO_DATA, REASON_GPU_ASLEEP if what == "GPU" else REASON_CPU_ASLEEP, "smc",
-                        "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, what))
-        raise _twin(refused) if refused else self.lacking("smc", "no %s temperature sensor is known here" % what)
+            raise _fail(ERROR_NO_DATA, asleep, "smc", "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, part))
+        raise _twin(refused) if refused else self.lacking("smc", "no %s temperature sensor is known here" % part)
 
     def _hid_sensors(self, names: tuple[str, ...]) -> tuple[int, list[TemperatureSensor]]:
         try:
@@ -6254,23 +6250,14 @@ class _Engine:
         return when, [TemperatureSensor(product, celsius) for product, _, celsius in got
                       if celsius is not None and product and product.startswith(names) and _plausible_celsius(celsius)]
 
-    def gpu_sensors(self, window: int) -> _Figure:
-        return self._die_sensors(("Tg",), ("GPU MTR Temp Sensor",), "GPU")
+    def temperature(self, window: int, part: str) -> _Figure:
+        """The mean of the sensors."""
+        figure = self.sensors_of(window, part)
+        return figure.of(sum(map(itemgetter(1), figure.value)) / len(figure.value))
 
-    def cpu_sensors(self, window: int) -> _Figure:
-        # Ts is the Super cores on M5; on M1 to M4 it is the SSD and the palm rest (metrics.md 3.8).
-        prefixes = ("Tp", "Te", "Ts") if _chip_name(self.brand()).startswith("M5") else ("Tp", "Te")
-        return self._die_sensors(prefixes, ("pACC MTR Temp Sensor", "eACC MTR Temp Sensor"), "CPU")
-
-    def gpu_temperature(self, window: int) -> _Figure:
-        return _mean_of(self.gpu_sensors(window))
-
-    def gpu_temperature_max(self, window: int) -> _Figure:
-        figure = self.gpu_sensors(window)
+    def temperature_max(self, window: int, part: str) -> _Figure:
+        figure = self.sensors_of(window, part)
         return figure.of(max(map(itemgetter(1), figure.value)))
-
-    def cpu_temperature(self, window: int) -> _Figure:
-        return _mean_of(self.cpu_sensors(window))
 
     def _fan_count(self) -> int:
         """FNum; a fanless Mac has none (A18 Pro, M4 Air: absent, not 0)."""
@@ -6529,11 +6516,6 @@ class _Engine:
     ane_cores = _now_from("chips", lambda self: self.need(
         None if self.is_virtual() else _ane_cores(self.brand()), "chips", "the ANE of %s is not known" % self.brand()))
 
-    def engine_power(self, window: int, engine: str) -> _Figure:
-        if engine == "prores":
-            raise self.lacking("ioreport:Energy Model", "no chip publishes an energy channel of its own for ProRes")
-        return self.rail_power(window, engine)
-
     def engine_utilization(self, window: int, engine: str) -> _Figure:
         """Share of time above the lowest bucket, or traffic of an assumed full 7 GB/s: tells idle from busy, no more."""
         figure = self.both_ways(window, engine)
@@ -6667,10 +6649,8 @@ class _Engine:
     cluster_count = _now_from("ioreport:CPU Stats", lambda self: len(self.clusters()))
     cluster_name = _now_from("ioreport:CPU Stats", lambda self, number: self.need(
         self.cluster(number).name or None, "sysctl", "hw.perflevel%d.name is not there" % number))
+    cpu_cores = _now_from("registry", _core_count)
     cpu_max_clock = _now_from("registry", _top_clock)
-
-    def cpu_cores(self, window: int, number: int | None) -> _Figure:
-        return _Figure(self._core_count(number), source="sysctl" if number is None else "registry")
 
     def cpu_shares(self, cluster: _Cluster, window: int) -> tuple[tuple[str, ...], list[float], _Figure]:
         self.main.open()        # says why where that is the reason
@@ -6714,20 +6694,6 @@ class _Engine:
             raise self.ticks.missing(REASON_RESET)
         return _Figure(busy, 0.0, span / _NS, "mach", False)
 
-    def _cluster_rail(self, number: int | None) -> _Rail:
-        """Energy of a cluster, or of all."""
-        if number is None:
-            return self.rail("cpu")
-        cluster = self.cluster(number)
-        self.need(cluster.energies or None, "ioreport:Energy Model", "no energy channel for %s" % cluster.name)
-        return _Rail(cluster.name, self.main, cluster.energies)
-
-    def cpu_power(self, window: int, number: int | None) -> _Figure:
-        return self._power(self._cluster_rail(number), window)
-
-    def cpu_energy(self, window: int, number: int | None) -> _Figure:
-        return self._energy(self._cluster_rail(number))
-
     def cpu_clusters(self, window: int) -> _Figure:
         """Every cluster with what is known of it."""
         return _Figure(tuple(self._cluster_row(window, n, c) for n, c in enumerate(self.clusters())),
@@ -6737,7 +6703,7 @@ class _Engine:
         figures: dict[str, Any] = {}
         reasons: dict[str, str] = {}
         for field, figure in (("cores", self.cpu_cores), ("clock_mhz", self.cpu_clock), ("max_clock_mhz", self.cpu_max_clock),
-                              ("active_ratio", self.cpu_active), ("utilization_percent", self.cpu_utilization), ("power_mw", self.cpu_power)):
+                              ("active_ratio", self.cpu_active), ("utilization_percent", self.cpu_utilization), ("power_mw", self.rail_power)):
             figures[field] = None
             try:
                 figures[field] = figure(window, number).value
@@ -6839,10 +6805,6 @@ def _timeout_ns(timeout: float | None) -> int:
 
 def _rounded(value: float | None) -> int | None:
     return int(value + 0.5) if value is not None else None
-
-
-def _mean_of(figure: _Figure) -> _Figure:
-    return figure.of(sum(map(itemgetter(1), figure.value)) / len(figure.value))
 
 
 # ======================================================================================================================
@@ -7252,17 +7214,17 @@ def DeviceGetPowerLimit(device: Device) -> int:
 
 def DeviceGetTemperature(device: Device) -> float:
     """Mean of the GPU die sensors in degrees Celsius (SMC Tg*, else HID). NoData gpu_asleep when all are gated."""
-    return float(_now(device, _Engine.gpu_temperature))
+    return float(_now(device, _Engine.temperature, "GPU"))
 
 
 def DeviceGetMaxTemperature(device: Device) -> float:
     """The hottest GPU die sensor now, in degrees Celsius."""
-    return float(_now(device, _Engine.gpu_temperature_max))
+    return float(_now(device, _Engine.temperature_max, "GPU"))
 
 
 def DeviceGetTemperatureSensors(device: Device) -> tuple[TemperatureSensor, ...]:
     """Every GPU die sensor that gives a plausible value (15 to 130 degrees)."""
-    return _now(device, _Engine.gpu_sensors)  # type: ignore[no-any-return]
+    return _now(device, _Engine.sensors_of, "GPU")  # type: ignore[no-any-return]
 
 
 def DeviceGetThrottleState(device: Device, window: float | None = None, timeout: float | None = None) -> ThrottleState:
@@ -7469,24 +7431,24 @@ def CpuGetUtilization(device: Device, cluster: int | None = None, window: float 
 def CpuGetPower(device: Device, cluster: int | None = None, window: float | None = None,
                 timeout: float | None = None) -> int:
     """Mean power in mW of a cluster, or of all (CPU Energy, the sum of the dies)."""
-    return int(_rate(device, _Engine.cpu_power, window, timeout, _cluster_or_none(cluster)))
+    return int(_rate(device, _Engine.rail_power, window, timeout, "cpu" if cluster is None else _from_zero(cluster, "cluster")))
 
 
 def CpuGetEnergy(device: Device, cluster: int | None = None) -> int:
     """Energy in mJ of a cluster, or of all, since the driver's start, as last published."""
-    return int(_now(device, _Engine.cpu_energy, _cluster_or_none(cluster)))
+    return int(_now(device, _Engine.rail_energy, "cpu" if cluster is None else _from_zero(cluster, "cluster")))
 
 
 def CpuGetTemperature(device: Device) -> float:
     """Mean of the CPU die sensors in degrees Celsius (SMC Tp, Te; Ts on M5; else HID)."""
-    return float(_now(device, _Engine.cpu_temperature))
+    return float(_now(device, _Engine.temperature, "CPU"))
 
 
 # ---- video engines
 
 def VpuGetPower(device: Device, engine: str, window: float | None = None, timeout: float | None = None) -> int:
     """Mean power in mW of a video engine, one of ENGINES (Energy Model AVE, AVD or VDEC)."""
-    return int(_rate(device, _Engine.engine_power, window, timeout, _choice(engine, ENGINES, "engine")))
+    return int(_rate(device, _Engine.rail_power, window, timeout, _choice(engine, ENGINES, "engine")))
 
 
 def VpuGetBandwidth(device: Device, engine: str, window: float | None = None, timeout: float | None = None) -> Bandwidth:
@@ -7634,9 +7596,9 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("power",), _Engine.rail_energy, ("dram",), (("memory_energy_mj", None),)),
     (("power",), _Engine.package_power, (), (("package_power_mw", None),)),
     (("power", "system"), _Engine.system_power, (), (("system_power_mw", None),)),
-    (("temperature",), _Engine.gpu_temperature, (), (("gpu_temperature_celsius", None),)),
-    (("temperature",), _Engine.gpu_temperature_max, (), (("gpu_temperature_max_celsius", None),)),
-    (("temperature",), _Engine.cpu_temperature, (), (("cpu_temperature_celsius", None),)),
+    (("temperature",), _Engine.temperature, ("GPU",), (("gpu_temperature_celsius", None),)),
+    (("temperature",), _Engine.temperature_max, ("GPU",), (("gpu_temperature_max_celsius", None),)),
+    (("temperature",), _Engine.temperature, ("CPU",), (("cpu_temperature_celsius", None),)),
     (("temperature",), _Engine.throttle, (), (("gpu_throttle", None),)),
     (("temperature", "system"), _Engine.thermal_pressure, (), (("thermal_pressure_level", None),)),
     (("temperature",), _Engine.fans, (), (("fans", None),)),
@@ -7653,8 +7615,8 @@ _SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...],
     (("ane",), _Engine.ane_state, (), (("ane_power_state", "power_state"),)),
     (("cpu",), _Engine.cpu_utilization, (None,), (("cpu_utilization_percent", None),)),
     (("cpu", "clocks"), _Engine.cpu_clusters, (), (("cpu_clusters", None),)),
-    (("media",), _Engine.engine_power, ("encode",), (("encode_power_mw", None),)),
-    (("media",), _Engine.engine_power, ("decode",), (("decode_power_mw", None),)),
+    (("media",), _Engine.rail_power, ("encode",), (("encode_power_mw", None),)),
+    (("media",), _Engine.rail_power, ("decode",), (("decode_power_mw", None),)),
     (("media",), _Engine.both_ways, ("encode",), (("encode_bandwidth", None),)),
     (("media",), _Engine.both_ways, ("decode",), (("decode_bandwidth", None),)),
     (("media",), _Engine.both_ways, ("prores",), (("prores_bandwidth", None),)),

@@ -2913,11 +2913,11 @@ def test_a_temperature_that_is_refused_says_by_whom(mac, code, error, reason):
     mac.kr["open"] = code
     engine = ag._Engine(ag._LiveMachine())
     with pytest.raises(error) as caught:
-        engine.gpu_temperature(NS)
+        engine.temperature(NS, "GPU")
     assert caught.value.reason == reason
     mac.sensors.append(("GPU MTR Temp Sensor1", 9, 31.5))
     engine = ag._Engine(ag._LiveMachine())
-    assert engine.gpu_temperature(NS).value == 31.5
+    assert engine.temperature(NS, "GPU").value == 31.5
 
 
 def test_smc_odd_answers(mac):
