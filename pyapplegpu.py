@@ -5267,11 +5267,11 @@ _BADNESS = (REASON_ABSENT, REASON_FROZEN, REASON_STALE, REASON_SLOW, REASON_RESE
 class _Feed:
     """A source that is sampled as a whole: (t, payload) points on the sample's own clock. `read` makes a payload."""
 
-    shortest = _SHORTEST
-
-    def __init__(self, engine: _Engine, source: str) -> None:
+    def __init__(self, engine: _Engine, source: str, read: Callable[[], Any], shortest: int = _SHORTEST) -> None:
         self.engine = engine
         self.source = source
+        self.read = read
+        self.shortest = shortest            # span that is a reading
         self.lock: Any = RLock()            # held around the native call, never while waiting
         self.window = self.finest = engine.window       # the longest and the shortest that was asked for
         self.points: list[tuple[int, Any]] = []
@@ -5314,9 +5314,6 @@ class _Feed:
             self.drop(t, REASON_SLEPT)
         elif t - self.time > max(_LONGEST, 2 * self.window):
             self.drop(t, REASON_FIRST)
-
-    def read(self) -> Any:
-        raise NotImplementedError
 
     def keep(self, t: int, payload: Any) -> None:
         self.lapse = t - self.points[-1][0] if self.points else 0
@@ -5363,7 +5360,7 @@ class _ReportFeed(_Feed):
 
     def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]],
                  needed: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> None:
-        _Feed.__init__(self, engine, "ioreport:" + "+".join(dict.fromkeys(g for g, _ in groups)))
+        _Feed.__init__(self, engine, "ioreport:" + "+".join(dict.fromkeys(g for g, _ in groups)), lambda: self.subscription.sample())
         self.groups = groups
         self.needed = needed                        # of the wanted channels
         self.subscription: Any = None
@@ -5401,9 +5398,6 @@ class _ReportFeed(_Feed):
         if self.subscription is None:
             self.open()
         _Feed.refresh(self, window)
-
-    def read(self) -> Any:
-        return self.subscription.sample()
 
     def drop(self, t: int, reason: str) -> None:
         _Feed.drop(self, t, reason)
@@ -5518,23 +5512,14 @@ class _ReportFeed(_Feed):
 _TICK_NS = {"24Mticks": 1000 / 24, "ns": 1, "us": 1000, "ms": 1000000}      # of a residency
 
 
-class _TicksFeed(_Feed):
-    """Scheduler ticks of every CPU."""
-
-    shortest = _TICKS_SHORTEST
-
-    def read(self) -> Any:
-        return self.engine.machine.mach.cpu_ticks()
-
-
 class _ClientsFeed(_Feed):
     """GPU time of every user client of the accelerator, by registry entry id (never reused, so a reused pid does no harm)."""
 
-    def __init__(self, engine: _Engine, source: str) -> None:
-        _Feed.__init__(self, engine, source)
+    def __init__(self, engine: _Engine) -> None:
+        _Feed.__init__(self, engine, "registry", self._walk)
         self.creators: dict[int, tuple[int, str]] = {}      # by entry id: (pid, name), which stay
 
-    def read(self) -> Any:
+    def _walk(self) -> dict[int, tuple[int, str, int]]:
         registry = self.engine.machine.registry
         clients, before, self.creators = {}, self.creators, {}
         for entry in registry.children(self.engine.accelerator()):
@@ -5586,10 +5571,6 @@ class _Sensors:
         self.spans: dict[str, list[str]] = {}
         self.floats: dict[tuple[str, ...], list[str]] = {}      # temperature keys under prefixes
 
-    def hid(self) -> tuple[int, list[tuple[str, int, float | None]]]:
-        """(when, every HID temperature service): asking them all costs some hundred calls."""
-        return self.engine.kept("hid", self.machine.hid.temperatures, _SENSOR_AGE)
-
     def keys(self, prefix: str) -> list[str]:
         """The keys that start with prefix."""
         if prefix not in self.spans:
@@ -5622,12 +5603,11 @@ class _Sensors:
 
     def number(self, key: str) -> tuple[int, Any]:
         """(when, value) of a key; None when the Mac has no such key or it holds no number."""
-        return self.engine.kept("smc " + key, lambda: self._read(key), _SENSOR_AGE)
-
-    def _read(self, key: str) -> float | None:
-        info = self.machine.smc.info(key)
-        data = self.machine.smc.read(key) if info is not None else None
-        return _smc_number(key, info[1], data) if data is not None else None
+        def read() -> float | None:
+            info = self.machine.smc.info(key)
+            data = self.machine.smc.read(key) if info is not None else None
+            return _smc_number(key, info[1], data) if data is not None else None
+        return self.engine.kept("smc " + key, read, _SENSOR_AGE)
 
     def temperatures(self, prefixes: tuple[str, ...]) -> tuple[int, list[TemperatureSensor], int]:
         """(when, plausible sensors of type flt, how many keys there are) under the prefixes."""
@@ -5713,8 +5693,8 @@ class _Engine:
         self.amc = _ReportFeed(self, (("AMC Stats", "Perf Counters"),))
         self.pmp = _ReportFeed(self, _PMP_GROUPS, _needed_flows)
         self.ane = _ReportFeed(self, (("ANE", "IOP State"),))
-        self.ticks = _TicksFeed(self, "mach")
-        self.clients = _ClientsFeed(self, "registry")
+        self.ticks = _Feed(self, "mach", lambda: self.machine.mach.cpu_ticks(), _TICKS_SHORTEST)
+        self.clients = _ClientsFeed(self)
         self.sensors = _Sensors(self)
         self.recoveries: int | None = None
         self.looked = 0                         # when the accelerator was last seen among the services
@@ -5874,17 +5854,18 @@ class _Engine:
         """Apple M1 Max: the CPU brand string, which a VM marks with (Virtual)."""
         text = self._text("machdep.cpu.brand_string")
         # What Rosetta tells an Intel program (PCSX2 13100).
-        return self._model() or text if text.startswith("VirtualApple") else text
+        return self._gpu_text("model") or text if text.startswith("VirtualApple") else text
 
-    def _model(self) -> str:
-        """What the accelerator calls itself, the chip's name; "" in a guest."""
-        model = self.once("model", lambda: self.gpu_property("model"))
-        return model.split(b"\0", 1)[0].decode("utf-8", "replace") if isinstance(model, bytes) else str(model or "")
+    def _gpu_text(self, key: str) -> str:
+        """A text that the accelerator has, "" when there is none: no model in a guest."""
+        text = self.once(key, lambda: self.gpu_property(key))
+        text = text.split(b"\0", 1)[0].decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return text if isinstance(text, str) else ""
 
     def name(self, window: int) -> _Figure:
         """The accelerator's own model; in a guest Metal's name for it; else the chip's."""
-        if self._model():
-            return _Figure(self._model(), source="registry")
+        if self._gpu_text("model"):
+            return _Figure(self._gpu_text("model"), source="registry")
         name = self.or_none(self._metal_name) if self.is_virtual() else None       # a guest may have no Metal device (llama.cpp 6628)
         return _Figure(name, source="metal") if name else self.chip(window)
 
@@ -5896,10 +5877,6 @@ class _Engine:
                     return _uuid_of(value)
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "registry", "IOPlatformUUID cannot be read")
         return _Figure(self.once("uuid", work), source="registry")
-
-    def _driver(self) -> str:
-        version = self.once("driver", lambda: self.gpu_property("IOSourceVersion"))
-        return str(self.need(version if isinstance(version, str) and version else None, "registry", "the accelerator has no IOSourceVersion"))
 
     def _cores(self) -> int:
         """gpu-core-count; GPUConfigurationVariable counts the 80 cores of an M3 Ultra's design where 60 are enabled."""
@@ -5935,7 +5912,8 @@ class _Engine:
 
     chip = _now_from("sysctl", brand)
     text_fact = _now_from("sysctl", _text)
-    driver_version = _now_from("registry", _driver)
+    driver_version = _now_from("registry", lambda self: self.need(
+        self._gpu_text("IOSourceVersion") or None, "registry", "the accelerator has no IOSourceVersion"))
     gpu_cores = _now_from("registry", _cores)
     metal_family = _now_from("metal", _metal_family)
     _metal_name = _now_from("metal", lambda self: self.metal()["name"])
@@ -6244,7 +6222,7 @@ class _Engine:
 
     def _hid_sensors(self, names: tuple[str, ...]) -> tuple[int, list[TemperatureSensor]]:
         try:
-            when, got = self.sensors.hid()
+            when, got = self.kept("hid", self.machine.hid.temperatures, _SENSOR_AGE)      # some hundred calls
         except _LACKING:
             return 0, []
         return when, [TemperatureSensor(product, celsius) for product, _, celsius in got
