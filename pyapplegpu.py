@@ -7541,73 +7541,9 @@ def SystemGetMemoryInfo() -> MemoryInfo:
 
 # ---- snapshots
 
-# (parts, figure, arguments, ((field, attribute of the value or None), ...)): one figure may fill several fields.
-_SNAPSHOT: tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...], tuple[tuple[str, str | None], ...]], ...] = (
-    (("gpu",), _Engine.name, (), (("gpu_name", None),)),
-    (("gpu",), _Engine.gpu_cores, (), (("gpu_core_count", None),)),
-    (("gpu",), _Engine.gpu_utilization, (), (("gpu_utilization_percent", None),)),
-    (("gpu",), _Engine.gpu_engines, (), (("gpu_device_percent", "device_percent"), ("gpu_renderer_percent", "renderer_percent"),
-                                         ("gpu_tiler_percent", "tiler_percent"))),
-    (("gpu",), _Engine.gpu_active, (), (("gpu_active_ratio", None),)),
-    (("gpu", "clocks"), _Engine.gpu_scaled, (), (("gpu_scaled_ratio", None),)),
-    (("gpu",), _Engine.gpu_active_time, (), (("gpu_active_total_s", None),)),
-    (("gpu",), _Engine.gpu_recoveries, (), (("gpu_recovery_count", None),)),
-    (("clocks",), _Engine.gpu_clock, (), (("gpu_clock_mhz", None),)),
-    (("clocks",), _Engine.gpu_max_clock, (), (("gpu_max_clock_mhz", None),)),
-    (("clocks",), _Engine.gpu_residency, (), (("gpu_states", None),)),
-    (("memory",), _Engine.memory_total, (), (("memory_total_bytes", None),)),
-    (("memory",), _Engine.memory_used, (), (("memory_used_bytes", None),)),
-    (("memory",), _Engine.memory_free, (), (("memory_free_bytes", None),)),
-    (("memory",), _Engine.memory_allocated, (), (("memory_allocated_bytes", None),)),
-    (("memory",), _Engine.memory_wired, (), (("memory_wired_limit_bytes", None),)),
-    (("memory",), _Engine.memory_headroom, (), (("memory_headroom_bytes", "headroom_bytes"),)),
-    (("memory",), _Engine.memory_utilization, (), (("memory_utilization_percent", None),)),
-    (("power",), _Engine.gpu_power, (), (("gpu_power_mw", None),)),
-    (("power",), _Engine.rail_energy, ("gpu",), (("gpu_energy_mj", None),)),
-    (("power",), _Engine.gpu_power_limit, (), (("gpu_power_limit_mw", None),)),
-    (("power",), _Engine.rail_power, ("gpu_sram",), (("gpu_sram_power_mw", None),)),
-    (("power",), _Engine.rail_power, ("cpu",), (("cpu_power_mw", None),)),
-    (("power",), _Engine.rail_energy, ("cpu",), (("cpu_energy_mj", None),)),
-    (("power", "ane"), _Engine.ane_power, (), (("ane_power_mw", None),)),
-    (("power", "ane"), _Engine.rail_energy, ("ane",), (("ane_energy_mj", None),)),
-    (("power",), _Engine.rail_power, ("dram",), (("memory_power_mw", None),)),
-    (("power",), _Engine.rail_energy, ("dram",), (("memory_energy_mj", None),)),
-    (("power",), _Engine.package_power, (), (("package_power_mw", None),)),
-    (("power", "system"), _Engine.system_power, (), (("system_power_mw", None),)),
-    (("temperature",), _Engine.temperature, ("GPU",), (("gpu_temperature_celsius", None),)),
-    (("temperature",), _Engine.temperature_max, ("GPU",), (("gpu_temperature_max_celsius", None),)),
-    (("temperature",), _Engine.temperature, ("CPU",), (("cpu_temperature_celsius", None),)),
-    (("temperature",), _Engine.throttle, (), (("gpu_throttle", None),)),
-    (("temperature", "system"), _Engine.thermal_pressure, (), (("thermal_pressure_level", None),)),
-    (("temperature",), _Engine.fans, (), (("fans", None),)),
-    (("bandwidth",), _Engine.traffic, ("RD",), (("memory_read", None),)),
-    (("bandwidth",), _Engine.traffic, ("WR",), (("memory_write", None),)),
-) + tuple(
-    (("bandwidth",), _Engine.traffic, (way, agent), (("memory_%s_%s" % (agent, word), None),))
-    for agent in AGENTS for way, word in (("RD", "read"), ("WR", "write"))
-) + (
-    (("bandwidth",), _Engine.traffic_total, ("RD",), (("memory_read_total_bytes", None),)),
-    (("bandwidth",), _Engine.traffic_total, ("WR",), (("memory_write_total_bytes", None),)),
-    (("bandwidth",), _Engine.memory_max_bandwidth, (), (("memory_max_bytes_per_s", None),)),
-    (("ane",), _Engine.ane_utilization, (), (("ane_utilization_percent", "percent"), ("ane_utilization_method", "method"))),
-    (("ane",), _Engine.ane_state, (), (("ane_power_state", "power_state"),)),
-    (("cpu",), _Engine.cpu_utilization, (None,), (("cpu_utilization_percent", None),)),
-    (("cpu", "clocks"), _Engine.cpu_clusters, (), (("cpu_clusters", None),)),
-    (("media",), _Engine.rail_power, ("encode",), (("encode_power_mw", None),)),
-    (("media",), _Engine.rail_power, ("decode",), (("decode_power_mw", None),)),
-    (("media",), _Engine.both_ways, ("encode",), (("encode_bandwidth", None),)),
-    (("media",), _Engine.both_ways, ("decode",), (("decode_bandwidth", None),)),
-    (("media",), _Engine.both_ways, ("prores",), (("prores_bandwidth", None),)),
-    (("processes",), _Engine.processes, (), (("processes", None),)),
-    (("system",), _Engine.text_fact, ("hw.model",), (("system_model", None),)),
-    (("system",), _Engine.chip, (), (("system_chip_name", None),)),
-    (("system",), _Engine.text_fact, ("kern.osproductversion",), (("system_os_version", None),)),
-    (("system",), _Engine.driver_version, (), (("system_driver_version", None),)),
-    (("system", "memory"), _Engine.memory_info, (), (("system_memory", None),)),
-    (("system", "memory"), _Engine.swap, (), (("system_swap", None),)),
-    (("system", "memory"), _Engine.memory_pressure, (), (("system_memory_pressure", None),)),
-    (("system",), _Engine.power_source, (), (("system_power_source", None),)),
-)
+def _field(parts: str, figure: Callable[..., _Figure], *args: Any, of: str | None = None) -> Any:
+    """A row for a field of Snapshot: its parts, its figure with the arguments, and which field of the figure's value it is."""
+    return tuple(parts.split()), figure, args, of
 
 
 class Snapshot:
@@ -7630,80 +7566,81 @@ class Snapshot:
     sources: dict[str, str]
     estimated: tuple[str, ...]
     published: dict[str, float]     # per rail, up to which time_mono_s its energy is published
-    gpu_name: str | None
-    gpu_core_count: int | None
-    gpu_utilization_percent: int | None
-    gpu_device_percent: int | None
-    gpu_renderer_percent: int | None
-    gpu_tiler_percent: int | None
-    gpu_active_ratio: float | None
-    gpu_scaled_ratio: float | None
-    gpu_active_total_s: float | None    # a counter, as the energies are: only its differences mean something
-    gpu_recovery_count: int | None
-    gpu_clock_mhz: int | None
-    gpu_max_clock_mhz: int | None
-    gpu_states: tuple[StateResidency, ...] | None
-    memory_total_bytes: int | None
-    memory_used_bytes: int | None
-    memory_free_bytes: int | None
-    memory_allocated_bytes: int | None
-    memory_wired_limit_bytes: int | None
-    memory_headroom_bytes: int | None
-    memory_utilization_percent: int | None
-    gpu_power_mw: int | None
-    gpu_energy_mj: int | None
-    gpu_power_limit_mw: int | None
-    gpu_sram_power_mw: int | None
-    cpu_power_mw: int | None
-    cpu_energy_mj: int | None
-    ane_power_mw: int | None
-    ane_energy_mj: int | None
-    memory_power_mw: int | None
-    memory_energy_mj: int | None
-    package_power_mw: int | None
-    system_power_mw: int | None
-    gpu_temperature_celsius: float | None
-    gpu_temperature_max_celsius: float | None
-    cpu_temperature_celsius: float | None
-    gpu_throttle: ThrottleState | None
-    thermal_pressure_level: int | None
-    fans: tuple[Fan, ...] | None
-    memory_read: Bandwidth | None
-    memory_write: Bandwidth | None
-    memory_gpu_read: Bandwidth | None
-    memory_gpu_write: Bandwidth | None
-    memory_cpu_read: Bandwidth | None
-    memory_cpu_write: Bandwidth | None
-    memory_ane_read: Bandwidth | None
-    memory_ane_write: Bandwidth | None
-    memory_media_read: Bandwidth | None
-    memory_media_write: Bandwidth | None
-    memory_display_read: Bandwidth | None
-    memory_display_write: Bandwidth | None
-    memory_io_read: Bandwidth | None
-    memory_io_write: Bandwidth | None
-    memory_read_total_bytes: int | None     # since the driver began to count: only differences mean something
-    memory_write_total_bytes: int | None
-    memory_max_bytes_per_s: float | None
-    ane_utilization_percent: int | None
-    ane_utilization_method: str | None
-    ane_power_state: int | None
-    cpu_utilization_percent: int | None
-    cpu_clusters: tuple[CpuCluster, ...] | None
-    encode_power_mw: int | None
-    decode_power_mw: int | None
-    encode_bandwidth: Bandwidth | None
-    decode_bandwidth: Bandwidth | None
-    prores_bandwidth: Bandwidth | None
-    processes: tuple[GpuProcess, ...] | None
-    system_model: str | None
-    system_chip_name: str | None
-    system_os_version: str | None
-    system_driver_version: str | None
-    system_memory: MemoryInfo | None
-    system_swap: SwapInfo | None
-    system_memory_pressure: MemoryPressure | None
-    system_power_source: PowerSource | None
+    gpu_name: str | None = _field("gpu", _Engine.name)
+    gpu_core_count: int | None = _field("gpu", _Engine.gpu_cores)
+    gpu_utilization_percent: int | None = _field("gpu", _Engine.gpu_utilization)
+    gpu_device_percent: int | None = _field("gpu", _Engine.gpu_engines, of="device_percent")
+    gpu_renderer_percent: int | None = _field("gpu", _Engine.gpu_engines, of="renderer_percent")
+    gpu_tiler_percent: int | None = _field("gpu", _Engine.gpu_engines, of="tiler_percent")
+    gpu_active_ratio: float | None = _field("gpu", _Engine.gpu_active)
+    gpu_scaled_ratio: float | None = _field("gpu clocks", _Engine.gpu_scaled)
+    # A counter, as the energies are and the bytes in total: only differences mean something.
+    gpu_active_total_s: float | None = _field("gpu", _Engine.gpu_active_time)
+    gpu_recovery_count: int | None = _field("gpu", _Engine.gpu_recoveries)
+    gpu_clock_mhz: int | None = _field("clocks", _Engine.gpu_clock)
+    gpu_max_clock_mhz: int | None = _field("clocks", _Engine.gpu_max_clock)
+    gpu_states: tuple[StateResidency, ...] | None = _field("clocks", _Engine.gpu_residency)
+    memory_total_bytes: int | None = _field("memory", _Engine.memory_total)
+    memory_used_bytes: int | None = _field("memory", _Engine.memory_used)
+    memory_free_bytes: int | None = _field("memory", _Engine.memory_free)
+    memory_allocated_bytes: int | None = _field("memory", _Engine.memory_allocated)
+    memory_wired_limit_bytes: int | None = _field("memory", _Engine.memory_wired)
+    memory_headroom_bytes: int | None = _field("memory", _Engine.memory_headroom, of="headroom_bytes")
+    memory_utilization_percent: int | None = _field("memory", _Engine.memory_utilization)
+    gpu_power_mw: int | None = _field("power", _Engine.gpu_power)
+    gpu_energy_mj: int | None = _field("power", _Engine.rail_energy, "gpu")
+    gpu_power_limit_mw: int | None = _field("power", _Engine.gpu_power_limit)
+    gpu_sram_power_mw: int | None = _field("power", _Engine.rail_power, "gpu_sram")
+    cpu_power_mw: int | None = _field("power", _Engine.rail_power, "cpu")
+    cpu_energy_mj: int | None = _field("power", _Engine.rail_energy, "cpu")
+    ane_power_mw: int | None = _field("power ane", _Engine.ane_power)
+    ane_energy_mj: int | None = _field("power ane", _Engine.rail_energy, "ane")
+    memory_power_mw: int | None = _field("power", _Engine.rail_power, "dram")
+    memory_energy_mj: int | None = _field("power", _Engine.rail_energy, "dram")
+    package_power_mw: int | None = _field("power", _Engine.package_power)
+    system_power_mw: int | None = _field("power system", _Engine.system_power)
+    gpu_temperature_celsius: float | None = _field("temperature", _Engine.temperature, "GPU")
+    gpu_temperature_max_celsius: float | None = _field("temperature", _Engine.temperature_max, "GPU")
+    cpu_temperature_celsius: float | None = _field("temperature", _Engine.temperature, "CPU")
+    gpu_throttle: ThrottleState | None = _field("temperature", _Engine.throttle)
+    thermal_pressure_level: int | None = _field("temperature system", _Engine.thermal_pressure)
+    fans: tuple[Fan, ...] | None = _field("temperature", _Engine.fans)
+    memory_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD")
+    memory_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR")
+    memory_gpu_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD", "gpu")
+    memory_gpu_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "gpu")
+    memory_cpu_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD", "cpu")
+    memory_cpu_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "cpu")
+    memory_ane_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD", "ane")
+    memory_ane_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "ane")
+    memory_media_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD", "media")
+    memory_media_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "media")
+    memory_display_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD", "display")
+    memory_display_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "display")
+    memory_io_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD", "io")
+    memory_io_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "io")
+    memory_read_total_bytes: int | None = _field("bandwidth", _Engine.traffic_total, "RD")    # since the driver began to count
+    memory_write_total_bytes: int | None = _field("bandwidth", _Engine.traffic_total, "WR")
+    memory_max_bytes_per_s: float | None = _field("bandwidth", _Engine.memory_max_bandwidth)
+    ane_utilization_percent: int | None = _field("ane", _Engine.ane_utilization, of="percent")
+    ane_utilization_method: str | None = _field("ane", _Engine.ane_utilization, of="method")
+    ane_power_state: int | None = _field("ane", _Engine.ane_state, of="power_state")
+    cpu_utilization_percent: int | None = _field("cpu", _Engine.cpu_utilization, None)
+    cpu_clusters: tuple[CpuCluster, ...] | None = _field("cpu clocks", _Engine.cpu_clusters)
+    encode_power_mw: int | None = _field("media", _Engine.rail_power, "encode")
+    decode_power_mw: int | None = _field("media", _Engine.rail_power, "decode")
+    encode_bandwidth: Bandwidth | None = _field("media", _Engine.both_ways, "encode")
+    decode_bandwidth: Bandwidth | None = _field("media", _Engine.both_ways, "decode")
+    prores_bandwidth: Bandwidth | None = _field("media", _Engine.both_ways, "prores")
+    processes: tuple[GpuProcess, ...] | None = _field("processes", _Engine.processes)
+    system_model: str | None = _field("system", _Engine.text_fact, "hw.model")
+    system_chip_name: str | None = _field("system", _Engine.chip)
+    system_os_version: str | None = _field("system", _Engine.text_fact, "kern.osproductversion")
+    system_driver_version: str | None = _field("system", _Engine.driver_version)
+    system_memory: MemoryInfo | None = _field("system memory", _Engine.memory_info)
+    system_swap: SwapInfo | None = _field("system memory", _Engine.swap)
+    system_memory_pressure: MemoryPressure | None = _field("system memory", _Engine.memory_pressure)
+    system_power_source: PowerSource | None = _field("system", _Engine.power_source)
 
     def __init__(self, engine: _Engine, parts: tuple[str, ...]) -> None:
         self._begin(engine)
@@ -7750,6 +7687,19 @@ class Snapshot:
     def __repr__(self) -> str:
         return "<Snapshot %s, %d figures, %d missing>" % (
             self.source, sum(len(row[3]) for row in _SNAPSHOT) - len(self.reasons), len(self.reasons))
+
+
+def _snapshot_rows() -> tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...], tuple[tuple[str, str | None], ...]], ...]:
+    """(parts, figure, arguments, ((field, attribute of the value or None), ...)): one figure may fill several fields."""
+    rows: dict[Any, list[tuple[str, str | None]]] = {}
+    for field in [name for name in Snapshot.__annotations__ if name in vars(Snapshot)]:
+        row = vars(Snapshot)[field]
+        rows.setdefault(row[:3], []).append((field, row[3]))
+        delattr(Snapshot, field)        # an instance has the value
+    return tuple((*key, tuple(fields)) for key, fields in rows.items())
+
+
+_SNAPSHOT = _snapshot_rows()
 
 
 def _as_plain(value: Any) -> Any:
