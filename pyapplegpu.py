@@ -5329,7 +5329,7 @@ class _Feed:
         """(old payload, new payload, span) of the window, None without a baseline; `since`: older points are none."""
         got = self.told.get((window, since, "interval"), 0)
         if got == 0:
-            first = next((i for i, point in enumerate(self.points) if point[0] > since), len(self.points)) if since else 0
+            first = sum(point[0] <= since for point in self.points) if since else 0
             base, late = _baseline(self.points, window, self.shortest, first)
             self.began = self.points[-1][0] if late else self.began
             got = self.told[window, since, "interval"] = None if base is None else (
@@ -5360,7 +5360,8 @@ class _ReportFeed(_Feed):
 
     def __init__(self, engine: _Engine, groups: Sequence[tuple[str, str | None]],
                  needed: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> None:
-        _Feed.__init__(self, engine, "ioreport:" + "+".join(dict.fromkeys(g for g, _ in groups)), lambda: self.subscription.sample())
+        source = "ioreport:" + "+".join(dict.fromkeys(group for group, _ in groups))
+        _Feed.__init__(self, engine, source, lambda: self.subscription.sample())
         self.groups = groups
         self.needed = needed                        # of the wanted channels
         self.subscription: Any = None
@@ -5536,7 +5537,8 @@ class _ClientsFeed(_Feed):
 
 
 _MAIN_GROUPS = (("Energy Model", None), ("GPU Stats", None), ("CPU Stats", "CPU Complex Performance States"))
-_STATES = {"GPU Stats": ("GPUPH", "GPU_CLTM", "GPU_PPM"), "ANE": ("status",), "SOC Floor": ("ANE-AF-BW",)}     # by group or subgroup
+_STATES = {     # state channels by group or subgroup
+    "GPU Stats": ("GPUPH", "GPU_CLTM", "GPU_PPM"), "ANE": ("status",), "SOC Floor": ("ANE-AF-BW",)}
 _PMP_GROUPS = tuple((group, sub) for group in ("PMP", "PMP0", "PMP1") for sub in (
     "Energy Counters", "SOC Floor", "DCS BW", "AF BW", "DRAM BW", "DRAM Bandwidth")) + (("Energy Counters", None),)
 
@@ -5618,7 +5620,7 @@ class _Sensors:
         def read() -> list[TemperatureSensor]:
             smc = self.machine.smc
             values = [(key, _smc_number(key, "flt ", smc.read(key) or b"")) for key in self.floats[prefixes]]
-            return [TemperatureSensor(key, value) for key, value in values if value is not None and _plausible_celsius(value)]
+            return [TemperatureSensor(key, value) for key, value in values if value and _plausible_celsius(value)]
         return (*self.engine.kept("smc " + " ".join(prefixes), read, _SENSOR_AGE), len(self.floats[prefixes]))
 
 
@@ -5722,8 +5724,8 @@ class _Engine:
             clock.sleep(_STEP / _NS)
 
     def kept(self, name: str, read: Callable[[], Any], age: int = _SHORTEST) -> tuple[int, Any]:
-        """(when, what was read) of something of this moment, not read twice within 50 ms: the getters of one poll describe
-        one moment."""
+        """(when, what was read) of something as it is now, not read twice within 50 ms: the getters of one poll tell of one
+        moment."""
         now = self.machine.clock.now()[0]
         kept = self.gauges.get(name)
         if kept is None or not 0 <= now - kept[0] < age:
@@ -5866,7 +5868,7 @@ class _Engine:
         """The accelerator's own model; in a guest Metal's name for it; else the chip's."""
         if self._gpu_text("model"):
             return _Figure(self._gpu_text("model"), source="registry")
-        name = self.or_none(self._metal_name) if self.is_virtual() else None       # a guest may have no Metal device (llama.cpp 6628)
+        name = self.or_none(self._metal_name) if self.is_virtual() else None    # may have no device (llama.cpp 6628)
         return _Figure(name, source="metal") if name else self.chip(window)
 
     def uuid(self, window: int = 0) -> _Figure:
@@ -5919,7 +5921,7 @@ class _Engine:
     _metal_name = _now_from("metal", lambda self: self.metal()["name"])
     registry_id = _now_from("registry", lambda self: self.machine.registry.identity(self.accelerator()))
     architecture = _now_from("registry", lambda self: self.need(
-        _architecture(self.machine.registry.class_name(self.accelerator())), "registry", "the accelerator is not an AGX one"))
+        _architecture(self.machine.registry.class_name(self.accelerator())), "registry", "the accelerator is no AGX"))
 
     # ---- GPU use and clocks
 
@@ -5999,9 +6001,10 @@ class _Engine:
     def gpu_clocks(self) -> tuple[int, ...]:
         """MHz per P-state. pmgr voltage-states9, else the sgx table, else voltage-states14 (M2 Max on macOS 13.6)."""
         def work() -> tuple[int, ...]:
-            count, tables = _little(self._bytes("sgx", "perf-state-count")), _little(self._bytes("sgx", "perf-state-table-count"))
+            count, tables = (_little(self._bytes("sgx", key)) for key in ("perf-state-count", "perf-state-table-count"))
             sgx = _sgx_clocks(self._bytes("sgx", "perf-states"), count, tables or 1)
-            for clocks in (_gpu_clocks(self._bytes("pmgr", "voltage-states9")), sgx, _gpu_clocks(self._bytes("pmgr", "voltage-states14"))):
+            first, last = (_gpu_clocks(self._bytes("pmgr", key)) for key in ("voltage-states9", "voltage-states14"))
+            for clocks in (first, sgx, last):
                 if max(clocks, default=0) > 0:
                     return clocks
             raise self.lacking("registry", "no GPU clock table in pmgr or sgx")
@@ -6076,7 +6079,8 @@ class _Engine:
     def _power(self, rail: _Rail, window: int) -> _Figure:
         """Mean power in mW: the sum of the dies, each over its own publications."""
         rail.feed.refresh(window)
-        busy = rail.name == "gpu" and self._stands(rail, window) and (self.or_none(self.gpu_active, window) or 0.0) >= _BUSY
+        stands = rail.name == "gpu" and self._stands(rail, window)
+        busy = stands and (self.or_none(self.gpu_active, window) or 0.0) >= _BUSY
         with self.lock:
             energies = rail.energies()
             changes = self._all_told(rail, [self._lane_change(rail, e, window, busy) for e in energies])
@@ -6103,7 +6107,7 @@ class _Engine:
         return [feed.energies[i] for i in feed.rail_lanes("cpu" if feed is self.main else "dram")]
 
     def _is_dead(self, rail: _Rail, energy: _Energy) -> bool:
-        """True for a zero since boot that cannot be: of a rail that is never zero, or beside a witness that shows nothing either."""
+        """True for a zero since boot that cannot be: on a rail that is never zero, or with no energy at a witness."""
         return energy.value == 0 and energy.batched and (
             rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))
 
@@ -6129,12 +6133,13 @@ class _Engine:
         if len(told) == len(parts):
             return told
         reasons, energies = [part for part in parts if isinstance(part, str)], rail.energies()
-        reason = min(reasons, key=_BADNESS.index)
-        detail = "%s: %s; its last publication is %.1f s old" % (rail.name, _ADVICE[reason], max(e.age() for e in energies) / _NS)
+        reason, age = min(reasons, key=_BADNESS.index), max(e.age() for e in energies) / _NS
+        detail = "%s: %s; its last publication is %.1f s old" % (rail.name, _ADVICE[reason], age)
         apart = max((e.points[-1][0] - e.points[-2][0] for e in energies if len(e.points) > 1), default=0) / _NS
         if apart:
             detail += ", the one before came %.1f s earlier" % apart
-        raise _not_ready(reason, rail.feed.named(rail.lanes[0]), detail, max(e.began for e in energies), max(e.lapse for e in energies))
+        raise _not_ready(reason, rail.feed.named(rail.lanes[0]), detail,
+                         max(e.began for e in energies), max(e.lapse for e in energies))
 
     def rail_points(self, name: str) -> list[list[tuple[int, float]]]:
         """(clock, mJ) of the publications kept of each channel, oldest first; [] when one of them tells nothing."""
@@ -6175,7 +6180,7 @@ class _Engine:
 
     def _ane_seen(self, window: int) -> bool:
         """Activity by a way other than power, without opening a subscription for it."""
-        ways = [way for way, feed in ((self._ane_floor, self.pmp), (self._ane_iop, self.ane)) if feed.subscription is not None]
+        ways = [way for way, feed in ((self._ane_floor, self.pmp), (self._ane_iop, self.ane)) if feed.subscription]
         for way in (*ways, self._ane_on):
             use = self.or_none(way, window)
             if use is not None:
@@ -6217,7 +6222,8 @@ class _Engine:
         if sensors:
             return _Figure(tuple(sensors), self._since(when), None, source, False)
         if keys:
-            raise _fail(ERROR_NO_DATA, asleep, "smc", "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, part))
+            raise _fail(ERROR_NO_DATA, asleep, "smc",
+                        "none of the %d %s sensors gives a plausible value: its power is gated" % (keys, part))
         raise _twin(refused) if refused else self.lacking("smc", "no %s temperature sensor is known here" % part)
 
     def _hid_sensors(self, names: tuple[str, ...]) -> tuple[int, list[TemperatureSensor]]:
@@ -6250,10 +6256,12 @@ class _Engine:
         self.need(rpm, "smc", "there is no SMC key F%dAc" % index)
         return Fan(int(rpm + 0.5), _rounded(low), _rounded(high), int(100 * rpm / high + 0.5) if high else None)
 
-    thermal_pressure = _now_from("notify", lambda self: self.machine.notify.state("com.apple.system.thermalpressurelevel"))
+    thermal_pressure = _now_from(
+        "notify", lambda self: self.machine.notify.state("com.apple.system.thermalpressurelevel"))
     fan_count = _now_from("smc", _fan_count)
     fan = _now_from("smc", _fan)
-    fan_speed = _now_from("smc", lambda self, index: self.need(self._fan(index).percent, "smc", "fan %d tells no maximum" % index))
+    fan_speed = _now_from(
+        "smc", lambda self, index: self.need(self._fan(index).percent, "smc", "fan %d tells no maximum" % index))
     fans = _now_from("smc", lambda self: tuple(map(self._fan, range(self._fan_count()))))
 
     # ---- memory
@@ -6336,7 +6344,7 @@ class _Engine:
     # ---- bandwidth
 
     def traffic(self, window: int, direction: str, agent: str | None = None) -> _Figure:
-        """Bytes per second in a direction, of all or of one agent: AMC Stats' byte counters, PMP's histograms where it is refused."""
+        """Bytes per second in a direction, of all or of an agent: AMC Stats' byte counters, else what PMP tells."""
         stems = _AGENT_STEMS[agent] if agent else ()
         refused = self.refusal("amc")
         if refused is None:
@@ -6388,7 +6396,7 @@ class _Engine:
         return _Figure(total, 0.0, None, self.amc.named(lanes[0]))
 
     def _byte_lanes(self, direction: str, stems: Sequence[str]) -> list[int]:
-        """AMC Stats' counters of a total (stems empty) or of an agent: on the DRAM side where they are, else on the fabric side."""
+        """AMC Stats' counters of a total (stems empty) or of an agent: on the DRAM side, else on the fabric side."""
         def work() -> list[int]:
             mine = [(dram, i) for unit, dram, i in self.amc.flows(direction)
                     if (_agent_matches(unit, stems) if stems else not unit)]
@@ -6414,9 +6422,9 @@ class _Engine:
                            REASON_MACOS if refused.reason == REASON_MACOS and not listed else REASON_CHIP)
 
     def _pmp_lanes(self, direction: str, stems: Sequence[str]) -> tuple[list[int], list[int], list[int]]:
-        """(byte counters of the whole, histograms of the whole controller, of the agents), DRAM side first; [] where there are none."""
-        simple = [i for i, c in enumerate(self.pmp.channels) if not stems and c.subgroup in ("DRAM BW", "DRAM Bandwidth")
-                  and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)]
+        """(byte counters of the whole, histograms of the whole controller, of the agents), the DRAM side if it is there."""
+        simple = [i for i, c in enumerate(self.pmp.channels) if c.subgroup in ("DRAM BW", "DRAM Bandwidth")
+                  and not stems and c.unit in _BYTE_UNITS and c.name.endswith(" " + direction)]
         for subgroup in ("DCS BW", "AF BW"):
             named = [(unit, i) for unit, _, i in self.pmp.flows(direction)
                      if self.pmp.channels[i].subgroup == subgroup and self.pmp.channels[i].states]
@@ -6554,18 +6562,16 @@ class _Engine:
         fastest, levels = sorted(set(letters), key=_SPEED.index), self._levels()
         if len(levels) != len(fastest):
             levels = [("", 0)] * len(fastest)
-        types = dict(_CORE_TYPES, P="Super") if "M" in fastest else _CORE_TYPES      # no names on macOS 11 and under Rosetta
-        named, kinds = all(name for name, _ in levels), {}
+        types = dict(_CORE_TYPES, P="Super") if "M" in fastest else _CORE_TYPES
+        named, kinds = all(name for name, _ in levels), {}      # no names on macOS 11 and under Rosetta
         for letter, (name, count) in zip(fastest, levels):
             each, rest = divmod(count, letters.count(letter))
             kinds[letter] = name if named else types[letter], each if each and not rest else None
         return kinds
 
     def _cpus_by_cluster(self, who: Sequence[tuple[str, str, str]]) -> list[tuple[int, ...]]:
-        """CPU indices per cluster from the cpuN nodes of the device tree; () for each when those do not fit the channels.
-
-        Clusters of one letter are matched in the order of their ids.
-        """
+        """CPU indices per cluster from the cpuN nodes of the device tree, clusters of one letter in the order of their
+        ids; () for each when the nodes do not fit the channels."""
         registry = self.machine.registry
         groups: dict[tuple[str, int], list[int]] = {}
         for n in range(self._cpus()):
@@ -6575,7 +6581,9 @@ class _Engine:
                 if isinstance(cpu, int) and isinstance(kind, bytes) and kind[:1] and isinstance(cluster, int):
                     groups.setdefault((kind[:1].decode("latin-1"), cluster), []).append(cpu)
         letters = [letter for _, letter, _ in who]
-        cpus = {letter: [tuple(sorted(groups[key])) for key in sorted(groups) if key[0] == letter] for letter in letters}
+        cpus: dict[str, list[tuple[int, ...]]] = {letter: [] for letter in letters}
+        for kind, cluster in sorted(groups):
+            cpus.setdefault(kind, []).append(tuple(sorted(groups[kind, cluster])))
         if any(len(cpus[letter]) != letters.count(letter) for letter in letters):
             return [()] * len(who)
         return [cpus[letter].pop(0) for letter in letters]
@@ -6617,7 +6625,7 @@ class _Engine:
     def _core_count(self, number: int | None) -> int:
         if number is None:
             return int(self.sysctl("hw.physicalcpu", self.machine.sysctl.number))
-        return int(self.need(self.cluster(number).cores, "registry", "neither cpu nodes nor performance levels tell its cores"))
+        return int(self.need(self.cluster(number).cores, "registry", "neither cpu nodes nor levels tell its cores"))
 
     def _top_clock(self, number: int | None) -> int:
         clusters = self.clusters() if number is None else (self.cluster(number),)
@@ -6680,8 +6688,10 @@ class _Engine:
     def _cluster_row(self, window: int, number: int, cluster: _Cluster) -> CpuCluster:
         figures: dict[str, Any] = {}
         reasons: dict[str, str] = {}
-        for field, figure in (("cores", self.cpu_cores), ("clock_mhz", self.cpu_clock), ("max_clock_mhz", self.cpu_max_clock),
-                              ("active_ratio", self.cpu_active), ("utilization_percent", self.cpu_utilization), ("power_mw", self.rail_power)):
+        for field, figure in (
+                ("cores", self.cpu_cores), ("clock_mhz", self.cpu_clock), ("max_clock_mhz", self.cpu_max_clock),
+                ("active_ratio", self.cpu_active), ("utilization_percent", self.cpu_utilization),
+                ("power_mw", self.rail_power)):
             figures[field] = None
             try:
                 figures[field] = figure(window, number).value
@@ -6699,8 +6709,8 @@ class _Engine:
         shares = _client_shares(*got) if got else {}
         mine, rows = self.machine.libproc.own_pid(), []
         for pid, (name, ns) in _client_totals(newest).items():
-            memory = self.or_none(self.process_footprint, 0, pid)
-            rows.append(GpuProcess(pid, name, ns, shares.get(pid, 0.0) if got else None, memory and memory.now_bytes, pid == mine))
+            memory, share = self.or_none(self.process_footprint, 0, pid), shares.get(pid, 0.0) if got else None
+            rows.append(GpuProcess(pid, name, ns, share, memory and memory.now_bytes, pid == mine))
         rows.sort(key=lambda p: (-(p.gpu_percent or 0.0), -p.gpu_time_ns, p.pid))
         return _Figure(tuple(rows), 0.0, got[2] / _NS if got else None, "registry")
 
@@ -6748,7 +6758,8 @@ class _Engine:
     process_cpu_time = _now_from("libproc", _process_seconds)
     process_energy = _now_from("libproc", _process_energy)
     process_footprint = _now_from("libproc", lambda self, pid: _footprint(self.machine.libproc.rusage(pid)))
-    process_info = _now_from("libproc", lambda self, pid: _process_info(pid, self._short_info(pid), self.machine.libproc.path(pid)))
+    process_info = _now_from("libproc", lambda self, pid: _process_info(
+        pid, self._short_info(pid), self.machine.libproc.path(pid)))
 
     # ---- system
 
@@ -7374,6 +7385,10 @@ def _cluster_or_none(cluster: int | None) -> int | None:
     return None if cluster is None else _from_zero(cluster, "cluster")
 
 
+def _cpu_rail(cluster: int | None) -> str | int:
+    return "cpu" if cluster is None else _from_zero(cluster, "cluster")
+
+
 def CpuCountClusters(device: Device) -> int:
     """CPU clusters (CPU Complex Performance States)."""
     return int(_now(device, _Engine.cluster_count))
@@ -7409,12 +7424,12 @@ def CpuGetUtilization(device: Device, cluster: int | None = None, window: float 
 def CpuGetPower(device: Device, cluster: int | None = None, window: float | None = None,
                 timeout: float | None = None) -> int:
     """Mean power in mW of a cluster, or of all (CPU Energy, the sum of the dies)."""
-    return int(_rate(device, _Engine.rail_power, window, timeout, "cpu" if cluster is None else _from_zero(cluster, "cluster")))
+    return int(_rate(device, _Engine.rail_power, window, timeout, _cpu_rail(cluster)))
 
 
 def CpuGetEnergy(device: Device, cluster: int | None = None) -> int:
     """Energy in mJ of a cluster, or of all, since the driver's start, as last published."""
-    return int(_now(device, _Engine.rail_energy, "cpu" if cluster is None else _from_zero(cluster, "cluster")))
+    return int(_now(device, _Engine.rail_energy, _cpu_rail(cluster)))
 
 
 def CpuGetTemperature(device: Device) -> float:
@@ -7542,7 +7557,7 @@ def SystemGetMemoryInfo() -> MemoryInfo:
 # ---- snapshots
 
 def _field(parts: str, figure: Callable[..., _Figure], *args: Any, of: str | None = None) -> Any:
-    """A row for a field of Snapshot: its parts, its figure with the arguments, and which field of the figure's value it is."""
+    """A field of Snapshot as a row: its parts, its figure with the arguments, and which field of the value it is."""
     return tuple(parts.split()), figure, args, of
 
 
@@ -7619,7 +7634,7 @@ class Snapshot:
     memory_display_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "display")
     memory_io_read: Bandwidth | None = _field("bandwidth", _Engine.traffic, "RD", "io")
     memory_io_write: Bandwidth | None = _field("bandwidth", _Engine.traffic, "WR", "io")
-    memory_read_total_bytes: int | None = _field("bandwidth", _Engine.traffic_total, "RD")    # since the driver began to count
+    memory_read_total_bytes: int | None = _field("bandwidth", _Engine.traffic_total, "RD")
     memory_write_total_bytes: int | None = _field("bandwidth", _Engine.traffic_total, "WR")
     memory_max_bytes_per_s: float | None = _field("bandwidth", _Engine.memory_max_bandwidth)
     ane_utilization_percent: int | None = _field("ane", _Engine.ane_utilization, of="percent")
@@ -7689,8 +7704,8 @@ class Snapshot:
             self.source, sum(len(row[3]) for row in _SNAPSHOT) - len(self.reasons), len(self.reasons))
 
 
-def _snapshot_rows() -> tuple[tuple[tuple[str, ...], Callable[..., _Figure], tuple[Any, ...], tuple[tuple[str, str | None], ...]], ...]:
-    """(parts, figure, arguments, ((field, attribute of the value or None), ...)): one figure may fill several fields."""
+def _snapshot_rows() -> tuple[tuple[Any, ...], ...]:
+    """(parts, figure, arguments, ((field, field of the value or None), ...)): one figure may fill several fields."""
     rows: dict[Any, list[tuple[str, str | None]]] = {}
     for field in [name for name in Snapshot.__annotations__ if name in vars(Snapshot)]:
         row = vars(Snapshot)[field]
@@ -11996,7 +12011,8 @@ def _feed_text(feed: _ReportFeed) -> list[str]:
         return "%s / %s" % (group, subgroup) if subgroup else group
     if feed.subscription is None:
         refusal = feed.engine.facts.get(feed.source)
-        return ["%s: %s" % (", ".join(dict.fromkeys(g for g, _ in feed.groups)), refusal.error if refusal else "not asked for")]
+        groups = ", ".join(dict.fromkeys(group for group, _ in feed.groups))
+        return ["%s: %s" % (groups, refusal.error if refusal else "not asked for")]
     count: dict[str, int] = {}
     for c in feed.channels:
         count[name(c.group, c.subgroup)] = count.get(name(c.group, c.subgroup), 0) + 1

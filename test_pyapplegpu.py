@@ -1067,7 +1067,7 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("if INT64_MIN in old or min(gone, default=0) < 0:", "if False:"), ("return list(map(total.__rtruediv__, gone))", "return [g * tick_ns / span_ns for g in gone]"),
     ("if rail.is_never_zero() or busy or energy.batched and not self._group_alive(rail.feed, window):", "if False:"), ("if rail.is_never_zero() or busy or", "if busy or"),
     ("if rail.is_never_zero() or busy or", "if rail.is_never_zero() or"), ("if rail.is_never_zero() or busy or energy.batched and not self._group_alive(rail.feed, window):", "if rail.is_never_zero() or busy:"),
-    ("if rail.is_never_zero() or busy or energy.batched and", "if rail.is_never_zero() or busy or"), ('busy = rail.name == "gpu" and', "busy ="),
+    ("if rail.is_never_zero() or busy or energy.batched and", "if rail.is_never_zero() or busy or"), ('stands = rail.name == "gpu" and', "stands ="),
     ("return REASON_FIRST if change[1] < _SURE else REASON_FROZEN", "return REASON_FROZEN"),
     ("if self._is_dead(rail, energy):", "if False:"),
     ("energy.batched and (\n            rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))", "energy.batched"),
