@@ -5866,8 +5866,9 @@ class _Engine:
 
     def name(self, window: int) -> _Figure:
         """The accelerator's own model; in a guest Metal's name for it; else the chip's."""
-        if self._gpu_text("model"):
-            return _Figure(self._gpu_text("model"), source="registry")
+        model = self._gpu_text("model")
+        if model:
+            return _Figure(model, source="registry")
         name = self.or_none(self._metal_name) if self.is_virtual() else None    # may have no device (llama.cpp 6628)
         return _Figure(name, source="metal") if name else self.chip(window)
 
