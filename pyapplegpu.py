@@ -6072,13 +6072,8 @@ class _Engine:
         raise self.lacking("ioreport:Energy Model", "there is no energy channel for %s" % name)
 
     def rail_power(self, window: int, name: str | int) -> _Figure:
-        return self._power(self.rail(name), window)
-
-    def rail_energy(self, window: int, name: str | int) -> _Figure:
-        return self._energy(self.rail(name))
-
-    def _power(self, rail: _Rail, window: int) -> _Figure:
         """Mean power in mW: the sum of the dies, each over its own publications."""
+        rail = self.rail(name)
         rail.feed.refresh(window)
         stands = rail.name == "gpu" and self._stands(rail, window)
         busy = stands and (self.or_none(self.gpu_active, window) or 0.0) >= _BUSY
@@ -6089,8 +6084,9 @@ class _Engine:
             return _Figure(int(mw + 0.5), max(e.age() for e in energies) / _NS, max(span for _, span in changes) / _NS,
                            rail.feed.named(rail.lanes[0]), any(e.batched and not e.usable for e in energies))
 
-    def _energy(self, rail: _Rail) -> _Figure:
+    def rail_energy(self, window: int, name: str | int) -> _Figure:
         """The published count in mJ; never extrapolated, never falling."""
+        rail = self.rail(name)
         rail.feed.refresh()
         with self.lock:
             energies = rail.energies()
