@@ -790,18 +790,14 @@ def _cf_key(text: str) -> Any:
     return made
 
 
-def _cf_number(value: int) -> Any:
-    """An owned CFNumber."""
-    return _cf_made(_c.CFNumberCreate(None, _SINT64, ctypes.byref(ctypes.c_int64(value))), "CFNumber for %d" % value)
-
-
 def _cf_dictionary(values: Mapping[str, Any]) -> Any:
     """An owned mutable CFDictionary of str, int or already made CF objects; it retains what it holds."""
     callbacks = [_c.address("CoreFoundation", "kCFTypeDictionary%sCallBacks" % part) for part in ("Key", "Value")]
     made = _cf_made(_c.CFDictionaryCreateMutable(None, 0, *callbacks), "CFDictionary")
     for key, value in values.items():
         if isinstance(value, int):
-            value = _cf_number(value)
+            number = ctypes.byref(ctypes.c_int64(value))
+            value = _cf_made(_c.CFNumberCreate(None, _SINT64, number), "CFNumber for %d" % value)
         elif isinstance(value, str):
             value = _cf_string(value)
         _c.CFDictionarySetValue(made, _cf_string(key), value)
@@ -851,18 +847,10 @@ def _cf_to_number(ref: Any) -> int | float | None:
     return number.value if _c.CFNumberGetValue(ref, kind, ctypes.byref(number)) else None
 
 
-def _cf_to_bool(ref: Any) -> bool:
-    return bool(_c.CFBooleanGetValue(ref))
-
-
 def _cf_to_bytes(ref: Any) -> bytes:
     length = _c.CFDataGetLength(ref)
     start = _c.CFDataGetBytePtr(ref) if length > 0 else None
     return ctypes.string_at(start, length) if start else b""
-
-
-def _cf_to_list(ref: Any) -> list[Any]:
-    return [_cf_value(item) for item in _cf_items(ref)]
 
 
 def _cf_to_dict(ref: Any) -> dict[Any, Any]:
@@ -880,8 +868,9 @@ def _cf_value(ref: Any) -> Any:
         return None
     if not _c.converters:
         _c.converters = {_c.CFStringGetTypeID(): _cf_to_str, _c.CFNumberGetTypeID(): _cf_to_number,
-                         _c.CFBooleanGetTypeID(): _cf_to_bool, _c.CFDataGetTypeID(): _cf_to_bytes,
-                         _c.CFArrayGetTypeID(): _cf_to_list, _c.CFDictionaryGetTypeID(): _cf_to_dict}
+                         _c.CFBooleanGetTypeID(): lambda one: bool(_c.CFBooleanGetValue(one)),
+                         _c.CFDataGetTypeID(): _cf_to_bytes, _c.CFDictionaryGetTypeID(): _cf_to_dict,
+                         _c.CFArrayGetTypeID(): lambda one: [_cf_value(item) for item in _cf_items(one)]}
     convert = _c.converters.get(_c.CFGetTypeID(ref))
     return convert(ref) if convert else None
 
@@ -928,35 +917,28 @@ def _plist_object(data: bytes, size: int, places: list[int], index: int, known: 
         known[index] = None     # a circle ends here
         at = places[index]
         kind, low = data[at] >> 4, data[at] & 15
-        if kind == 5 and low < 15:          # a short text, as every key is
-            known[index] = text = data[at + 1:at + 1 + low].decode("ascii", "replace")
-            return text
-        if kind >= 4:
-            at, low = _plist_length(data, at, low)
-        known[index] = (_plist_items(data, size, places, kind, at, low, known) if kind in (10, 13)
-                        else _plist_scalar(data, kind, at, low))
+        at += 1
+        if kind >= 4 and low == 15:     # a count of 15 and more stands in an integer of its own
+            width = 1 << (data[at] & 15)
+            at, low = at + 1 + width, min(int.from_bytes(data[at + 1:at + 1 + width], "big"), len(data))
+        if kind == 5:           # first, as every key is one
+            known[index] = data[at:at + low].decode("ascii", "replace")
+        elif kind in (10, 13):
+            known[index] = _plist_items(data, size, places, kind, at, low, known)
+        else:
+            known[index] = _plist_scalar(data, kind, at, low)
     return known[index]
-
-
-def _plist_length(data: bytes, at: int, low: int) -> tuple[int, int]:
-    """(where the content begins, how many): a count of 15 and more stands in an integer of its own."""
-    if low < 15:
-        return at + 1, low
-    width = 1 << (data[at + 1] & 15)
-    return at + 2 + width, min(int.from_bytes(data[at + 2:at + 2 + width], "big"), len(data))
 
 
 def _plist_scalar(data: bytes, kind: int, at: int, low: int) -> Any:
     if kind == 0:
         return {8: False, 9: True}.get(low)
     if kind == 1:       # 8 bytes and more are signed
-        return int.from_bytes(data[at + 1:at + 1 + (1 << low)], "big", signed=low >= 3)
+        return int.from_bytes(data[at:at + (1 << low)], "big", signed=low >= 3)
     if kind == 2:
-        return struct.unpack_from(">f" if low == 2 else ">d", data, at + 1)[0]
+        return struct.unpack_from(">f" if low == 2 else ">d", data, at)[0]
     if kind == 4:
         return data[at:at + low]
-    if kind == 5:
-        return data[at:at + low].decode("ascii", "replace")
     return data[at:at + 2 * low].decode("utf-16-be", "replace") if kind == 6 else None
 
 
