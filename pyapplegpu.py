@@ -968,10 +968,10 @@ def _cf_text(ref: Any) -> str | None:
 
 _QUALIFIERS = "rnNoORVA"
 _KINDS: dict[str, Any] = {
-    "B": ctypes.c_bool, "c": ctypes.c_byte, "C": ctypes.c_ubyte, "s": ctypes.c_short, "S": ctypes.c_ushort,
-    "i": ctypes.c_int, "I": ctypes.c_uint, "q": ctypes.c_int64, "Q": ctypes.c_uint64, "f": ctypes.c_float,
-    "d": ctypes.c_double, "@": ctypes.c_void_p, "^": ctypes.c_void_p, "*": ctypes.c_void_p, ":": ctypes.c_void_p,
-    "#": ctypes.c_void_p}
+    "v": None, "B": ctypes.c_bool, "c": ctypes.c_byte, "C": ctypes.c_ubyte, "s": ctypes.c_short, "S": ctypes.c_ushort,
+    "i": ctypes.c_int, "I": ctypes.c_uint, "l": ctypes.c_int, "L": ctypes.c_uint, "q": ctypes.c_int64,
+    "Q": ctypes.c_uint64, "f": ctypes.c_float, "d": ctypes.c_double,
+    **dict.fromkeys(("@", "@?", "#", ":", "^", "*"), ctypes.c_void_p)}
 
 # Structs passed by value: layout and field names, which encodings do not hold. The first of a layout serves "{?=...}".
 _STRUCTS = {
@@ -1079,59 +1079,56 @@ def _end(text: str, i: int, named: bool = False) -> int:
     struct whose fields have names, where quotes after an object can be its class or the next field."""
     while text[i:i + 1] and text[i] in _QUALIFIERS + "^":
         i += 1
-    c, after = text[i:i + 1], text[i + 1:i + 2]
-    if c and c in "{([":
+    if text.startswith(("{", "(", "["), i):
         return _match(text, i)
-    if c + after == "@?":
-        return _match(text, i + 2) if text[i + 2:i + 3] == "<" else i + 2
-    if c + after == '@"':
+    if text.startswith("@?", i):
+        return _match(text, i + 2) if text.startswith("<", i + 2) else i + 2
+    if text.startswith('@"', i):
         end = text.index('"', i + 2) + 1
-        return end if not named or text[end:end + 1] in ('"', "}") else i + 1
-    return i if not c or c.isdigit() else i + 1
+        return end if not named or text.startswith(('"', "}"), end) else i + 1
+    return i + (i < len(text) and not text[i].isdigit())
 
 
-def _number(text: str, i: int) -> tuple[int | None, int]:
-    """(the number at i or None, index after it)."""
-    j = i + (text[i:i + 1] == "-")
-    while text[j:j + 1].isdigit():
-        j += 1
-    return (int(text[i:j]) if j > i else None), j
+def _split(text: str, named: bool = False) -> Iterator[tuple[str, str]]:
+    """The types of an encoding one after the other, each with the number behind it; names of fields are left out."""
+    i = 0
+    while i < len(text):
+        if named and text[i] == '"':
+            i = text.index('"', i + 1) + 1
+        start, i = i, _end(text, i, named)
+        end, i = i, i + text.startswith("-", i)
+        while text[i:i + 1].isdigit():
+            i += 1
+        yield text[start:end], text[end:i]
 
 
-def _parse_type(text: str, named: bool = False) -> _Type:
+def _parse_type(text: str) -> _Type:
     """The type that `text` is; ValueError for what ctypes cannot pass faithfully (never a guess)."""
     bare = text.lstrip(_QUALIFIERS)
-    qualifiers, c = text[:len(text) - len(bare)], bare[:1]
-    const, length = "r" in qualifiers, len(bare)
-    if c == "{" and "A" not in qualifiers:
+    qualifiers = text[:len(text) - len(bare)]
+    code = "@?" if bare[:2] == "@?" else bare[:1]
+    rest, const = bare[len(code):], "r" in qualifiers
+    if code == "{" and "A" not in qualifiers:
         return _parse_struct(bare, const)
-    if c == "^":
-        return _Type(c, _KINDS[c], const, bare[1:])
-    if c == "@" and bare[1:2] == "?":
-        return _Type("@?", _KINDS[c], const, bare[3:-1])
-    if c == "@" and (length == 1 or bare[1] == '"'):
-        return _Type(c, _KINDS[c], const, bare[2:-1])
-    c = {"l": "i", "L": "I"}.get(c, c)
-    if length != 1 or c not in _KINDS and c != "v":
+    if code not in _KINDS or rest and code not in ("@", "@?", "^"):
         raise ValueError("type %r is not supported" % text[:12])
-    return _Type(c, _KINDS.get(c), const)
+    return _Type(code, _KINDS[code], const, rest if code == "^" else rest[1:-1])
 
 
 def _parse_struct(text: str, const: bool) -> _Type:
     tag, equals, body = text[1:-1].partition("=")
     if not equals or "<" in tag or "::" in tag:
         raise ValueError("struct %s cannot be passed by value" % (tag or "?"))
-    named, layout, i = body[:1] == '"', "", 0
-    while i < len(body):
-        if body[i] == '"':
-            i = body.index('"', i + 1) + 1
-        start, end, count = i, _end(body, i, named), 1
-        if body[i:i + 1] == "[":
-            number, start = _number(body, i + 1)
-            count, end = number or 0, end - 1
-        part = _parse_type(body[start:end], named)
+    layout = ""
+    for one, digits in _split(body, body[:1] == '"'):
+        count = 1
+        if one[:1] == "[":
+            inner = one[1:-1].lstrip("0123456789")
+            count, one = int(one[1:-1 - len(inner)] or 0), inner
+        if digits:
+            raise ValueError("struct %s has a bit field" % (tag or "?"))
+        part = _parse_type(one)
         layout += ("{%s}" % part.layout() if part.code == "{" else part.code[0].replace("^", "*")) * count
-        i = _end(body, i, named)
     if not layout or "v" in layout:
         raise ValueError("struct %s is incomplete" % (tag or "?"))
     return _Type("{", _layout(layout), const, tag)
@@ -1140,19 +1137,16 @@ def _parse_struct(text: str, const: bool) -> _Type:
 def _parse_signature(text: str) -> tuple[_Type, ...]:
     """Result and arguments of a method or block encoding. Frame offsets must agree with the sizes: that finds vectors
     (clang writes nothing at all for one), packed structs and foreign long doubles."""
-    types: list[_Type] = []
-    offsets, i = [], 0
-    while i < len(text) or not types:
-        end = _end(text, i)
-        types.append(_parse_type(text[i:end]))
-        offset, i = _number(text, end)
-        offsets.append(offset)
-    if any(t.code == "v" for t in types[1:]):
-        raise ValueError("void argument")
-    if offsets[0] is not None:          # the size of the frame stands after the result
+    types, offsets = [], []
+    for one, digits in _split(text):
+        types.append(_parse_type(one))
+        offsets.append(digits)
+    if not types or any(t.code == "v" for t in types[1:]):
+        raise ValueError("%r has no types, or a void argument" % text)
+    if offsets[0]:          # the size of the frame stands after the result
         for one, here, after in zip(types[1:], offsets[1:], offsets[2:] + offsets[:1]):
             size = one.size if one.code == "{" else max(one.size, 4)
-            if here is None or after is None or after - here != size:
+            if int(after) - int(here) != size:
                 raise ValueError("frame offsets of %r do not agree with its types" % text)
     return tuple(types)
 
@@ -1204,18 +1198,12 @@ _structs: dict[str, Any] = {}       # by layout and by name
 
 def _layout(layout: str) -> Any:
     """The ctypes structure of a layout such as "QQQ" or "{QQQ}{QQQ}"; named structs derive from it."""
-    kind = _structs.get(layout)
-    if kind is None:
-        fields: list[tuple[str, Any]] = []
-        i = 0
-        while i < len(layout):
-            end = _end(layout, i)
-            part = layout[i:end]
-            fields.append(("f%d" % len(fields), _layout(part[1:-1]) if part[0] == "{" else _KINDS[part]))
-            i = end
-        kind = _structs.setdefault(layout, type("Struct", (_Struct,), {
+    if layout not in _structs:
+        fields = [("f%d" % n, _layout(part[1:-1]) if part[0] == "{" else _KINDS[part])
+                  for n, (part, _) in enumerate(_split(layout))]
+        _structs.setdefault(layout, type("Struct", (_Struct,), {
             "_fields_": fields, "_code": layout, "_names": [name for name, _ in fields]}))
-    return kind
+    return _structs[layout]
 
 
 def _struct(name: str) -> Any:
