@@ -1061,6 +1061,9 @@ class _Type(NamedTuple):
         return getattr(self.kind, "_code", "")
 
 
+_RECEIVER = _Type("@", ctypes.c_void_p), _Type(":", ctypes.c_void_p)
+
+
 def _match(text: str, i: int) -> int:
     """Index after the bracket that closes the one at i."""
     depth, quoted = 0, False
@@ -1260,14 +1263,11 @@ class _Runtime:
         self.classes: dict[int, type[MetalObject]] = {}
         self.prototypes: dict[Any, Any] = {}
         self.methods: dict[Any, Any] = {}
-        self.prepared: dict[tuple[int, str], tuple[Any, int]] = {}
-        self.makers: dict[bytes, tuple[Any, ...]] = {}  # class name -> the class, and how alloc is sent to it
-        self.text: tuple[Any, ...] | None = None        # the sends that read an NSString
+        self.sends: dict[Any, Any] = {}                 # prepared raw sends, by selector or by a tuple of selectors
+        self.makers: dict[str, tuple[Any, ...]] = {}    # class name -> the class, and how alloc is sent to it
         self.blocks: dict[int, list[Any]] = {}          # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}    # signature -> (invoke, descriptor)
         self.next_block = 0
-        self.hot: list[Any] = []                        # the prepared sends of _HOT: function, selector, ...
-        self.launchers: dict[str, tuple[Any, int]] = {}
         self.conforming: dict[tuple[type, str], bool] = {}
         self.device: Any = None                         # the default one, once asked for
         self.dead_counters = False                      # counter samples that were zeros: do not ask again
@@ -1454,16 +1454,15 @@ class _Data:
 _MIXINS: dict[str, type] = {"NSArray": _Array, "NSDictionary": _Dictionary, "NSData": _Data}
 
 
-class _Temporary:
-    """A string, number or array made for one argument. Not in the cache, so nothing can find it while it goes."""
-    __slots__ = ("_pointer", "keep")
-
-    def __init__(self, pointer: int, keep: Any = None) -> None:
-        self._pointer, self.keep = pointer, keep
+class _Temporary(ctypes.c_void_p):
+    """Owns a string, number or array made for one argument, from the moment the call that made it returns. Not in the
+    cache, so nothing can find it while it goes."""
+    __slots__ = ()
+    _pointer: Any = ctypes.c_void_p.value
 
     def __del__(self) -> None:
-        if _runtime is not None and not _runtime.exiting:
-            _runtime.release(self._pointer)
+        if self and _runtime is not None and not _runtime.exiting:
+            _runtime.release(self)
 
 
 def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
@@ -1482,7 +1481,7 @@ def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
     class_ = runtime.class_of(pointer)
     kind = runtime.classes.get(class_) or _mirror(class_)
     if text and kind._objc_text:
-        holder = _Temporary(pointer) if owned else None     # noqa: F841
+        holder = _Temporary(pointer) if owned else None      # noqa: F841
         return _string_of(pointer)
     if not owned:
         runtime.retain(pointer)
@@ -1529,17 +1528,15 @@ def _sweep(runtime: _Runtime) -> None:
 
 def _string_of(pointer: int) -> str:
     """A str of an NSString, inside a pool; "" for one with no UTF-8 form (a lone surrogate)."""
-    runtime = _objc()
-    if runtime.text is None:        # the same for every kind of string: not looked up by class again
-        read, key = _prepare(pointer, "UTF8String")
-        until_nul = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)(runtime.send)
-        runtime.text = (until_nul, read, key, *_prepare(pointer, "lengthOfBytesUsingEncoding:"))
-    until_nul, read, key, measure, length_key = runtime.text
-    data: bytes = until_nul(pointer, key) or b""
+    read, key, measure, length_key = (_runtime or _objc()).sends.get(_TEXT) or _prepare_all(pointer, _TEXT)
+    data: bytes = read(pointer, key) or b""
     length = measure(pointer, length_key, 4)
     if length != len(data):         # a NUL inside
-        data = ctypes.string_at(read(pointer, key), length)
+        data = ctypes.string_at(_prepare(pointer, _TEXT[0], ctypes.c_void_p)[0](pointer, key), length)
     return data.decode("utf-8", "replace")
+
+
+_TEXT = "UTF8String", "lengthOfBytesUsingEncoding:"
 
 
 def _mirror(pointer: int) -> type[MetalObject]:
@@ -1685,9 +1682,9 @@ def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ..
     signature = _ask(pointer, "methodSignatureForSelector:", key)
     if not signature:
         return None
-    text = ctypes.string_at(_ask(signature, "methodReturnType"))
+    text = _ask(signature, "methodReturnType")
     for i in range(_ask(signature, "numberOfArguments")):
-        text += ctypes.string_at(_ask(signature, "getArgumentTypeAtIndex:", i))
+        text += _ask(signature, "getArgumentTypeAtIndex:", i)
     try:
         return _parse_method(text.decode())
     except ValueError:
@@ -1704,36 +1701,45 @@ def _extend(kind: int, selector: str, types: tuple[_Type, ...]) -> tuple[_Type, 
 
 # -- prototypes and raw sends
 
-def _prototype(types: tuple[_Type, ...], selector: str = "", keep: bool = False) -> Any:
+def _prototype(types: tuple[_Type, ...], selector: str = "", owner: Any = None) -> Any:
     """The ctypes function that sends with these types. 64-bit words are all one kind, so a hundred or so serve Metal."""
     runtime, result = _objc(), types[0]
-    kinds = [_struct_result(result, selector) if result.code == "{" else result.kind, ctypes.c_void_p, ctypes.c_void_p]
-    kinds += [ctypes.c_void_p if one.size == 8 and one.code not in "{d" else one.kind for one in types[1:]]
-    key = (keep, *kinds)
+    kinds = [owner or (_struct_result(result, selector) if result.code == "{" else
+                       ctypes.c_char_p if result.code == "*" else result.kind)]
+    kinds += [ctypes.c_void_p if one.size == 8 and one.code not in "{d" else one.kind for one in _RECEIVER + types[1:]]
+    key = selector in _KEEP_GIL, *kinds
     function = runtime.prototypes.get(key)
     if function is None:
-        maker = ctypes.PYFUNCTYPE if keep else ctypes.CFUNCTYPE
+        maker = ctypes.PYFUNCTYPE if selector in _KEEP_GIL else ctypes.CFUNCTYPE
         stret = runtime.stret and result.code == "{" and result.size > 16
         function = runtime.prototypes.setdefault(key, maker(*kinds)(runtime.stret if stret else runtime.send))
     return function
 
 
-def _prepare(pointer: int, selector: str) -> tuple[Any, int]:
-    """(function, selector) for plain-pointer sends to objects of this one's class: function(pointer, selector, ...)."""
-    runtime = _objc()
-    kind = runtime.class_of(pointer)
-    found = runtime.prepared.get((kind, selector))
-    if found is None:
-        with MetalPool():
-            types = _describe_method(kind, selector, pointer)
-        found = _prototype(types, selector, selector in _KEEP_GIL), _selector_of(selector.encode())
-        runtime.prepared[kind, selector] = found
+def _prepare(pointer: int, selector: str, owner: Any = None) -> tuple[Any, int]:
+    """(function, selector) of a raw send, as this object's class describes it: function(pointer, selector, ...) takes
+    and gives plain pointers and numbers. `owner`: the type that ctypes makes of the result, where that must be ours
+    as the call returns, whatever interrupts."""
+    with MetalPool():
+        types = _describe_method(_objc().class_of(pointer), selector, pointer)
+    return _prototype(types, selector, owner), _selector_of(selector.encode())
+
+
+def _prepare_all(pointer: int, selectors: tuple[str, ...]) -> list[Any]:
+    """function, selector, function, selector, ... for raw sends made often, to any class; kept in _Runtime.sends."""
+    found = _objc().sends[selectors] = [part for one in selectors for part in _prepare(pointer, one)]
     return found
 
 
-def _ask(pointer: int, selector: str, *arguments: Any) -> Any:
-    """A raw send: plain pointers and numbers in and out, nothing retained, nothing converted."""
-    function, key = _prepare(pointer, selector)
+def _ask(pointer: Any, selector: str, *arguments: Any) -> Any:
+    """A raw send of a selector that means the same in every class it is sent to, prepared once. What an initialiser
+    gives is an owner."""
+    runtime = _runtime or _objc()
+    found = runtime.sends.get(selector)
+    if found is None:
+        owner = _Temporary if selector.startswith("init") else None
+        found = runtime.sends[selector] = _prepare(pointer, selector, owner)
+    function, key = found
     return function(pointer, key, *arguments)
 
 
@@ -1753,47 +1759,49 @@ def _real(value: Any) -> float:
     return float(value + 0.0)       # float alone would take a str
 
 
-def _made(name: bytes, selector: str, *arguments: Any) -> _Temporary:
+def _made(name: str, selector: str, *arguments: Any) -> _Temporary:
     """[[Class alloc] init...] as a temporary argument."""
     runtime = _objc()
     maker = runtime.makers.get(name)
     if maker is None:
-        kind = _c.objc_getClass(name)
+        kind = _c.objc_getClass(name.encode())
         maker = runtime.makers[name] = (kind, *_prepare(kind, "alloc"))
     kind, alloc, key = maker
     token = None if runtime.thread.pools else runtime.push()
     try:
-        pointer = _ask(alloc(kind, key), selector, *arguments)      # asks the placeholder of a class cluster
+        made: _Temporary = _ask(alloc(kind, key), selector, *arguments)     # asks the placeholder of a class cluster
     finally:
         if token is not None:
             runtime.pop(token)
-    if not pointer:
-        raise _fail(ERROR_MEMORY, None, "objc", "%s could not be made" % name.decode())
-    return _Temporary(pointer, arguments)
+    if not made:
+        raise _fail(ERROR_MEMORY, None, "objc", "%s could not be made" % name)
+    return made
 
 
-def _make_object(value: Any) -> _Temporary | None:
-    """A Foundation object of a Python value, or None when there is no such thing."""
-    if isinstance(value, str):
-        data = value.encode("utf-8", "replace")
-        return _made(b"NSString", "initWithBytes:length:encoding:", data, len(data), 4)
-    if isinstance(value, bool):
-        return _made(b"NSNumber", "initWithBool:", value)
-    if isinstance(value, int):
-        if value + (1 << 63) >> 64:
-            _range_error(64, value)
-        return _made(b"NSNumber", "initWithLongLong:", value)
-    if isinstance(value, float):
-        return _made(b"NSNumber", "initWithDouble:", value)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        data = bytes(value)
-        return _made(b"NSData", "initWithBytes:length:", data, len(data))
-    if isinstance(value, (list, tuple)):
-        return _made(b"NSArray", "initWithObjects:count:", _pointers(value), len(value))
-    if isinstance(value, dict):
-        keys, items = _pointers(list(value)), _pointers(list(value.values()))
-        return _made(b"NSDictionary", "initWithObjects:forKeys:count:", items, keys, len(value))
-    return None
+def _sized(data: bytes, *more: Any) -> tuple[Any, ...]:
+    return data, len(data), *more
+
+
+# Python's type: the Foundation class made of a value, how, and with which arguments.
+_FOUNDATION: dict[type, tuple[str, str, Callable[[Any], tuple[Any, ...]]]] = {
+    str: ("NSString", "initWithBytes:length:encoding:", lambda text: _sized(text.encode("utf-8", "replace"), 4)),
+    bool: ("NSNumber", "initWithBool:", lambda truth: (truth,)),
+    int: ("NSNumber", "initWithLongLong:", lambda number: (_integer(number, ctypes.c_int64),)),
+    float: ("NSNumber", "initWithDouble:", lambda number: (number,)),
+    list: ("NSArray", "initWithObjects:count:", lambda items: (_pointers(items), len(items))),
+    dict: ("NSDictionary", "initWithObjects:forKeys:count:",
+           lambda items: (_pointers(list(items.values())), _pointers(list(items)), len(items))),
+    bytes: ("NSData", "initWithBytes:length:", lambda data: _sized(bytes(data)))}
+_FOUNDATION.update({tuple: _FOUNDATION[list], bytearray: _FOUNDATION[bytes], memoryview: _FOUNDATION[bytes]})
+
+
+def _make_object(value: Any, family: str = "") -> _Temporary | None:
+    """A Foundation object of a Python value, of one class or of any; None when there is no such thing."""
+    row = _FOUNDATION.get(type(value)) or next((row for kind, row in _FOUNDATION.items() if isinstance(value, kind)), None)
+    if row is None or family not in ("", row[0]):
+        return None
+    name, selector, arguments = row
+    return _made(name, selector, *arguments(value))
 
 
 def _pointers(values: Sequence[Any], nil: bool = False) -> Any:
@@ -1806,16 +1814,11 @@ def _pointers(values: Sequence[Any], nil: bool = False) -> Any:
     return array_
 
 
-_PYTHON_KINDS = {"NSString": str, "NSArray": (list, tuple), "NSNumber": (int, float), "NSDictionary": dict,
-                 "NSData": (bytes, bytearray, memoryview)}
-
-
 def _object_converter(one: _Type, accepted: set[type]) -> Callable[[Any], Any]:
     """Checks an object argument against what the protocol declares, once per Python class: a wrong one would crash."""
     family, _, rest = one.name.partition("<")
     protocols = [p for p in rest.rstrip(">").split("><") if p and not p.startswith("OS_")]
     wanted = "a class" if one.code == "#" else one.name or "an object or None"
-    python: Any = _PYTHON_KINDS.get(family, ()) if one.name else (str, list, tuple, int, float, dict, bytes, bytearray)
 
     def convert(value: Any) -> Any:
         made = None
@@ -1825,22 +1828,25 @@ def _object_converter(one: _Type, accepted: set[type]) -> Callable[[Any], Any]:
                         else _is_kind(value._pointer, family, protocols)):
                     accepted.add(type(value))
                     return value
-        elif one.code == "@" and isinstance(value, python):
-            made = _make_object(value)
+        elif one.code == "@" and (family or not one.name):
+            made = _make_object(value, family)
         if made is None:
             raise TypeError("%s is wanted here, not %r" % (wanted, value))
         return made
     return convert
 
 
-def _is_kind(pointer: int, family: str, protocols: list[str]) -> bool:
+def _is_kind(pointer: int, family: str, protocols: Sequence[str]) -> bool:
     """Asked with messages, which wrappers forward; class_conformsToProtocol would look at the wrapper's class."""
-    if family and family != "NSObject":
-        wanted = _c.objc_getClass(family.encode())
-        if wanted and not _ask(pointer, "isKindOfClass:", wanted):
-            return False
-    found = [_c.objc_getProtocol(name.encode()) for name in protocols]
-    return all(_ask(pointer, "conformsToProtocol:", wanted) for wanted in found if wanted)
+    asked = [("conformsToProtocol:", _c.objc_getProtocol(name.encode())) for name in protocols]
+    if family not in ("", "NSObject"):
+        asked.append(("isKindOfClass:", _c.objc_getClass(family.encode())))
+    for selector, wanted in asked:
+        if wanted:          # else this macOS has no such thing
+            function, key = _prepare(pointer, selector)     # described anew: not every root class has it
+            if not function(pointer, key, wanted):
+                return False
+    return True
 
 
 def _buffer(value: Any, const: bool) -> Any:
@@ -2065,7 +2071,7 @@ class MetalPool:
 
 def _argument_lines(n: int, code: str) -> str:
     """Source that checks argument n of a kind and leaves what is passed to C in p<n>."""
-    if code in "csiqCSIQ":
+    if code in "csilqCSILQ":
         bits = 8 * ctypes.sizeof(_KINDS[code])
         moved = "a{n}" if code.isupper() else "a{n} + %d" % (1 << bits - 1)
         source = "if a{n}.__class__ is not int: a{n} = index(a{n})\nif %s >> %d: too_big(%d, a{n})\np{n} = a{n}" % (
@@ -2085,7 +2091,6 @@ def _argument_lines(n: int, code: str) -> str:
 _RESULTS = {
     "v": "return None", "x": "return r", "t": "return r != 0", "#": "return wrap(r)", "+": "return wrap(r, True)",
     "alloc": "return wrap(r, True, False)", "init": "return wrap(r, True)", ":": "return name_of(r)",
-    "*": "return bytes_at(r) if r else None",
     "@": "one = cached(r, nothing)()\nreturn wrap(r) if one is None else one"}
 
 
@@ -2147,7 +2152,7 @@ def _result_code(one: _Type, selector: str) -> str:
         return "alloc" if word.startswith("alloc") else "init" if word.startswith("init") else "+"
     if one.code == "c" and _objc().stret:
         return "t"
-    return one.code if one.code in ("v", "@", "#", ":", "*") else "x"
+    return one.code if one.code in ("v", "@", "#", ":") else "x"
 
 
 def _refuse(selector: str) -> None:
@@ -2179,12 +2184,11 @@ def _build(selector: str, types: tuple[_Type, ...]) -> Any:
     codes = "".join(map(_argument_code, arguments))
     space: dict[str, Any] = {
         "__builtins__": {"int": int, "float": float, "tuple": tuple, "TypeError": TypeError},
-        "sel": _selector_of(selector.encode()), "send": _prototype(types, selector, selector in _KEEP_GIL),
+        "sel": _selector_of(selector.encode()), "send": _prototype(types, selector),
         "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop,
         "retain": runtime.retain, "cached": runtime.cache.get, "nothing": type(None), "wrap": _wrap, "index": _index,
         "too_big": _range_error, "truth": _truth, "real": _real, "unblock": _c._Block_release, "cell": ctypes.c_void_p,
-        "byref": ctypes.byref, "out": _optional_byref, "failure": _failure, "name_of": _selector_text,
-        "bytes_at": ctypes.string_at}
+        "byref": ctypes.byref, "out": _optional_byref, "failure": _failure, "name_of": _selector_text}
     for n, (code, one) in enumerate(zip(codes, arguments)):
         space.update(_converters(n, code, one, selector))
     make_function: Any = type(_build)
@@ -8476,17 +8480,6 @@ def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
     _add_to(work, "", "encodeWaitForEvent:value:", _expect(event, "MTLEvent"), value)
 
 
-def _call(pointer: Any, selector: str, *arguments: Any) -> Any:
-    """A prepared raw send of the launch path: one look-up by selector, which means the same in every class it is sent
-    to."""
-    runtime = _runtime or _objc()
-    found = runtime.launchers.get(selector)
-    if found is None:
-        found = runtime.launchers[selector] = _prepare(pointer, selector)
-    function, key = found
-    return function(pointer, key, *arguments)
-
-
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
     """Encode the recorded commands and commit them; returns at once. `then` is called with the MTLCommandBuffer when it
     is done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
@@ -8497,7 +8490,7 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
     try:
         parts, samples = _plan(work) if work.profile else ([work.operations], None)
         for operations in parts:
-            pointer = _call(work.queue._pointer, "commandBuffer")
+            pointer = _ask(work.queue._pointer, "commandBuffer")
             if not pointer:
                 raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
             buffer = _wrap(pointer)
@@ -8507,7 +8500,7 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
             if then is not None and operations is parts[-1]:
                 buffer.addCompletedHandler_(then)
             work.committed_ns = work.committed_ns or _host_ns()
-            _call(pointer, "commit")        # at once: a queue has 64, and waits for ever when none of them is committed
+            _ask(pointer, "commit")        # at once: a queue has 64, and waits for ever when none of them is committed
             work.command_buffers.append(buffer)
         work.operations = []
     finally:
@@ -8562,7 +8555,7 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
             elif callable(op[0]):
                 op[0](buffer, *op[1:])
             else:
-                _call(pointer if wanted else buffer, op[1],
+                _ask(pointer if wanted else buffer, op[1],
                       *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
         try:
@@ -8590,23 +8583,12 @@ def _opener(buffer: int, selector: str) -> tuple[Any, int]:
     """The send that opens an encoder. Its result is an owner made by ctypes itself, which ends the encoding when it is
     dropped: Metal aborts the process over an encoder let go while open, and Ctrl-C can come as the call returns."""
     runtime = _runtime or _objc()
-    found = runtime.launchers.get(selector)
+    found = runtime.sends.get(selector)
     if found is None:
-        _, key = _prepare(buffer, selector)
-        word, ending = ctypes.c_void_p, (_prototype((_Type("v"),)), _selector_of(b"endEncoding"))
-
-        class OpenEncoder(ctypes.c_void_p):
-            __slots__ = ()
-            end = ending
-
-            def __del__(self) -> None:
-                pointer = self.value
-                if pointer:
-                    self.value = None
-                    ending[0](pointer, ending[1])
-
-        function = ctypes.CFUNCTYPE(OpenEncoder, word, word, *[word] * selector.count(":"))(runtime.send)
-        found = runtime.launchers[selector] = function, key
+        end, key = _prototype((_Type("v"),)), _selector_of(b"endEncoding")
+        owner = _c.owned(ctypes.c_void_p, lambda encoder: end(encoder.value, key))
+        owner.end = end, key
+        found = runtime.sends[selector] = _prepare(buffer, selector, owner)
     return found
 
 
@@ -8617,10 +8599,8 @@ _HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:lengt
 def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
     runtime = _runtime or _objc()
-    if not runtime.hot:
-        runtime.hot = [part for selector in _HOT for part in _prepare(encoder, selector)]
     (set_pipeline, pipeline_key, set_buffer, buffer_key, set_bytes, bytes_key, by_threads_send, threads_key,
-     by_groups_send, groups_key) = runtime.hot
+     by_groups_send, groups_key) = runtime.sends.get(_HOT) or _prepare_all(encoder, _HOT)
     if wait or label is not None or memory or textures or uses:
         _encode_rest(encoder, memory, textures, uses, wait, label)
     set_pipeline(encoder, pipeline_key, pipeline._pointer)
@@ -8635,24 +8615,24 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     else:
         by_groups_send(encoder, groups_key, grid, block)
     if label is not None:
-        _call(encoder, "popDebugGroup")
+        _ask(encoder, "popDebugGroup")
     if update is not None:
-        _call(encoder, "updateFence:", update._pointer)
+        _ask(encoder, "updateFence:", update._pointer)
 
 
 def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
     """What most dispatches have none of."""
     for fence in wait:
-        _call(encoder, "waitForFence:", fence._pointer)     # raises if released, as all below
+        _ask(encoder, "waitForFence:", fence._pointer)     # raises if released, as all below
     if label is not None:
         text: Any = _make_object(label)
-        _call(encoder, "pushDebugGroup:", text._pointer)
+        _ask(encoder, "pushDebugGroup:", text._pointer)
     for index, length in enumerate(memory):
-        _call(encoder, "setThreadgroupMemoryLength:atIndex:", length, index)
+        _ask(encoder, "setThreadgroupMemoryLength:atIndex:", length, index)
     for index, texture in enumerate(textures):
-        _call(encoder, "setTexture:atIndex:", texture._pointer, index)
+        _ask(encoder, "setTexture:atIndex:", texture._pointer, index)
     for resource in uses:
-        _call(encoder, "useResource:usage:", resource._pointer, 3)      # MTLResourceUsageRead | MTLResourceUsageWrite
+        _ask(encoder, "useResource:usage:", resource._pointer, 3)      # MTLResourceUsageRead | MTLResourceUsageWrite
 
 
 def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
