@@ -1147,8 +1147,8 @@ def _parse_signature(text: str) -> tuple[_Type, ...]:
     if not types or any(t.code == "v" for t in types[1:]):
         raise ValueError("%r has no types, or a void argument" % text)
     if offsets[0]:          # the size of the frame stands after the result
-        for one, here, after in zip(types[1:], offsets[1:], offsets[2:] + offsets[:1]):
-            size = one.size if one.code == "{" else max(one.size, 4)
+        for kind, here, after in zip(types[1:], offsets[1:], offsets[2:] + offsets[:1]):
+            size = kind.size if kind.code == "{" else max(kind.size, 4)
             if int(after) - int(here) != size:
                 raise ValueError("frame offsets of %r do not agree with its types" % text)
     return tuple(types)
@@ -1406,59 +1406,36 @@ class _Forked(_Released):
         raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "objc")
 
 
-class _Array:
-    """Python's sequence protocol for NSArray."""
-    __slots__ = ()
-
-    def __len__(self) -> int:
-        return int(self.count())                                                # type: ignore[attr-defined]
-
-    def __getitem__(self, index: int) -> Any:
-        count = len(self)
-        if not -count <= index < count:
-            raise IndexError("array index out of range")
-        return self.objectAtIndex_(index + count if index < 0 else index)       # type: ignore[attr-defined]
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+def _item(self: Any, index: int) -> Any:
+    count = len(self)
+    if not -count <= index < count:
+        raise IndexError("array index out of range")
+    return self.objectAtIndex_(index + count if index < 0 else index)
 
 
-class _Dictionary:
-    """Python's mapping protocol, reading only, for NSDictionary."""
-    __slots__ = ()
-
-    def __len__(self) -> int:
-        return int(self.count())                                                # type: ignore[attr-defined]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.allKeys())                                             # type: ignore[attr-defined]
-
-    def __getitem__(self, key: Any) -> Any:
-        value = self.objectForKey_(key)                                         # type: ignore[attr-defined]
-        if value is None:
-            raise KeyError(key)
-        return value
+def _value_of(self: Any, key: Any) -> Any:
+    value = self.objectForKey_(key)
+    if value is None:
+        raise KeyError(key)
+    return value
 
 
-class _Data:
-    """bytes() of an NSData."""
-    __slots__ = ()
-
-    def __len__(self) -> int:
-        return int(self.length())                                               # type: ignore[attr-defined]
-
-    def __bytes__(self) -> bytes:
-        return ctypes.string_at(self.bytes(), len(self)) if len(self) else b""  # type: ignore[attr-defined]
-
-
-_MIXINS: dict[str, type] = {"NSArray": _Array, "NSDictionary": _Dictionary, "NSData": _Data}
+# What Python's own syntax does with instances of a class.
+_SYNTAX: dict[str, dict[str, Any]] = {
+    "NSString": {"_objc_text": True},
+    "NSArray": {"__len__": lambda self: self.count(), "__getitem__": _item,
+                "__iter__": lambda self: (self[i] for i in range(len(self)))},
+    "NSDictionary": {"__len__": lambda self: self.count(), "__getitem__": _value_of,
+                     "__iter__": lambda self: iter(self.allKeys())},
+    "NSData": {"__len__": lambda self: self.length(),
+               "__bytes__": lambda self: ctypes.string_at(self.bytes(), len(self)) if len(self) else b""}}
 
 
 class _Temporary(ctypes.c_void_p):
     """Owns a string, number or array made for one argument, from the moment the call that made it returns. Not in the
     cache, so nothing can find it while it goes."""
     __slots__ = ()
-    _pointer: Any = ctypes.c_void_p.value
+    _pointer: Any = ctypes.c_void_p.value       # type: ignore[misc]
 
     def __del__(self) -> None:
         if self and _runtime is not None and not _runtime.exiting:
@@ -1553,12 +1530,11 @@ def _mirror(pointer: int) -> type[MetalObject]:
         selector = _c.sel_getName(_c.method_getName(method)).decode()
         if not hasattr(MetalObject, _mangle(selector)):
             body.setdefault(_mangle(selector), _Stub(selector))
-    if name == "NSString" and not meta:
-        body["_objc_text"] = True
+    if not meta:
+        body.update(_SYNTAX.get(name, {}))
     if _forwards(pointer, parent):
         body["__getattr__"] = _forwarded
-    mixin = None if meta else _MIXINS.get(name)
-    return classes.setdefault(pointer, type(name, (mixin, base) if mixin else (base,), body))
+    return classes.setdefault(pointer, type(name, (base,), body))
 
 
 def _copied(function: Any, pointer: int) -> list[int]:
@@ -1622,81 +1598,59 @@ def _forwarded(self: MetalObject, name: str) -> Any:
 # -- what a method takes
 
 def _describe_method(kind: int, selector: str, pointer: int | None) -> tuple[_Type, ...]:
-    """Types of a method, from the class; else (proxies, private C++ types) from the forwarding target, the class's
-    protocols, methodSignatureForSelector:. AttributeError when nothing describes it."""
-    key = _selector_of(selector.encode())
-    method, why = _c.class_getInstanceMethod(kind, key), "no such method"
-    if method:
+    """Types of a method, from the first encoding that can be parsed; AttributeError when nothing describes it."""
+    why = ""
+    for text in _encodings(kind, _selector_of(selector.encode()), pointer):
         try:
-            return _parse_method(_c.method_getTypeEncoding(method).decode())
+            return _parse_method(text.decode())
         except ValueError as error:
-            why = str(error)
-    elif not pointer or not _responds(kind, key, pointer):
-        raise AttributeError("%s does not answer %s" % (_c.class_getName(kind).decode(), selector))
-    types = (_from_target(kind, key, selector, pointer) or next(_from_protocols(kind, key), None)
-             or _from_signature(kind, key, pointer))
-    if types is None:
-        raise AttributeError("%s: %s cannot be called: %s" % (_c.class_getName(kind).decode(), selector, why))
-    return types
+            why = why or str(error)
+    raise AttributeError("%s: %s cannot be called: %s" % (_c.class_getName(kind).decode(), selector,
+                                                          why or "there is no such method, or nothing describes it"))
 
 
-def _responds(kind: int, key: int, pointer: int) -> bool:
-    if not _method_of(kind, b"respondsToSelector:"):
-        return True         # a proxy root class: methodSignatureForSelector: will tell
-    return bool(_ask(pointer, "respondsToSelector:", key))
+def _encodings(kind: int, key: int, pointer: int | None) -> Iterator[bytes]:
+    """What the class says of a method; else (proxies, private C++ types) the forwarding target, the class's protocols
+    and methodSignatureForSelector:, unless the object does not answer it."""
+    method = _c.class_getInstanceMethod(kind, key)
+    if method:
+        yield _c.method_getTypeEncoding(method)
+    elif not pointer or _method_of(kind, b"respondsToSelector:") and not _ask(pointer, "respondsToSelector:", key):
+        return          # a proxy root class without respondsToSelector: has methodSignatureForSelector:, which will tell
+    if pointer and _method_of(kind, b"forwardingTargetForSelector:"):
+        target = _ask(pointer, "forwardingTargetForSelector:", key)
+        if target and target != pointer:
+            yield from _encodings(_c.object_getClass(target), key, target)
+    yield from _protocol_encodings(kind, key)
+    method, proxy = _method_of(kind, b"methodSignatureForSelector:"), _c.objc_getClass(b"NSProxy")
+    if pointer and method and method != _method_of(proxy, b"methodSignatureForSelector:"):      # NSProxy's own raises
+        signature = _ask(pointer, "methodSignatureForSelector:", key)
+        if signature:
+            yield _ask(signature, "methodReturnType") + b"".join(
+                _ask(signature, "getArgumentTypeAtIndex:", i) for i in range(_ask(signature, "numberOfArguments")))
 
 
-def _from_target(kind: int, key: int, selector: str, pointer: int | None) -> tuple[_Type, ...] | None:
-    if not pointer or not _method_of(kind, b"forwardingTargetForSelector:"):
-        return None
-    target = _ask(pointer, "forwardingTargetForSelector:", key)
-    if not target or target == pointer:
-        return None
-    try:
-        return _describe_method(_c.object_getClass(target), selector, target)
-    except AttributeError:
-        return None
-
-
-def _from_protocols(kind: int, key: int) -> Iterator[tuple[_Type, ...]]:
+def _protocol_encodings(kind: int, key: int) -> Iterator[bytes]:
     """What the protocols of a class and its superclasses say of a method."""
     described, instance = _objc().described, not _c.class_isMetaClass(kind)
     up: int | None = kind if instance else _c.objc_getClass(_c.class_getName(kind))
     while up:
         for protocol in _copied(_c.class_copyProtocolList, up):
-            for required in (True, False):
-                text = described(protocol, key, required, instance)
-                if text:
-                    try:
-                        yield _parse_method(text.decode())
-                    except ValueError:
-                        pass
+            yield from filter(None, [described(protocol, key, required, instance) for required in (True, False)])
         up = _c.class_getSuperclass(up)
-
-
-def _from_signature(kind: int, key: int, pointer: int | None) -> tuple[_Type, ...] | None:
-    name = b"methodSignatureForSelector:"
-    method, proxy = _method_of(kind, name), _c.objc_getClass(b"NSProxy")
-    if not pointer or not method or (proxy and method == _method_of(proxy, name)):      # NSProxy's own raises
-        return None
-    signature = _ask(pointer, "methodSignatureForSelector:", key)
-    if not signature:
-        return None
-    text = _ask(signature, "methodReturnType")
-    for i in range(_ask(signature, "numberOfArguments")):
-        text += _ask(signature, "getArgumentTypeAtIndex:", i)
-    try:
-        return _parse_method(text.decode())
-    except ValueError:
-        return None
 
 
 def _extend(kind: int, selector: str, types: tuple[_Type, ...]) -> tuple[_Type, ...]:
     """The same types with class names and block signatures, where a protocol of the class tells them."""
-    if not any(t.code[0] == "@" for t in types[1:]):
-        return types
-    key, codes = _selector_of(selector.encode()), [t.code for t in types]
-    return next((found for found in _from_protocols(kind, key) if [t.code for t in found] == codes), types)
+    if any(t.code[0] == "@" for t in types[1:]):
+        for text in _protocol_encodings(kind, _selector_of(selector.encode())):
+            try:
+                found = _parse_method(text.decode())
+            except ValueError:
+                continue
+            if [t.code for t in found] == [t.code for t in types]:
+                return found
+    return types
 
 
 # -- prototypes and raw sends
@@ -1849,20 +1803,13 @@ def _is_kind(pointer: int, family: str, protocols: Sequence[str]) -> bool:
     return True
 
 
+_POINTERS: Any = (ctypes.c_void_p, ctypes.c_char_p, ctypes._Pointer, ctypes._CFuncPtr,   # type: ignore[attr-defined]
+                  type(ctypes.byref(ctypes.c_int())))
+
+
 def _buffer(value: Any, const: bool) -> Any:
     """What ctypes passes as a pointer for bytes, ctypes objects and contiguous buffers (kept alive by the caller)."""
-    if value is None or isinstance(value, (ctypes.c_void_p, ctypes.c_char_p)):
-        return value
-    if isinstance(value, (bytes, str)):
-        if not const or isinstance(value, str):
-            raise TypeError("a pointer takes a buffer, an address or None (bytes only where the method may not write), "
-                            "not %r" % (value,))
-        return value
-    if isinstance(value, ctypes.Structure.__base__):        # type: ignore[arg-type]
-        cell: Any = value
-        pointers = ctypes._Pointer, ctypes._CFuncPtr        # type: ignore[attr-defined]
-        return cell if isinstance(value, pointers) else ctypes.byref(cell)
-    if type(value) is type(ctypes.byref(ctypes.c_int())):
+    if value is None or isinstance(value, _POINTERS) or const and isinstance(value, bytes):
         return value
     try:
         view = memoryview(value)
@@ -1871,14 +1818,14 @@ def _buffer(value: Any, const: bool) -> Any:
     if not view.c_contiguous:
         raise TypeError("the buffer is not contiguous")
     if view.readonly and not const:
-        raise TypeError("the method may write here: the buffer is read-only")
+        raise TypeError("the method may write here: a %s is read-only" % type(value).__name__)
     return bytes(view) if view.readonly else ctypes.byref((ctypes.c_char * 0).from_buffer(value))
 
 
 def _address(value: Any) -> int:
     number = value.__index__() if hasattr(value, "__index__") else None
     if number is None or number >> 64:
-        raise TypeError("a pointer takes bytes, a buffer, an address or None, not %r" % (value,))
+        raise TypeError("a pointer takes a buffer, an address, None, or bytes where the method only reads, not %r" % (value,))
     return int(number)
 
 
@@ -1886,18 +1833,17 @@ def _pointer_converter(one: _Type) -> Callable[[Any], Any]:
     """Lists become C arrays where the method only reads what the pointer points to."""
     target, const = one.name.lstrip(_QUALIFIERS), one.const or one.name[:1] == "r"
     element: Any = None
-    converted: Callable[[Any], Any] = _address
     if const and target[:1] in tuple("QqfdIi{"):
         try:
             element = _parse_type(target).kind
-            converted = _value_converter(element)
         except ValueError:
             pass
+    converted = _value_converter(element) if element else _address
 
     def convert(value: Any) -> Any:
         if isinstance(value, (list, tuple)) and const and target[:1] == "@":
             return _pointers(value, nil=True)
-        if isinstance(value, (list, tuple)) and element is not None:
+        if isinstance(value, (list, tuple)) and element:
             return (element * len(value))(*map(converted, value))
         return _buffer(value, const)
     return convert
@@ -2026,13 +1972,13 @@ def _block_converter(one: _Type, selector: str) -> Callable[[Any], int | None]:
     def convert(value: Any) -> int | None:
         if value is None:
             return None
-        if isinstance(value, MetalBlock):
-            return _block(value.function, value.signature)
-        if not callable(value):
+        if callable(value):
+            value = MetalBlock(value, signature)
+        if not isinstance(value, MetalBlock):
             raise TypeError("a function or None is wanted here, not %r" % (value,))
-        if not signature:
+        if not value.signature:
             raise TypeError("nothing tells this block's signature: pass MetalBlock(function, \"v@?...\")")
-        return _block(value, signature)
+        return _block(value.function, value.signature)
     return convert
 
 
@@ -2069,23 +2015,20 @@ class MetalPool:
 
 # -- compiled methods
 
-def _argument_lines(n: int, code: str) -> str:
-    """Source that checks argument n of a kind and leaves what is passed to C in p<n>."""
+def _check(code: str) -> str:
+    """Source that checks argument {n} of a kind. What goes to C is a{n} then, or p{n} where that is set."""
     if code in "csilqCSILQ":
         bits = 8 * ctypes.sizeof(_KINDS[code])
         moved = "a{n}" if code.isupper() else "a{n} + %d" % (1 << bits - 1)
-        source = "if a{n}.__class__ is not int: a{n} = index(a{n})\nif %s >> %d: too_big(%d, a{n})\np{n} = a{n}" % (
-            moved, bits, bits)
-    else:
-        source = {
-            "B": "p{n} = a{n} if a{n} is True or a{n} is False else truth(a{n})",
-            "d": "p{n} = a{n} if a{n}.__class__ is float else real(a{n})",
-            "@": "if a{n} is None: p{n} = None\nelse:\n    if a{n}.__class__ not in ok{n}: a{n} = k{n}(a{n})\n"
-                 "    p{n} = a{n}._pointer",
-            "{": "p{n} = a{n} if a{n}.__class__ is s{n} else None\nif a{n}.__class__ is tuple:\n"
-                 "    try: p{n} = m{n}.get(a{n})\n    except TypeError: pass\nif p{n} is None: p{n} = k{n}(a{n})",
-        }.get(code, "p{n} = k{n}(a{n})")
-    return source.format(n=n)
+        return "if a{n}.__class__ is not int: a{n} = index(a{n})\nif %s >> %d: too_big(%d, a{n})" % (moved, bits, bits)
+    return {
+        "B": "if a{n} is not True and a{n} is not False: a{n} = truth(a{n})",
+        "d": "if a{n}.__class__ is not float: a{n} = real(a{n})",
+        "@": "if a{n} is None: p{n} = None\nelse:\n    if a{n}.__class__ not in ok{n}: a{n} = k{n}(a{n})\n"
+             "    p{n} = a{n}._pointer",
+        "{": "if a{n}.__class__ is tuple:\n    try: a{n} = m{n}.get(a{n}, a{n})\n    except TypeError: pass\n"
+             "if a{n}.__class__ is not s{n}: a{n} = k{n}(a{n})",
+    }.get(code, "p{n} = k{n}(a{n})")
 
 
 _RESULTS = {
@@ -2094,27 +2037,30 @@ _RESULTS = {
     "@": "one = cached(r, nothing)()\nreturn wrap(r) if one is None else one"}
 
 
-def _send_lines(codes: str, result: str, error: bool) -> str:
+def _send_source(passed: list[str], outs: list[int], result: str, error: bool) -> str:
     """Source that sends and converts what comes back, inside a pool."""
-    passed = ["p", "sel"] + [("out(p%d)" if c == "u" else "p%d") % n for n, c in enumerate(codes)]
     lines = ["retain(p)"] if result == "init" else []       # init consumes its receiver, which stays ours
     lines += ["e = cell()"] if error else []
-    lines += ["r = send(%s)" % ", ".join(passed + ["byref(e)"] * error)]
+    lines += ["r = send(%s)" % ", ".join(["p", "sel", *passed] + ["byref(e)"] * error)]
     lines += ["if not r: raise failure(e.value, sel)"] if error else []
-    lines += ["if p%d is not None: a%d.value = wrap(p%d.value)" % (n, n, n) for n, c in enumerate(codes) if c == "u"]
+    lines += ["if p%d is not None: a%d.value = wrap(p%d.value)" % (n, n, n) for n in outs]
     return "\n".join([*lines, _RESULTS[result]])
 
 
 def _source(codes: str, result: str, error: bool) -> str:
     """Source of the function for a shape of signature. The send is written twice, for an open pool and for one of its
-    own: that is quicker than any way of sharing it."""
-    send = _send_lines(codes, result, error)
-    body = "if thread.pools:\n%s\nt = push()\ntry:\n%s\nfinally:\n    pop(t)" % (_indented(send), _indented(send))
-    blocks = ["    if p%d: unblock(p%d)" % (n, n) for n, c in enumerate(codes) if c == "k"]
+    own: that is quicker than any way of sharing it. Blocks are made last, so that what fails before leaves none behind."""
+    checks = [_check(code).format(n=n) for n, code in enumerate(codes)]
+    passed = [("out(p%d)" if code == "u" else "p%d" if "p%d =" % n in check else "a%d") % n
+              for n, (code, check) in enumerate(zip(codes, checks))]
+    send = _indented(_send_source(passed, [n for n, code in enumerate(codes) if code == "u"], result, error))
+    body = "if thread.pools:\n%s\nt = push()\ntry:\n%s\nfinally:\n    pop(t)" % (send, send)
+    blocks = [n for n, code in enumerate(codes) if code == "k"]
     if blocks:
-        body = "try:\n%s\nfinally:\n%s" % (_indented(body), "\n".join(blocks))
-    order = sorted(range(len(codes)), key=lambda n: codes[n] == "k")      # blocks last: what fails leaves none behind
-    lines = ["p = self._pointer", *[_argument_lines(n, codes[n]) for n in order], body]
+        made = "\n".join([checks[n] for n in blocks] + [body])
+        drop = "\n".join("if p%d: unblock(p%d)" % (n, n) for n in blocks)
+        body = "%sNone\ntry:\n%s\nfinally:\n%s" % ("".join("p%d = " % n for n in blocks), _indented(made), _indented(drop))
+    lines = ["p = self._pointer", *[check for check, code in zip(checks, codes) if code != "k"], body]
     return "def method(%s):\n%s\n" % (", ".join(["self"] + ["a%d" % n for n in range(len(codes))]),
                                       _indented("\n".join(lines)))
 

@@ -935,7 +935,7 @@ class Wrappers(Base):
             del ag._LIBRARIES["gone"]
         try:
             kind = ag._objc().class_of(ag.MetalQueue().commandBuffer()._pointer)
-            found = next(ag._from_protocols(kind, ag._selector_of(b"addCompletedHandler:")))
+            found = ag._parse_method(next(ag._protocol_encodings(kind, ag._selector_of(b"addCompletedHandler:"))).decode())
             self.assertEqual([(one.code, one.name) for one in found], [("v", ""), ("@?", "")])
             done, command = threading.Event(), ag.MetalQueue().commandBuffer()
             ag._method(kind, "addCompletedHandler:")(command, lambda c: done.set())
