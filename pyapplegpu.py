@@ -1395,6 +1395,11 @@ class _Released(MetalObject):
     def __getattribute__(self, name: str) -> Any:
         raise _bad("this Metal object was released")
 
+    def _syntax(self, *arguments: Any) -> Any:
+        return self.released        # no name is there: this raises
+
+    __len__ = __iter__ = __contains__ = __bytes__ = _syntax     # which Python looks up past __getattribute__
+
     def __repr__(self) -> str:
         return "<released Metal object>"
 
@@ -1526,15 +1531,27 @@ def _mirror(pointer: int) -> type[MetalObject]:
     base = _mirror(parent) if parent else MetalObject
     name = _c.class_getName(pointer).decode()
     body: dict[str, Any] = {"__slots__": (), "__module__": __name__, "_objc_class": pointer}
-    for method in _copied(_c.class_copyMethodList, pointer):
-        selector = _c.sel_getName(_c.method_getName(method)).decode()
-        if not hasattr(MetalObject, _mangle(selector)):
-            body.setdefault(_mangle(selector), _Stub(selector))
+    body.update(_stubs(pointer))
     if not meta:
         body.update(_SYNTAX.get(name, {}))
     if _forwards(pointer, parent):
         body["__getattr__"] = _forwarded
     return classes.setdefault(pointer, type(name, (base,), body))
+
+
+def _stubs(pointer: int) -> dict[str, _Stub]:
+    """By Python's name, a stub for each method that a class itself implements now."""
+    selectors = [_c.sel_getName(_c.method_getName(one)).decode() for one in _copied(_c.class_copyMethodList, pointer)]
+    return {_mangle(one): _Stub(one) for one in reversed(selectors) if not hasattr(MetalObject, _mangle(one))}
+
+
+def _see_categories() -> None:
+    """Give the classes that Python knows the methods that a framework loaded since has added to them."""
+    for pointer, kind in list(_objc().classes.items()):
+        for name, stub in _stubs(pointer).items():
+            if name not in vars(kind):
+                stub.__set_name__(kind, name)
+                setattr(kind, name, stub)
 
 
 def _copied(function: Any, pointer: int) -> list[int]:
@@ -9769,12 +9786,15 @@ def MetalSend(receiver: MetalObject, selector: str, *arguments: Any) -> Any:
 
 def MetalFramework(name: str) -> None:
     """Load a system framework ("MetalPerformanceShaders", "QuartzCore", "MetalFX"), so that MetalClass finds its
-    classes. NotSupported when this macOS has none of that name."""
+    classes, and objects of other classes have the methods it adds to them. NotSupported when this macOS has none of
+    that name."""
     _objc()
     if not isinstance(name, str):
         raise _bad("a framework's name is a str, not %r" % (name,))
-    _LIBRARIES.setdefault(name, "/System/Library/Frameworks/%s.framework/%s" % (name, name))
-    _c.library(name)
+    if name not in _c.libraries:
+        _LIBRARIES.setdefault(name, "/System/Library/Frameworks/%s.framework/%s" % (name, name))
+        _c.library(name)
+        _see_categories()
 
 
 def MetalString(symbol: str, framework: str = "Metal") -> str:

@@ -653,6 +653,7 @@ static void add_method(Cls *c, const char *sel, const char *types, const char *e
     SEL s = S(sel);
     for (int i = 0; i < c->n; i++) if (c->methods[i].sel == s) return;
     if (c->n == c->cap) c->methods = realloc(c->methods, (c->cap = c->cap ? 2 * c->cap : 8) * sizeof *c->methods);
+    if (placeholder) memset(cache, 0, sizeof cache);        /* a category, after fake_ready: the methods may have moved */
     c->methods[c->n++] = (Method){ s, (IMP)imp, strdup(types), strdup(extended), strdup(result), own };
 }
 static void *native(const char *owner, const char *sel)

@@ -424,6 +424,23 @@ class Sends(Base):
             ag.MetalSend(None, "maxThreadsPerThreadgroup")
 
 
+    def test_a_framework_adds_methods_to_known_classes(self):
+        """A category, which comes when its framework is loaded."""
+        echo, other = self.echo(), ag.MetalClass("FakeEcho")
+        self.assertFalse(hasattr(echo, "broughtLater") or hasattr(other, "madeLater"))
+        self.addCleanup(ag._c.libraries.update, ag._c.libraries.copy())
+        ag._c.libraries.pop("MetalPerformanceShaders", None)
+        for selector, how in (("-broughtLater", "get u"), ("+madeLater", "")):
+            fake._one_method("FakeEcho", "FakeEcho", selector, ["Q"], False, how)
+        length = type(echo).bytes_length_out_
+        ag.MetalFramework("MetalPerformanceShaders")
+        self.assertEqual((echo.broughtLater(), callable(other.madeLater)), (0, True))
+        self.assertIn("broughtLater", dir(echo))
+        self.assertIs(type(echo).bytes_length_out_, length)      # what was compiled stays
+        with self.assertRaises(AttributeError):
+            echo.madeLater()
+
+
 class Strings(Base):
     def test_labels(self):
         buffer = ag.MetalBuffer(16)
@@ -591,6 +608,12 @@ class Ownership(Base):
             with self.assertRaises(ag.AppleGPUError):
                 use()
         self.assertEqual(repr(buffer), "<released Metal object>")
+        for make in (lambda: ag.MetalClass("NSArray").alloc().initWithObjects_count_(["a"], 1), lambda: ag.MetalClass("NSData").dataWithBytes_length_(b"ab", 2),
+                     lambda: ag.MetalClass("NSDictionary").alloc().initWithObjects_forKeys_count_(["x"], ["k"], 1), lambda: ag.MetalBuffer(16)):
+            one = make()
+            ag.MetalRelease(one)
+            for use in (len, iter, bytes, bool, lambda o: o[0], lambda o: "a" in o, lambda o: o.__setitem__(0, None)):
+                self.assertBad("was released", use, one)
         work = ag.MetalBegin()
         other = ag.MetalBuffer(16)
         ag.MetalEncodeFill(work, other, 1)
