@@ -1240,9 +1240,8 @@ class _Thread(_local):
 class _Reference(_weak):      # type: ignore[type-arg]
     """Holds an object's one retain count. Its callback releases: unlike __del__ it runs when nobody can get the object
     from the cache any more."""
-    __slots__ = ("pointer", "owned")
-    pointer: int
-    owned: bool
+    __slots__ = ("pointer",)
+    pointer: int            # 0 when the count was given back
 
 
 class _Runtime:
@@ -1470,7 +1469,7 @@ def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
     made: MetalObject = object.__new__(kind)
     made._pointer, made._facts = pointer, None
     reference = _Reference(made, _dropped)
-    reference.pointer, reference.owned = pointer, True
+    reference.pointer = pointer
     cache = runtime.cache
     if cache.setdefault(pointer, reference) is not reference:
         return _replace(runtime, made, reference)
@@ -1488,29 +1487,28 @@ def _replace(runtime: _Runtime, made: MetalObject, reference: _Reference) -> Met
         if other is None:
             runtime.cache[reference.pointer] = reference
             return made
-    reference.owned = False
-    _release(reference.pointer)
+    _dropped(reference)
     return other
 
 
 def _dropped(reference: _Reference, release: Callable[[int], None] = _release) -> None:
-    if reference.owned:
-        reference.owned = False
-        release(reference.pointer)      # bound here: at exit the module's names go one by one
+    pointer, reference.pointer = reference.pointer, 0
+    if pointer:
+        release(pointer)        # bound here: at exit the module's names go one by one
 
 
 def _sweep(runtime: _Runtime) -> None:
     """Take dead entries out of the cache; it holds at most twice the objects alive at once."""
     with runtime.lock:
         for pointer, reference in list(runtime.cache.items()):
-            if not reference.owned and runtime.cache.get(pointer) is reference:
+            if not reference.pointer and runtime.cache.get(pointer) is reference:
                 del runtime.cache[pointer]
         runtime.sweep_at = max(1024, 2 * len(runtime.cache))
 
 
 def _string_of(pointer: int) -> str:
     """A str of an NSString, inside a pool; "" for one with no UTF-8 form (a lone surrogate)."""
-    read, key, measure, length_key = (_runtime or _objc()).sends.get(_TEXT) or _prepare_all(pointer, _TEXT)
+    read, key, measure, length_key = (_runtime or _objc()).sends.get(_TEXT) or _learn(pointer, *_TEXT)
     data: bytes = read(pointer, key) or b""
     length = measure(pointer, length_key, 4)
     if length != len(data):         # a NUL inside
@@ -1696,21 +1694,18 @@ def _prepare(pointer: int, selector: str, owner: Any = None) -> tuple[Any, int]:
     return _prototype(types, selector, owner), _selector_of(selector.encode())
 
 
-def _prepare_all(pointer: int, selectors: tuple[str, ...]) -> list[Any]:
-    """function, selector, function, selector, ... for raw sends made often, to any class; kept in _Runtime.sends."""
-    found = _objc().sends[selectors] = [part for one in selectors for part in _prepare(pointer, one)]
-    return found
+def _learn(pointer: Any, *selectors: str) -> Any:
+    """function, selector, function, selector, ... of raw sends that mean the same in every class; _Runtime.sends keeps
+    them, by the selector if it is one. What an initialiser gives is an owner."""
+    made = [part for one in selectors
+            for part in _prepare(pointer, one, _Temporary if one.startswith("init") else None)]
+    _objc().sends[selectors if len(selectors) > 1 else selectors[0]] = made
+    return made
 
 
 def _ask(pointer: Any, selector: str, *arguments: Any) -> Any:
-    """A raw send of a selector that means the same in every class it is sent to, prepared once. What an initialiser
-    gives is an owner."""
-    runtime = _runtime or _objc()
-    found = runtime.sends.get(selector)
-    if found is None:
-        owner = _Temporary if selector.startswith("init") else None
-        found = runtime.sends[selector] = _prepare(pointer, selector, owner)
-    function, key = found
+    """A raw send of a selector that means the same in every class it is sent to."""
+    function, key = (_runtime or _objc()).sends.get(selector) or _learn(pointer, selector)
     return function(pointer, key, *arguments)
 
 
@@ -8453,7 +8448,8 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
     try:
         parts, samples = _plan(work) if work.profile else ([work.operations], None)
         for operations in parts:
-            pointer = _ask(work.queue._pointer, "commandBuffer")
+            function, key = runtime.sends.get("commandBuffer") or _learn(work.queue._pointer, "commandBuffer")
+            pointer = function(work.queue._pointer, key)
             if not pointer:
                 raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
             buffer = _wrap(pointer)
@@ -8462,8 +8458,9 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
             _encode(pointer, operations, samples)
             if then is not None and operations is parts[-1]:
                 buffer.addCompletedHandler_(then)
+            function, key = runtime.sends.get("commit") or _learn(pointer, "commit")
             work.committed_ns = work.committed_ns or _host_ns()
-            _ask(pointer, "commit")        # at once: a queue has 64, and waits for ever when none of them is committed
+            function(pointer, key)          # at once: a queue has 64, and waits for ever when none of them is committed
             work.command_buffers.append(buffer)
         work.operations = []
     finally:
@@ -8493,26 +8490,33 @@ def _plan(work: MetalWork) -> tuple[list[list[tuple[Any, ...]]], Any]:
     return parts, None
 
 
+_ENCODERS = {"dispatch": "computeCommandEncoder", "blit": "blitCommandEncoder"}
+
+
 def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> None:
     """Send recorded commands to a command buffer, with plain pointers. Dispatches in a row share an encoder, which runs
     them in order; profiled ones each have their own."""
-    encoder: Any = None
-    kind, count, memory, pointer = "", 0, (), 0
+    sends, encoder = (_runtime or _objc()).sends, None
+    opened, count, memory, pointer = None, 0, (), 0
     try:
         for op in operations:
-            wanted = op[0] if op[0] in ("dispatch", "blit") else ""
-            if encoder is not None and (wanted != kind or samples is not None or wanted == "dispatch" and (
+            wanted = _ENCODERS.get(op[0])
+            if encoder is not None and (wanted != opened or samples is not None or op[0] == "dispatch" and (
                     op[9] or op[10] or memory not in ((), op[6]))):     # fences; memory that the encoder would keep
-                encoder.value = None        # nothing can interrupt between this and the call
-                encoder.end[0](pointer, encoder.end[1])
+                (end, key), encoder.value = encoder.end, None       # nothing can interrupt between this and the call
+                end(pointer, key)
                 encoder = None
-            if wanted and encoder is None:
-                encoder = _open_encoder(buffer, wanted, samples, count)
+            if wanted is not None and encoder is None:
+                if samples is not None and op[0] == "dispatch":
+                    encoder = _open_timed(buffer, samples, count)
+                else:
+                    create, key = sends.get(wanted) or _opener(buffer, wanted)
+                    encoder = create(buffer, key)
                 pointer = encoder.value
                 if not pointer:
                     raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no encoder")
-            kind = wanted
-            if wanted == "dispatch":
+            opened = wanted
+            if op[0] == "dispatch":
                 _encode_dispatch(pointer, op)
                 count, memory = count + 1, op[6]
             elif callable(op[0]):
@@ -8523,36 +8527,32 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
     finally:
         try:
             if encoder is not None and encoder.value:
-                end, key = encoder.end
-                pointer, encoder.value = encoder.value, None
+                (end, key), pointer, encoder.value = encoder.end, encoder.value, None
                 end(pointer, key)
-        finally:        # before Python 3.11 Ctrl-C can come in the lines above: then its owner ends the encoding here,
-            encoder = None      # before the pool goes
+        finally:        # when Ctrl-C comes in the lines above, its owner ends the encoding here, before the pool goes;
+            encoder = None      # in line, as a function's frame would live on in the traceback and hold the owner
 
 
-def _open_encoder(buffer: int, kind: str, samples: Any, count: int) -> Any:
-    """The owner of a new encoder (of 0, when Metal makes none); with timestamps around dispatch number `count`."""
-    if kind == "dispatch" and samples is not None:
-        descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
-        _set(descriptor.sampleBufferAttachments()[0], SampleBuffer=samples, StartOfEncoderSampleIndex=2 * count,
-             EndOfEncoderSampleIndex=2 * count + 1)
-        create, key = _opener(buffer, "computeCommandEncoderWithDescriptor:")
-        return create(buffer, key, descriptor._pointer)
-    create, key = _opener(buffer, "computeCommandEncoder" if kind == "dispatch" else "blitCommandEncoder")
-    return create(buffer, key)
+def _open_timed(buffer: int, samples: Any, count: int) -> Any:
+    """The owner of an encoder with timestamps around dispatch number `count`."""
+    descriptor = MetalClass("MTLComputePassDescriptor").computePassDescriptor()
+    _set(descriptor.sampleBufferAttachments()[0], SampleBuffer=samples, StartOfEncoderSampleIndex=2 * count,
+         EndOfEncoderSampleIndex=2 * count + 1)
+    create, key = _opener(buffer, "computeCommandEncoderWithDescriptor:")
+    return create(buffer, key, descriptor._pointer)
 
 
-def _opener(buffer: int, selector: str) -> tuple[Any, int]:
-    """The send that opens an encoder. Its result is an owner made by ctypes itself, which ends the encoding when it is
-    dropped: Metal aborts the process over an encoder let go while open, and Ctrl-C can come as the call returns."""
-    runtime = _runtime or _objc()
-    found = runtime.sends.get(selector)
-    if found is None:
+def _opener(buffer: int, selector: str) -> Any:
+    """The send that opens an encoder. Its result (of 0, when Metal makes none) is an owner made by ctypes itself, which
+    ends the encoding when it is dropped: Metal aborts the process over an encoder let go while open, and Ctrl-C can
+    come as the call returns."""
+    sends = _objc().sends
+    if selector not in sends:
         end, key = _prototype((_Type("v"),)), _selector_of(b"endEncoding")
         owner = _c.owned(ctypes.c_void_p, lambda encoder: end(encoder.value, key))
         owner.end = end, key
-        found = runtime.sends[selector] = _prepare(buffer, selector, owner)
-    return found
+        sends[selector] = _prepare(buffer, selector, owner)
+    return sends[selector]
 
 
 _HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:length:atIndex:",
@@ -8560,12 +8560,11 @@ _HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:lengt
 
 
 def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
-    _, pipeline, bound, grid, block, by_threads, memory, textures, uses, wait, update, label = op
-    runtime = _runtime or _objc()
+    _, pipeline, bound, grid, block, by_threads, *rest = op
     (set_pipeline, pipeline_key, set_buffer, buffer_key, set_bytes, bytes_key, by_threads_send, threads_key,
-     by_groups_send, groups_key) = runtime.sends.get(_HOT) or _prepare_all(encoder, _HOT)
-    if wait or label is not None or memory or textures or uses:
-        _encode_rest(encoder, memory, textures, uses, wait, label)
+     by_groups_send, groups_key) = (_runtime or _objc()).sends.get(_HOT) or _learn(encoder, *_HOT)
+    if rest != _PLAIN:
+        _encode_before(encoder, *rest)
     set_pipeline(encoder, pipeline_key, pipeline._pointer)
     for one in bound:
         if len(one) == 4:
@@ -8577,16 +8576,16 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
         by_threads_send(encoder, threads_key, grid, block)
     else:
         by_groups_send(encoder, groups_key, grid, block)
-    if label is not None:
-        _ask(encoder, "popDebugGroup")
-    if update is not None:
-        _ask(encoder, "updateFence:", update._pointer)
+    if rest != _PLAIN:
+        _encode_after(encoder, *rest[-2:])
 
 
-def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, label: str | None) -> None:
-    """What most dispatches have none of."""
+_PLAIN = [(), (), (), (), None, None]       # most dispatches have none of memory, textures, uses, wait, update, label
+
+
+def _encode_before(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, update: Any, label: str | None) -> None:
     for fence in wait:
-        _ask(encoder, "waitForFence:", fence._pointer)     # raises if released, as all below
+        _ask(encoder, "waitForFence:", fence._pointer)      # raises if released, as all below
     if label is not None:
         text: Any = _make_object(label)
         _ask(encoder, "pushDebugGroup:", text._pointer)
@@ -8596,6 +8595,13 @@ def _encode_rest(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any,
         _ask(encoder, "setTexture:atIndex:", texture._pointer, index)
     for resource in uses:
         _ask(encoder, "useResource:usage:", resource._pointer, 3)      # MTLResourceUsageRead | MTLResourceUsageWrite
+
+
+def _encode_after(encoder: int, update: Any, label: str | None) -> None:
+    if label is not None:
+        _ask(encoder, "popDebugGroup")
+    if update is not None:
+        _ask(encoder, "updateFence:", update._pointer)
 
 
 def MetalWait(work: MetalWork, timeout: float | None = None) -> MetalWork:
@@ -9827,9 +9833,9 @@ def MetalRelease(*objects: MetalObject) -> None:
         pointer = one._pointer
         with runtime.lock:
             reference = runtime.cache.get(pointer)
-            ours = reference is not None and reference() is one and reference.owned
+            ours = reference is not None and reference() is one and reference.pointer
             if ours and reference is not None:
-                reference.owned = False
+                reference.pointer = 0
                 del runtime.cache[pointer]
                 one._facts = None
                 one.__class__ = _Released
