@@ -1325,7 +1325,7 @@ def _objc_forked() -> None:
         for reference in list(runtime.cache.values()):
             one = reference()
             if one is not None:
-                one.__class__ = _Forked
+                one.__class__ = _Released
 
 
 def _disarm() -> None:
@@ -1367,7 +1367,6 @@ class MetalObject:
     _pointer: int
     _facts: Any                 # what the flat functions asked it once: limits, lengths, a device's own queue
     _objc_text = False          # instances are NSStrings
-    _objc_class = 0
 
     def __repr__(self) -> str:
         return "<%s at 0x%x>" % (type(self).__name__, self._pointer)
@@ -1388,11 +1387,11 @@ class MetalObject:
 
 
 class _Released(MetalObject):
-    """What an object becomes when it is released early: every use is an error instead of a crash."""
+    """What an object becomes when it is released early, or in a forked child: every use is an error, not a crash."""
     __slots__ = ()
 
     def __getattribute__(self, name: str) -> Any:
-        raise _bad("this Metal object was released")
+        raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "objc") if _forked else _bad("this Metal object was released")
 
     def _syntax(self, *arguments: Any) -> Any:
         return self.released        # no name is there: this raises
@@ -1401,13 +1400,6 @@ class _Released(MetalObject):
 
     def __repr__(self) -> str:
         return "<released Metal object>"
-
-
-class _Forked(_Released):
-    __slots__ = ()
-
-    def __getattribute__(self, name: str) -> Any:
-        raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "objc")
 
 
 def _item(self: Any, index: int) -> Any:
@@ -1528,10 +1520,7 @@ def _mirror(pointer: int) -> type[MetalObject]:
     parent, meta = _c.class_getSuperclass(pointer), _c.class_isMetaClass(pointer)
     base = _mirror(parent) if parent else MetalObject
     name = _c.class_getName(pointer).decode()
-    body: dict[str, Any] = {"__slots__": (), "__module__": __name__, "_objc_class": pointer}
-    body.update(_stubs(pointer))
-    if not meta:
-        body.update(_SYNTAX.get(name, {}))
+    body = {"__slots__": (), "__module__": __name__, **_stubs(pointer), **({} if meta else _SYNTAX.get(name, {}))}
     if _forwards(pointer, parent):
         body["__getattr__"] = _forwarded
     return classes.setdefault(pointer, type(name, (base,), body))
@@ -1540,7 +1529,7 @@ def _mirror(pointer: int) -> type[MetalObject]:
 def _stubs(pointer: int) -> dict[str, _Stub]:
     """By Python's name, a stub for each method that a class itself implements now."""
     selectors = [_c.sel_getName(_c.method_getName(one)).decode() for one in _copied(_c.class_copyMethodList, pointer)]
-    return {_mangle(one): _Stub(one) for one in reversed(selectors) if not hasattr(MetalObject, _mangle(one))}
+    return {_mangle(one): _Stub(pointer, one) for one in reversed(selectors) if not hasattr(MetalObject, _mangle(one))}
 
 
 def _see_categories() -> None:
@@ -1548,7 +1537,6 @@ def _see_categories() -> None:
     for pointer, kind in list(_objc().classes.items()):
         for name, stub in _stubs(pointer).items():
             if name not in vars(kind):
-                stub.__set_name__(kind, name)
                 setattr(kind, name, stub)
 
 
@@ -1588,18 +1576,14 @@ def _method_of(kind: int | None, name: bytes) -> int | None:
 
 class _Stub:
     """Stands for a method until it is first used; then the compiled function takes its place."""
-    __slots__ = ("selector", "home")
-    home: Any
+    __slots__ = ("home", "selector")
 
-    def __init__(self, selector: str) -> None:
-        self.selector = selector
-
-    def __set_name__(self, home: type, name: str) -> None:
-        self.home = home
+    def __init__(self, home: int, selector: str) -> None:
+        self.home, self.selector = home, selector       # the Objective-C class that implements it
 
     def __get__(self, one: MetalObject | None, owner: type[MetalObject]) -> Any:
-        function = _method(self.home._objc_class, self.selector, one)
-        setattr(self.home, _mangle(self.selector), function)
+        function = _method(self.home, self.selector, one)
+        setattr(_objc().classes[self.home], _mangle(self.selector), function)
         return function if one is None else function.__get__(one, owner)
 
 
@@ -1780,7 +1764,7 @@ def _pointers(values: Sequence[Any], nil: bool = False) -> Any:
     return array_
 
 
-def _object_converter(one: _Type, accepted: set[type]) -> Callable[[Any], Any]:
+def _object_converter(one: _Type, accepted: dict[Any, Any]) -> Callable[[Any], Any]:
     """Checks an object argument against what the protocol declares, once per Python class: a wrong one would crash."""
     family, _, rest = one.name.partition("<")
     protocols = [p for p in rest.rstrip(">").split("><") if p and not p.startswith("OS_")]
@@ -1792,7 +1776,7 @@ def _object_converter(one: _Type, accepted: set[type]) -> Callable[[Any], Any]:
             with MetalPool():
                 if (_c.class_isMetaClass(_c.object_getClass(value._pointer)) if one.code == "#"
                         else _is_kind(value._pointer, family, protocols)):
-                    accepted.add(type(value))
+                    accepted[type(value)] = True
                     return value
         elif one.code == "@" and (family or not one.name):
             made = _make_object(value, family)
@@ -2027,20 +2011,29 @@ class MetalPool:
 
 # -- compiled methods
 
-def _check(code: str) -> str:
-    """Source that checks argument {n} of a kind. What goes to C is a{n} then, or p{n} where that is set."""
-    if code in "csilqCSILQ":
-        bits = 8 * ctypes.sizeof(_KINDS[code])
-        moved = "a{n}" if code.isupper() else "a{n} + %d" % (1 << bits - 1)
-        return "if a{n}.__class__ is not int: a{n} = index(a{n})\nif %s >> %d: too_big(%d, a{n})" % (moved, bits, bits)
-    return {
-        "B": "if a{n} is not True and a{n} is not False: a{n} = truth(a{n})",
-        "d": "if a{n}.__class__ is not float: a{n} = real(a{n})",
-        "@": "if a{n} is None: p{n} = None\nelse:\n    if a{n}.__class__ not in ok{n}: a{n} = k{n}(a{n})\n"
-             "    p{n} = a{n}._pointer",
-        "{": "if a{n}.__class__ is tuple:\n    try: a{n} = m{n}.get(a{n}, a{n})\n    except TypeError: pass\n"
-             "if a{n}.__class__ is not s{n}: a{n} = k{n}(a{n})",
-    }.get(code, "p{n} = k{n}(a{n})")
+def _integer_check(code: str) -> str:
+    bits = 8 * ctypes.sizeof(_KINDS[code])
+    moved = "a{n}" if code.isupper() else "a{n} + %d" % (1 << bits - 1)
+    return "if a{n}.__class__ is not int: a{n} = index(a{n})\nif %s >> %d: too_big(%d, a{n})" % (moved, bits, bits)
+
+
+_CALL = "p{n} = k{n}(a{n})"
+
+# How an argument is checked, by letter: source for argument {n}, after which a{n} goes to C, or p{n} where that is set;
+# and what makes the k{n} that it calls, from type, selector and m{n}, where k{n} notes what needs no check again.
+_ARGUMENTS: dict[str, tuple[str, Any]] = {
+    **{code: (_integer_check(code), None) for code in "csilqCSILQ"},
+    "B": ("if a{n} is not True and a{n} is not False: a{n} = truth(a{n})", None),
+    "d": ("if a{n}.__class__ is not float: a{n} = real(a{n})", None),
+    "@": ("if a{n} is None: p{n} = None\nelse:\n    if a{n}.__class__ not in m{n}: a{n} = k{n}(a{n})\n"
+          "    p{n} = a{n}._pointer", lambda one, selector, known: _object_converter(one, known)),
+    "{": ("if a{n}.__class__ is tuple:\n    try: a{n} = m{n}.get(a{n}, a{n})\n    except TypeError: pass\n"
+          "if a{n}.__class__ is not s{n}: a{n} = k{n}(a{n})",
+          lambda one, selector, known: _value_converter(one.kind, known)),
+    "^": (_CALL, lambda one, selector, known: _pointer_converter(one)),
+    ":": (_CALL, lambda one, selector, known: _selector_argument),
+    "u": (_CALL, lambda one, selector, known: _out),                # an object returned through a pointer
+    "k": (_CALL, lambda one, selector, known: _block_converter(one, selector))}
 
 
 _RESULTS = {
@@ -2062,9 +2055,9 @@ def _send_source(passed: list[str], outs: list[int], result: str, error: bool) -
 def _source(codes: str, result: str, error: bool) -> str:
     """Source of the function for a shape of signature. The send is written twice, for an open pool and for one of its
     own: that is quicker than any way of sharing it. Blocks are made last, so that what fails before leaves none behind."""
-    checks = [_check(code).format(n=n) for n, code in enumerate(codes)]
-    passed = [("out(p%d)" if code == "u" else "p%d" if "p%d =" % n in check else "a%d") % n
-              for n, (code, check) in enumerate(zip(codes, checks))]
+    checks = [_ARGUMENTS[code][0].format(n=n) for n, code in enumerate(codes)]
+    passed = [("None if p{n} is None else byref(p{n})" if code == "u" else
+               "p{n}" if "p{n} =" in _ARGUMENTS[code][0] else "a{n}").format(n=n) for n, code in enumerate(codes)]
     send = _indented(_send_source(passed, [n for n, code in enumerate(codes) if code == "u"], result, error))
     body = "if thread.pools:\n%s\nt = push()\ntry:\n%s\nfinally:\n    pop(t)" % (send, send)
     blocks = [n for n, code in enumerate(codes) if code == "k"]
@@ -2094,7 +2087,7 @@ def _shape(codes: str, result: str, error: bool) -> Any:
 
 
 def _argument_code(one: _Type) -> str:
-    """A letter for the way an argument is checked; u is an object returned through a pointer, k a block."""
+    """A key of _ARGUMENTS."""
     code = one.code
     if code == "c" and _objc().stret:
         return "B"              # BOOL on Intel
@@ -2146,31 +2139,14 @@ def _build(selector: str, types: tuple[_Type, ...]) -> Any:
         "thread": runtime.thread, "push": runtime.push, "pop": runtime.pop,
         "retain": runtime.retain, "cached": runtime.cache.get, "nothing": type(None), "wrap": _wrap, "index": _index,
         "too_big": _range_error, "truth": _truth, "real": _real, "unblock": _c._Block_release, "cell": ctypes.c_void_p,
-        "byref": ctypes.byref, "out": _optional_byref, "failure": _failure, "name_of": _selector_text}
+        "byref": ctypes.byref, "failure": _failure, "name_of": _selector_text}
     for n, (code, one) in enumerate(zip(codes, arguments)):
-        space.update(_converters(n, code, one, selector))
+        make, known = _ARGUMENTS[code][1], {}       # type: tuple[Any, dict[Any, Any]]
+        space.update({"m%d" % n: known, "s%d" % n: one.kind, "k%d" % n: make and make(one, selector, known)})
     make_function: Any = type(_build)
     function = make_function(_shape(codes, _result_code(types[0], selector), error), space, _mangle(selector))
     function.__doc__ = "-[%s] takes %s, returns %s" % (selector, [t.name or t.code for t in arguments], types[0].code)
     return function
-
-
-def _converters(n: int, code: str, one: _Type, selector: str) -> dict[str, Any]:
-    """What the source of argument n calls."""
-    if code == "@":
-        accepted: set[type] = set()
-        return {"ok%d" % n: accepted, "k%d" % n: _object_converter(one, accepted)}
-    if code == "{":
-        memory: dict[Any, Any] = {}
-        return {"s%d" % n: one.kind, "m%d" % n: memory, "k%d" % n: _value_converter(one.kind, memory)}
-    if code == "k":
-        return {"k%d" % n: _block_converter(one, selector)}
-    convert = {"u": _out, ":": _selector_argument}.get(code) or (_pointer_converter(one) if code == "^" else None)
-    return {"k%d" % n: convert}
-
-
-def _optional_byref(cell: Any) -> Any:
-    return None if cell is None else ctypes.byref(cell)
 
 
 def _selector_text(pointer: int | None) -> str | None:
