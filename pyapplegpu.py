@@ -877,7 +877,7 @@ def _cf_value(ref: Any) -> Any:
 
 def _cf_read(ref: Any) -> Any:
     """The same as _cf_value in 4 native calls whatever the size, types checked by CoreFoundation: AppUsage or
-    PerformanceStatistics would take a hundred, at every reading. Not to be changed: who says the same again gets the same."""
+    PerformanceStatistics would take a hundred, at every reading. Not to be changed: equal readings share one."""
     try:
         data = _c.CFPropertyListCreateData(None, ref, _BINARY, 0, None)
     except NVMLError_NotSupported:
@@ -978,8 +978,8 @@ _STRUCTS = {
     "MTLSize": "QQQ width height depth", "MTLOrigin": "QQQ x y z", "MTLRegion": "{QQQ}{QQQ} origin size",
     "MTLSizeAndAlign": "QQ size align", "NSRange": "QQ location length", "MTLScissorRect": "QQQQ x y width height",
     "MTLClearColor": "dddd red green blue alpha", "MTLViewport": "dddddd originX originY width height znear zfar",
-    "MTLCoordinate2D": "ff x y", "MTLSamplePosition": "ff x y", "MTLTextureSwizzleChannels": "CCCC red green blue alpha",
-    "MTLResourceID": "Q _impl", "CGSize": "dd width height", "MTL4BufferRange": "QQ bufferAddress length",
+    "MTLCoordinate2D": "ff x y", "MTLSamplePosition": "ff x y", "MTLResourceID": "Q _impl", "CGSize": "dd width height",
+    "MTLTextureSwizzleChannels": "CCCC red green blue alpha", "MTL4BufferRange": "QQ bufferAddress length",
     "NSOperatingSystemVersion": "qqq majorVersion minorVersion patchVersion",
     "MTLAccelerationStructureSizes": "QQQ accelerationStructureSize buildScratchBufferSize refitScratchBufferSize",
     "MTLVertexAmplificationViewMapping": "II viewportArrayIndexOffset renderTargetArrayIndexOffset"}
@@ -1217,8 +1217,8 @@ def _struct(name: str) -> Any:
         base = _layout(layout)
         body: dict[str, Any] = {n: getattr(base, "f%d" % i) for i, n in enumerate(names)}
         if name == "MTLRegion":
-            for i, (n, inner) in enumerate((("origin", "MTLOrigin"), ("size", "MTLSize"))):
-                body[n] = property(lambda self, at=24 * i, k=inner: _struct(k).from_buffer(self, at))   # type: ignore[misc]
+            body["origin"] = property(lambda self: _struct("MTLOrigin").from_buffer(self))
+            body["size"] = property(lambda self: _struct("MTLSize").from_buffer(self, 24))
         kind = _structs.setdefault(name, type(name, (base,), dict(body, _names=names, _fields_=[])))
     return kind
 
@@ -1615,7 +1615,7 @@ def _encodings(kind: int, key: int, pointer: int | None) -> Iterator[bytes]:
     if method:
         yield _c.method_getTypeEncoding(method)
     elif not pointer or _method_of(kind, b"respondsToSelector:") and not _ask(pointer, "respondsToSelector:", key):
-        return          # a proxy root class without respondsToSelector: has methodSignatureForSelector:, which will tell
+        return          # a proxy root class has no respondsToSelector: methodSignatureForSelector: will tell
     if pointer and _method_of(kind, b"forwardingTargetForSelector:"):
         target = _ask(pointer, "forwardingTargetForSelector:", key)
         if target and target != pointer:
@@ -1655,7 +1655,7 @@ def _extend(kind: int, selector: str, types: tuple[_Type, ...]) -> tuple[_Type, 
 # -- prototypes and raw sends
 
 def _prototype(types: tuple[_Type, ...], selector: str = "", owner: Any = None) -> Any:
-    """The ctypes function that sends with these types. 64-bit words are all one kind, so a hundred or so serve Metal."""
+    """The ctypes function that sends with these types. 64-bit words are all one kind, so a hundred or so do."""
     runtime, result = _objc(), types[0]
     kinds = [owner or (_struct_result(result, selector) if result.code == "{" else
                        ctypes.c_char_p if result.code == "*" else result.kind)]
@@ -1747,11 +1747,10 @@ _FOUNDATION.update({tuple: _FOUNDATION[list], bytearray: _FOUNDATION[bytes], mem
 
 def _make_object(value: Any, family: str = "") -> _Temporary | None:
     """A Foundation object of a Python value, of one class or of any; None when there is no such thing."""
-    row = _FOUNDATION.get(type(value)) or next((row for kind, row in _FOUNDATION.items() if isinstance(value, kind)), None)
-    if row is None or family not in ("", row[0]):
-        return None
-    name, selector, arguments = row
-    return _made(name, selector, *arguments(value))
+    row = _FOUNDATION.get(type(value))
+    if row is None:         # a type of the caller's own, derived from one of these
+        row = next((row for kind, row in _FOUNDATION.items() if isinstance(value, kind)), None)
+    return _made(row[0], row[1], *row[2](value)) if row is not None and family in ("", row[0]) else None
 
 
 def _pointers(values: Sequence[Any], nil: bool = False) -> Any:
@@ -1759,9 +1758,9 @@ def _pointers(values: Sequence[Any], nil: bool = False) -> Any:
     items = [v if isinstance(v, MetalObject) or nil and v is None else _make_object(v) or v for v in values]
     if not all(isinstance(item, (MetalObject, _Temporary)) or nil and item is None for item in items):
         raise TypeError("an array of objects takes objects, strings and numbers only")
-    array_: Any = (ctypes.c_void_p * len(items))(*[None if item is None else getattr(item, "_pointer") for item in items])
-    array_.keep = items
-    return array_
+    pointers: Any = (ctypes.c_void_p * len(items))(*[getattr(item, "_pointer", None) for item in items])
+    pointers.keep = items
+    return pointers
 
 
 def _object_converter(one: _Type, accepted: dict[Any, Any]) -> Callable[[Any], Any]:
@@ -1821,7 +1820,7 @@ def _buffer(value: Any, const: bool) -> Any:
 def _address(value: Any) -> int:
     number = value.__index__() if hasattr(value, "__index__") else None
     if number is None or number >> 64:
-        raise TypeError("a pointer takes a buffer, an address, None, or bytes where the method only reads, not %r" % (value,))
+        raise TypeError("a pointer takes bytes, a buffer, an address or None, not %r" % (value,))
     return int(number)
 
 
@@ -2054,7 +2053,7 @@ def _send_source(passed: list[str], outs: list[int], result: str, error: bool) -
 
 def _source(codes: str, result: str, error: bool) -> str:
     """Source of the function for a shape of signature. The send is written twice, for an open pool and for one of its
-    own: that is quicker than any way of sharing it. Blocks are made last, so that what fails before leaves none behind."""
+    own: that is quicker than any way of sharing it. Blocks are made last: what fails before leaves none behind."""
     checks = [_ARGUMENTS[code][0].format(n=n) for n, code in enumerate(codes)]
     passed = [("None if p{n} is None else byref(p{n})" if code == "u" else
                "p{n}" if "p{n} =" in _ARGUMENTS[code][0] else "a{n}").format(n=n) for n, code in enumerate(codes)]
@@ -2063,8 +2062,8 @@ def _source(codes: str, result: str, error: bool) -> str:
     blocks = [n for n, code in enumerate(codes) if code == "k"]
     if blocks:
         made = "\n".join([checks[n] for n in blocks] + [body])
-        drop = "\n".join("if p%d: unblock(p%d)" % (n, n) for n in blocks)
-        body = "%sNone\ntry:\n%s\nfinally:\n%s" % ("".join("p%d = " % n for n in blocks), _indented(made), _indented(drop))
+        drop = "\n".join("    if p%d: unblock(p%d)" % (n, n) for n in blocks)
+        body = "%sNone\ntry:\n%s\nfinally:\n%s" % ("".join("p%d = " % n for n in blocks), _indented(made), drop)
     lines = ["p = self._pointer", *[check for check, code in zip(checks, codes) if code != "k"], body]
     return "def method(%s):\n%s\n" % (", ".join(["self"] + ["a%d" % n for n in range(len(codes))]),
                                       _indented("\n".join(lines)))
@@ -8559,7 +8558,7 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
 _PLAIN = [(), (), (), (), None, None]       # most dispatches have none of memory, textures, uses, wait, update, label
 
 
-def _encode_before(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, update: Any, label: str | None) -> None:
+def _encode_before(encoder: int, memory: Any, textures: Any, uses: Any, wait: Any, _: Any, label: str | None) -> None:
     for fence in wait:
         _ask(encoder, "waitForFence:", fence._pointer)      # raises if released, as all below
     if label is not None:
