@@ -1809,7 +1809,10 @@ def _buffer(value: Any, const: bool) -> Any:
     try:
         view = memoryview(value)
     except TypeError:
-        return _address(value)
+        address = value.__index__() if hasattr(value, "__index__") else -1
+        if address >> 64:
+            raise TypeError("a pointer takes bytes, a buffer, an address or None, not %r" % (value,)) from None
+        return address
     if not view.c_contiguous:
         raise TypeError("the buffer is not contiguous")
     if view.readonly and not const:
@@ -1817,23 +1820,14 @@ def _buffer(value: Any, const: bool) -> Any:
     return bytes(view) if view.readonly else ctypes.byref((ctypes.c_char * 0).from_buffer(value))
 
 
-def _address(value: Any) -> int:
-    number = value.__index__() if hasattr(value, "__index__") else None
-    if number is None or number >> 64:
-        raise TypeError("a pointer takes bytes, a buffer, an address or None, not %r" % (value,))
-    return int(number)
-
-
 def _pointer_converter(one: _Type) -> Callable[[Any], Any]:
     """Lists become C arrays where the method only reads what the pointer points to."""
     target, const = one.name.lstrip(_QUALIFIERS), one.const or one.name[:1] == "r"
-    element: Any = None
-    if const and target[:1] in tuple("QqfdIi{"):
-        try:
-            element = _parse_type(target).kind
-        except ValueError:
-            pass
-    converted = _value_converter(element) if element else _address
+    try:
+        element: Any = _parse_type(target).kind if const and target[:1] in tuple("QqfdIi{") else None
+    except ValueError:
+        element = None
+    converted: Any = _value_converter(element) if element else None
 
     def convert(value: Any) -> Any:
         if isinstance(value, (list, tuple)) and const and target[:1] == "@":
