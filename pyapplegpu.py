@@ -1262,7 +1262,7 @@ class _Runtime:
         self.classes: dict[int, type[MetalObject]] = {}
         self.prototypes: dict[Any, Any] = {}
         self.methods: dict[Any, Any] = {}
-        self.sends: dict[Any, Any] = {}                 # prepared raw sends, by selector or by a tuple of selectors
+        self.sends: dict[str, Any] = {}                 # of _learn: prepared raw sends by selectors
         self.makers: dict[str, tuple[Any, ...]] = {}    # class name -> the class, and how alloc is sent to it
         self.blocks: dict[int, list[Any]] = {}          # key -> [callable, heap block]
         self.thunks: dict[str, tuple[Any, Any]] = {}    # signature -> (invoke, descriptor)
@@ -1500,15 +1500,15 @@ def _sweep(runtime: _Runtime) -> None:
 
 def _string_of(pointer: int) -> str:
     """A str of an NSString, inside a pool; "" for one with no UTF-8 form (a lone surrogate)."""
-    read, key, measure, length_key = (_runtime or _objc()).sends.get(_TEXT) or _learn(pointer, *_TEXT)
+    read, key, measure, length_key = (_runtime or _objc()).sends.get(_TEXT) or _learn(pointer, _TEXT)
     data: bytes = read(pointer, key) or b""
     length = measure(pointer, length_key, 4)
     if length != len(data):         # a NUL inside
-        data = ctypes.string_at(_prepare(pointer, _TEXT[0], ctypes.c_void_p)[0](pointer, key), length)
+        data = ctypes.string_at(_prepare(pointer, "UTF8String", ctypes.c_void_p)[0](pointer, key), length)
     return data.decode("utf-8", "replace")
 
 
-_TEXT = "UTF8String", "lengthOfBytesUsingEncoding:"
+_TEXT = "UTF8String lengthOfBytesUsingEncoding:"
 
 
 def _mirror(pointer: int) -> type[MetalObject]:
@@ -1678,13 +1678,12 @@ def _prepare(pointer: int, selector: str, owner: Any = None) -> tuple[Any, int]:
     return _prototype(types, selector, owner), _selector_of(selector.encode())
 
 
-def _learn(pointer: Any, *selectors: str) -> Any:
-    """function, selector, function, selector, ... of raw sends that mean the same in every class; _Runtime.sends keeps
-    them, by the selector if it is one. What an initialiser gives is an owner."""
-    made = [part for one in selectors
-            for part in _prepare(pointer, one, _Temporary if one.startswith("init") else None)]
-    _objc().sends[selectors if len(selectors) > 1 else selectors[0]] = made
-    return made
+def _learn(pointer: Any, selectors: str) -> Any:
+    """function, selector, function, selector, ... for raw sends of one or more selectors (spaces between them) that mean
+    the same in every class; _Runtime.sends keeps them. What an initialiser gives is an owner."""
+    found = _objc().sends[selectors] = [part for one in selectors.split(" ") for part in _prepare(
+        pointer, one, _Temporary if one.startswith("init") else None)]
+    return found
 
 
 def _ask(pointer: Any, selector: str, *arguments: Any) -> Any:
@@ -8410,7 +8409,8 @@ def MetalEncodeWait(work: MetalWork, event: MetalObject, value: int) -> None:
 def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = None) -> MetalWork:
     """Encode the recorded commands and commit them; returns at once. `then` is called with the MTLCommandBuffer when it
     is done, on a thread of Metal's; what it raises goes to sys.unraisablehook. Returns the work, for MetalWait."""
-    if _work(work).committed_ns:
+    if not isinstance(work, MetalWork) or work.committed_ns:
+        _work(work)         # raises when it is none
         raise _bad("this work was committed already")
     runtime = _runtime or _objc()
     token = runtime.push()
@@ -8524,15 +8524,16 @@ def _opener(buffer: int, selector: str) -> Any:
     return sends[selector]
 
 
-_HOT = ("setComputePipelineState:", "setBuffer:offset:atIndex:", "setBytes:length:atIndex:",
-        "dispatchThreads:threadsPerThreadgroup:", "dispatchThreadgroups:threadsPerThreadgroup:")
+_HOT = ("setComputePipelineState: setBuffer:offset:atIndex: setBytes:length:atIndex: "
+        "dispatchThreads:threadsPerThreadgroup: dispatchThreadgroups:threadsPerThreadgroup:")
 
 
 def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
     _, pipeline, bound, grid, block, by_threads, *rest = op
     (set_pipeline, pipeline_key, set_buffer, buffer_key, set_bytes, bytes_key, by_threads_send, threads_key,
-     by_groups_send, groups_key) = (_runtime or _objc()).sends.get(_HOT) or _learn(encoder, *_HOT)
-    if rest != _PLAIN:
+     by_groups_send, groups_key) = (_runtime or _objc()).sends.get(_HOT) or _learn(encoder, _HOT)
+    plain = rest == _PLAIN
+    if not plain:
         _encode_before(encoder, *rest)
     set_pipeline(encoder, pipeline_key, pipeline._pointer)
     for one in bound:
@@ -8545,7 +8546,7 @@ def _encode_dispatch(encoder: int, op: tuple[Any, ...]) -> None:
         by_threads_send(encoder, threads_key, grid, block)
     else:
         by_groups_send(encoder, groups_key, grid, block)
-    if rest != _PLAIN:
+    if not plain:
         _encode_after(encoder, *rest[-2:])
 
 
