@@ -1679,7 +1679,7 @@ def _prepare(pointer: int, selector: str, owner: Any = None) -> tuple[Any, int]:
 
 
 def _learn(pointer: Any, selectors: str) -> Any:
-    """function, selector, function, selector, ... for raw sends of one or more selectors (spaces between them) that mean
+    """function, selector, function, selector, ... for raw sends of one or more selectors (spaced) that mean
     the same in every class; _Runtime.sends keeps them. What an initialiser gives is an owner."""
     found = _objc().sends[selectors] = [part for one in selectors.split(" ") for part in _prepare(
         pointer, one, _Temporary if one.startswith("init") else None)]
