@@ -1446,11 +1446,12 @@ def _wrap(pointer: int | None, owned: bool = False, text: bool = True) -> Any:
     if not pointer:
         return None
     known = runtime.cache.get(pointer)
-    one = None if known is None else known()
-    if one is not None:
-        if owned:
-            _release(pointer)
-        return one
+    if known is not None:
+        one = known()
+        if one is not None:
+            if owned:
+                _release(pointer)
+            return one
     class_ = runtime.class_of(pointer)
     kind = runtime.classes.get(class_) or _mirror(class_)
     if text and kind._objc_text:
@@ -8417,8 +8418,9 @@ def MetalCommit(work: MetalWork, then: Callable[[MetalObject], object] | None = 
     try:
         parts, samples = _plan(work) if work.profile else ([work.operations], None)
         for operations in parts:
-            function, key = runtime.sends.get("commandBuffer") or _learn(work.queue._pointer, "commandBuffer")
-            pointer = function(work.queue._pointer, key)
+            queue = work.queue._pointer
+            function, key = runtime.sends.get("commandBuffer") or _learn(queue, "commandBuffer")
+            pointer = function(queue, key)
             if not pointer:
                 raise _fail(ERROR_MEMORY, None, "Metal", "Metal makes no further command buffer")
             buffer = _wrap(pointer)
@@ -8495,9 +8497,10 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
                       *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
         try:
-            if encoder is not None and encoder.value:
+            if encoder is not None:
                 (end, key), pointer, encoder.value = encoder.end, encoder.value, None
-                end(pointer, key)
+                if pointer:
+                    end(pointer, key)
         finally:        # when Ctrl-C comes in the lines above, its owner ends the encoding here, before the pool goes;
             encoder = None      # in line, as a function's frame would live on in the traceback and hold the owner
 
