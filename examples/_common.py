@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
 from typing import Any, Callable, Iterable, Iterator, List, Sequence, Tuple
@@ -340,6 +341,17 @@ def pair(used: float | None, total: float | None) -> str:
     return "%s / %s GB" % (show(used, lambda v: "%.1f" % (v / GIB)), show(total, lambda v: "%.1f" % (v / GIB)))
 
 
+def swap(snapshot: ag.Snapshot) -> str:
+    """As `pair`; "none" where there is no swap file."""
+    found = snapshot.system_swap
+    return DASH if found is None else pair(found.used_bytes, found.total_bytes) if found.total_bytes else "none"
+
+
+def counted(count: int, noun: str) -> str:
+    """"1 sample", "2 samples"."""
+    return "%d %s%s" % (count, noun, "" if count == 1 else "s")
+
+
 def speed(bytes_per_s: float | None) -> str:
     """Traffic, in powers of ten."""
     if bytes_per_s is None:
@@ -551,6 +563,20 @@ def tell(text: str, stream: Any = None) -> None:
         print(text, file=stream or sys.stderr, flush=True)
     except BrokenPipeError:
         drop_unread()
+
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def _exit(code: int) -> None:
+    raise SystemExit(code)
+
+
+def on_ending(end: Callable[[int], None] = _exit) -> None:
+    """What draws on the whole terminal must give it back when it is told to end: call `end` with the exit code then (default:
+    raise SystemExit)."""
+    for number in ENDING:
+        signal.signal(number, lambda number, _: end(128 + number))
 
 
 def drop_unread() -> None:

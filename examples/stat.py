@@ -193,7 +193,7 @@ def section_cpu(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "CPU", _list(("", c.percent(s.cpu_utilization_percent)), ("power", c.watts(s.cpu_power_mw)),
                        ("cores", " + ".join(("%d %s" % (n, kind)).strip() for kind, n in c.cores_by_kind(s).items()) or c.DASH))
     for cluster in s.cpu_clusters or ():
-        yield "", _list(("%-10s" % c.clean(cluster.name), "%6s" % c.percent(cluster.utilization_percent)),
+        yield "", _list(("%-10s" % (c.clean(cluster.name) or "all"), "%6s" % c.percent(cluster.utilization_percent)),
                         ("clock", "%s of %s" % (c.mhz(cluster.clock_mhz), c.mhz(cluster.max_clock_mhz))),
                         ("power", c.watts(cluster.power_mw)), ("cores", c.show(cluster.cores, "%d")))
 
@@ -228,8 +228,7 @@ def section_gpumem(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
 
 
 def section_swap(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
-    swap = s.system_swap
-    yield "Swap", [(c.pair(swap.used_bytes, swap.total_bytes) if swap else c.DASH, "")]
+    yield "Swap", [(c.swap(s), "")]
 
 
 def section_ane(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
@@ -494,13 +493,14 @@ def _print_data(reader: Reader, args: argparse.Namespace) -> int:
 
 def _print_text(reader: Reader, args: argparse.Namespace) -> int:
     console = _console(args)
-    if args.interval is None or not console.is_terminal:
+    if args.interval is None or not console.is_terminal or console.is_dumb_terminal:
         for looks in _looks(reader, args):
             console.print(text_of(page(looks, args, console.width)))
             sys.stdout.flush()
         return 0
     from rich.live import Live
     looks: list[Look] = []
+    c.on_ending()
     try:
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             for looks in _looks(reader, args):
@@ -610,8 +610,8 @@ RAIL_NAMES = {"gpu": "GPU", "gpu_sram": "GPU SRAM", "cpu": "CPU", "ane": "ANE", 
 
 def summary_text(r: _run.Report, code: int) -> str:
     """What `run` says at the end."""
-    lines = ["-- exit code %d after %s, %d samples%s" % (code, _span(r.seconds), r.samples,
-                                                       "; the Mac slept meanwhile" if r.slept else "")]
+    lines = ["-- exit code %d after %s, %s%s" % (code, _span(r.seconds), c.counted(r.samples, "sample"),
+                                                 "; the Mac slept meanwhile" if r.slept else "")]
     for rail in ag.RAILS:
         name = RAIL_NAMES[rail]
         j, unsure = r.joules[rail], r.uncertainty_joules[rail]
