@@ -412,9 +412,9 @@ def runs_text(result: dict[str, Any], name_a: str, name_b: str) -> str:
 
 
 def regression_text(result: dict[str, Any], left: Sequence[str]) -> str:
-    lines = ["Against %d earlier run%s" % (len(result["baselines"]), "s" * (len(result["baselines"]) != 1))]
+    lines = ["Against %s" % c.counted(len(result["baselines"]), "earlier run")]
     if result["other_gpus"]:
-        lines.append("%d runs of other GPUs were left out" % len(result["other_gpus"]))
+        lines.append("Left out, of other GPUs: %s" % c.counted(len(result["other_gpus"]), "run"))
     lines += ["left out: " + text for text in left]
     lines += ["", "%-36s %12s %12s %25s %4s  %s" % ("", "now", "before", "expected", "n", "")]
     for row in result["rows"]:

@@ -261,7 +261,10 @@ def test_a_mac_shows_the_bottleneck_it_has_and_no_other(name, tmp_path):
     kind = name.partition(":")[0]
     assert found == ([kind] if kind not in ("nothing", "idle") else []), doc["analysis"]["summary"]
     for one in doc["analysis"]["bottlenecks"]:
-        assert one["evidence"] and one["recommendations"] == list(judging.RECOMMENDATIONS[kind])
+        said = judging.RECOMMENDATIONS[kind]
+        if kind == "power_or_heat":     # no cap to lift where none is set, nothing to cool where only the cap holds the clock
+            said = said[:2] if cap else said[:1] + said[2:]
+        assert one["evidence"] and one["recommendations"] == list(said)
     assert {u["class"] for u in doc["analysis"]["not_assessed"]} == {"long_kernels", "launch_overhead"}
 
 

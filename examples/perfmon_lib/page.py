@@ -144,7 +144,7 @@ def _head(doc: dict[str, Any]) -> str:
     facts = [m.get("model"), "%d GPU cores" % m["gpu_cores"] if m.get("gpu_cores") else "",
              "macOS " + m["macos"] if m.get("macos") else "",
              time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(doc["started_unix_s"])),
-             "%d samples over %s" % (doc["sampling"]["rows"], r.milliseconds(doc["seconds"]))]
+             "%s over %s" % (c.counted(doc["sampling"]["rows"], "sample"), r.milliseconds(doc["seconds"]))]
     run = '<p class="cmd">%s</p>' % e(r.command_text(doc)) if doc.get("command") else ""
     return "<header><h1>%s %s</h1><p>%s</p>%s</header>" % (e(m.get("chip") or m.get("gpu") or "GPU"), " ".join(marks),
                                                            e(" · ".join(f for f in facts if f)), run)

@@ -91,8 +91,8 @@ def summary_lines(doc: dict[str, Any]) -> list[str]:
     out = ["=== Metal Performance Summary ===", "", headline(doc)]
     if doc.get("command"):
         out.append(command_text(doc))
-    out.append("%d samples over %s%s" % (doc["sampling"]["rows"], milliseconds(doc["seconds"]),
-                                         "" if doc["state"] == "finished" else ", " + doc["state"]))
+    out.append("%s over %s%s" % (c.counted(doc["sampling"]["rows"], "sample"), milliseconds(doc["seconds"]),
+                                 "" if doc["state"] == "finished" else ", " + doc["state"]))
 
     def block(title: str, column: str, scale: Callable[[float], str]) -> None:
         figure = a["figures"].get(column)
@@ -140,7 +140,7 @@ def memory_lines(doc: dict[str, Any]) -> list[str]:
     held = doc.get("allocations")
     if held:
         s = held["statistics"]
-        out += ["Total Allocated:   %s in %d allocations" % (size(s["total_allocated_bytes"]), s["allocations"]),
+        out += ["Total Allocated:   %s in %s" % (size(s["total_allocated_bytes"]), c.counted(s["allocations"], "allocation")),
                 "Current Allocated: %s (shared %s, private %s)"
                 % (size(s["current_allocated_bytes"]), size(s["shared_bytes"]), size(s["private_bytes"])),
                 "Peak Allocated:    %s" % size(s["peak_allocated_bytes"])]
@@ -197,7 +197,7 @@ def markdown(doc: dict[str, Any]) -> str:
     a = doc["analysis"]
     out = ["# GPU performance report", "",
            _cell(headline(doc)) + ". " + ("Command " + _cell(command_text(doc)) + ". " if doc.get("command") else "") +
-           "%d samples over %s." % (doc["sampling"]["rows"], milliseconds(doc["seconds"])), "",
+           "%s over %s." % (c.counted(doc["sampling"]["rows"], "sample"), milliseconds(doc["seconds"])), "",
            "**%s**" % _cell(a["summary"]), ""]
     for b in a["bottlenecks"]:
         out += ["## %s" % b["title"], ""] + ["* %s" % _cell(e) for e in b["evidence"]] + ["", "Recommendations:", ""]
