@@ -491,7 +491,7 @@ def _allocations(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     unit, scale = ("MB", 1 << 20) if s["peak_allocated_bytes"] >= 1 << 19 else ("KB", 1 << 10)
     path = [point for row, after in zip(held["timeline"], steps)
             for point in ((row[0], row[1] / scale), (after[0], after[1] / scale))]
-    shown = Panel("Metal buffers of the process", unit, [p[0] for p in path],
+    shown = Panel("Metal buffers of " + r.whose(held), unit, [p[0] for p in path],
                   [Line("held", [p[1] for p in path], VIOLET, True)])
     chart = _svg_panel(shown, end, None, ()) if len(t) > 1 else ""
     most = max((x["count"] for x in held["sizes"]), default=1)
@@ -503,7 +503,7 @@ def _allocations(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     left = _table(("still allocated at the end", "count", "bytes", "oldest", ""), [
         (x["name"], x["live"], r.size(x["bytes"]), r.milliseconds(x["oldest_s"]),
          "growing: none of them was ever freed" if x["growing"] else "") for x in held["still_allocated"][:20]])
-    return _section("Metal memory of the process", line, chart, '<div class="cols">%s%s</div>' % (sizes, names), left)
+    return _section("Metal memory of " + r.whose(held), line, chart, '<div class="cols">%s%s</div>' % (sizes, names), left)
 
 
 def _noticed(doc: dict[str, Any]) -> str:

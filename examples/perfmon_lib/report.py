@@ -135,6 +135,10 @@ def kernel_lines(doc: dict[str, Any], most: int = 20) -> list[str]:
     return out
 
 
+def whose(held: dict[str, Any]) -> str:
+    return "the process" if held.get("processes", 1) == 1 else "%d processes" % held["processes"]
+
+
 def memory_lines(doc: dict[str, Any]) -> list[str]:
     out = ["=== Memory Statistics ===", ""]
     held = doc.get("allocations")
@@ -144,6 +148,8 @@ def memory_lines(doc: dict[str, Any]) -> list[str]:
                 "Current Allocated: %s (shared %s, private %s)"
                 % (size(s["current_allocated_bytes"]), size(s["shared_bytes"]), size(s["private_bytes"])),
                 "Peak Allocated:    %s" % size(s["peak_allocated_bytes"])]
+    elif doc.get("command"):
+        out.append("No Metal buffer was seen; --kernels follows those of a Python program that uses pyapplegpu.")
     else:
         out.append("This process made no Metal buffer.")
     used = (doc.get("analysis") or {"figures": {}})["figures"].get("memory_used_bytes")
@@ -218,7 +224,7 @@ def markdown(doc: dict[str, Any]) -> str:
         out += table(("from submission to completion", "median", "95 %", "n"), latency_rows(doc))
     held = doc.get("allocations")
     if held:
-        out += ["## Memory of this process on Metal", ""] + [line for line in memory_lines(doc)[2:]] + [""]
+        out += ["## Metal memory of %s" % whose(held), ""] + [line for line in memory_lines(doc)[2:]] + [""]
         out += table(("still allocated", "count", "bytes", "oldest", ""),
                      ((r["name"], r["live"], size(r["bytes"]), milliseconds(r["oldest_s"]),
                                                                            "growing" if r["growing"] else "")
