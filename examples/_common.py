@@ -14,7 +14,8 @@ import re
 import signal
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Sequence, Tuple
+from operator import attrgetter
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
 
 try:
     import pyapplegpu as ag
@@ -150,37 +151,50 @@ AGENT_FIELDS = tuple((agent, "memory_%s_read" % agent, "memory_%s_write" % agent
 CORE_TYPES = ("Efficiency", "Performance", "Super")
 
 
+class Figure(NamedTuple):
+    """One cell of a flat row: the snapshot's field (its reason, age and source stand under this name), and what of it."""
+    field: str
+    read: Callable[[ag.Snapshot], Any]
+
+
+def _figure(field: str, attribute: str | None = None) -> Figure:
+    whole = attrgetter(field)
+    return Figure(field, whole if attribute is None else lambda snapshot: getattr(whole(snapshot), attribute, None))
+
+
+def _of_clusters(kind: str) -> dict[str, Figure]:
+    """Use (mean by cores), clock (highest) and power (sum) of the clusters of a kind of core."""
+    def group(snapshot: ag.Snapshot) -> list[ag.CpuCluster]:
+        return [cluster for cluster in snapshot.cpu_clusters or () if cluster.core_type == kind]
+
+    def use(snapshot: ag.Snapshot) -> float | None:
+        pairs = [(cluster.utilization_percent, cluster.cores) for cluster in group(snapshot)]
+        known = bool(pairs) and all(u is not None and n for u, n in pairs)
+        return round(sum(u * n for u, n in pairs) / sum(n for _, n in pairs), 1) if known else None
+
+    def clock(snapshot: ag.Snapshot) -> float | None:
+        return max((cluster.clock_mhz for cluster in group(snapshot) if cluster.clock_mhz is not None), default=None)
+
+    def power(snapshot: ag.Snapshot) -> float | None:
+        watts = [cluster.power_mw for cluster in group(snapshot)]
+        return sum(watts) if watts and None not in watts else None
+    return {"cpu_%s_%s" % (kind.lower(), name): Figure("cpu_clusters", read)
+            for name, read in (("utilization_percent", use), ("clock_mhz", clock), ("power_mw", power))}
+
+
+FIGURES: dict[str, Figure] = {
+    **{field: _figure(field) for field in _SCALARS}, **{field + "_bytes_per_s": _figure(field, "bytes_per_s") for field in _RATES},
+    "memory_bandwidth_estimated": _figure("memory_read", "estimated"),
+    **{key: _figure(field, attribute) for field, attribute, key in _NESTED},
+    **{key: one for kind in CORE_TYPES for key, one in _of_clusters(kind).items()},
+    "fan_max_rpm": Figure("fans", lambda s: max((fan.rpm for fan in s.fans or ()), default=None)),
+    "gpu_process_count": Figure("processes", lambda s: None if s.processes is None else len(s.processes))}
+
+
 def flat(snapshot: ag.Snapshot, elapsed_s: float | None = None) -> dict[str, Any]:
     """One flat row with always the same keys, None where there is no value: what CSV, JSON lines and histories hold."""
-    row: dict[str, Any] = {"time_unix_s": round(snapshot.time_unix_s, 3), "elapsed_s": elapsed_s,
-                           "interval_s": snapshot.interval_s}
-    for field in _SCALARS:
-        row[field] = getattr(snapshot, field)
-    for field in _RATES:
-        value = getattr(snapshot, field)
-        row[field + "_bytes_per_s"] = None if value is None else value.bytes_per_s
-    row["memory_bandwidth_estimated"] = None if snapshot.memory_read is None else snapshot.memory_read.estimated
-    for field, attribute, key in _NESTED:
-        row[key] = getattr(getattr(snapshot, field), attribute, None)
-    for kind in CORE_TYPES:
-        row.update(_of_clusters(snapshot, kind))
-    fans = [fan.rpm for fan in snapshot.fans or ()]
-    row["fan_max_rpm"] = max(fans) if fans else None
-    row["gpu_process_count"] = None if snapshot.processes is None else len(snapshot.processes)
-    return row
-
-
-def _of_clusters(snapshot: ag.Snapshot, kind: str) -> dict[str, Any]:
-    """Use (mean by cores), clock (highest) and power (sum) of the clusters of a kind of core."""
-    group = [c for c in snapshot.cpu_clusters or () if c.core_type == kind]
-    use = [(c.utilization_percent, c.cores) for c in group]
-    known = bool(use) and all(u is not None and n for u, n in use)
-    clocks = [c.clock_mhz for c in group if c.clock_mhz is not None]
-    watts = [c.power_mw for c in group]
-    key = "cpu_" + kind.lower()
-    return {key + "_utilization_percent": round(sum(u * n for u, n in use) / sum(n for _, n in use), 1) if known else None,
-            key + "_clock_mhz": max(clocks) if clocks else None,
-            key + "_power_mw": sum(watts) if watts and None not in watts else None}
+    return {"time_unix_s": round(snapshot.time_unix_s, 3), "elapsed_s": elapsed_s, "interval_s": snapshot.interval_s,
+            **{key: figure.read(snapshot) for key, figure in FIGURES.items()}}
 
 
 def ane_use(snapshot: ag.Snapshot) -> str:

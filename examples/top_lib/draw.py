@@ -10,7 +10,7 @@ import _common as c
 from _common import Line, ag
 
 from .panels import PANELS, SHORT, Row, load_style, rows_of
-from .state import FLOORS, RANGES, Model
+from .state import RANGES, Model, floor
 
 LAYOUTS = ("auto", "stacked", "classic", "compact")
 HIDEABLE = ("graph", *PANELS)        # by the keys 0 to 9
@@ -103,7 +103,7 @@ def _draw_row(row: Row, at: Columns, m: Model, span: int) -> Line:
 def wave_of(m: Model, series: str, most: float | None, span: int, width: int) -> str:
     """The history of a figure in one line."""
     values = m.history.values(series, span, width)
-    return c.spark(values, most or c.ceiling(values, FLOORS.get(series, 1.0)))
+    return c.spark(values, most or c.ceiling(values, floor(series)))
 
 
 class Graph(NamedTuple):
@@ -117,11 +117,11 @@ class Graph(NamedTuple):
 
 
 GRAPHS = (
-    Graph("GPU use", "gpu", lambda s: c.percent(s.gpu_utilization_percent), lambda s: 100, c.percent, ""),
-    Graph("GPU power", "gpu_w", lambda s: c.watts(s.gpu_power_mw), lambda s: s.gpu_power_limit_mw, c.watts, "power"),
-    Graph("GPU memory", "gpu_mem", lambda s: c.size(s.memory_used_bytes), lambda s: s.memory_total_bytes, c.size, "graph"),
-    Graph("CPU use", "cpu", lambda s: c.percent(s.cpu_utilization_percent), lambda s: 100, c.percent, ""),
-    Graph("RAM", "ram", lambda s: c.size(s.system_memory.used_bytes if s.system_memory else None),
+    Graph("GPU use", "gpu_utilization_percent", lambda s: c.percent(s.gpu_utilization_percent), lambda s: 100, c.percent, ""),
+    Graph("GPU power", "gpu_power_mw", lambda s: c.watts(s.gpu_power_mw), lambda s: s.gpu_power_limit_mw, c.watts, "power"),
+    Graph("GPU memory", "memory_used_bytes", lambda s: c.size(s.memory_used_bytes), lambda s: s.memory_total_bytes, c.size, "graph"),
+    Graph("CPU use", "cpu_utilization_percent", lambda s: c.percent(s.cpu_utilization_percent), lambda s: 100, c.percent, ""),
+    Graph("RAM", "ram_used_bytes", lambda s: c.size(s.system_memory.used_bytes if s.system_memory else None),
           lambda s: s.system_memory.total_bytes if s.system_memory else None, c.size, "graph"))
 
 
@@ -141,7 +141,7 @@ def graphs(m: Model, width: int, rows: int, look: Look) -> list[Line]:
 
 def _draw_graph(m: Model, s: ag.Snapshot, graph: Graph, width: int, rows: int, look: Look) -> list[Line]:
     values = m.history.values(graph.series, look.span, width)
-    most = graph.most(s) or c.ceiling(values, FLOORS.get(graph.series, 1.0))
+    most = graph.most(s) or c.ceiling(values, floor(graph.series))
     head = rule([(graph.title, "title"), ("  " + graph.value(s), "value")], width, "%s  %s" % (
         dict(RANGES)[look.span], graph.scale(most)))
     lines = c.graph(values, most, rows - 1)

@@ -73,21 +73,20 @@ def states(s: ag.Snapshot) -> str:
 def panel_gpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     use = part(s.gpu_utilization_percent, 100)
     clocks = [state.mhz for state in s.gpu_states or () if state.mhz]
-    yield Row("Use", c.percent(s.gpu_utilization_percent), use, "gpu", 100,
+    yield Row("Use", c.percent(s.gpu_utilization_percent), use, "gpu_utilization_percent", 100,
               "scaled %s, active %s" % (c.ratio(s.gpu_scaled_ratio), c.ratio(s.gpu_active_ratio)), load_style(use))
-    for label, percent, series in (("Driver", s.gpu_device_percent, "device"), ("Renderer", s.gpu_renderer_percent, "renderer"),
-                                   ("Tiler", s.gpu_tiler_percent, "tiler")):
-        yield Row(label, c.percent(percent), part(percent, 100), series, 100)
-    yield Row("Clock", c.mhz(s.gpu_clock_mhz), part(s.gpu_clock_mhz, s.gpu_max_clock_mhz), "clock", s.gpu_max_clock_mhz,
+    for label, field in (("Driver", "gpu_device_percent"), ("Renderer", "gpu_renderer_percent"), ("Tiler", "gpu_tiler_percent")):
+        yield Row(label, c.percent(getattr(s, field)), part(getattr(s, field), 100), field, 100)
+    yield Row("Clock", c.mhz(s.gpu_clock_mhz), part(s.gpu_clock_mhz, s.gpu_max_clock_mhz), "gpu_clock_mhz", s.gpu_max_clock_mhz,
               "of %s" % c.mhz(s.gpu_max_clock_mhz))
     if clocks:
         yield Row("Range", "%d-%d" % (min(clocks), max(clocks)), bar=False, note="%s time at each clock" % states(s))
-    yield Row("Power", c.watts(s.gpu_power_mw), part(s.gpu_power_mw, s.gpu_power_limit_mw), "gpu_w", s.gpu_power_limit_mw,
+    yield Row("Power", c.watts(s.gpu_power_mw), part(s.gpu_power_mw, s.gpu_power_limit_mw), "gpu_power_mw", s.gpu_power_limit_mw,
               "cap %s" % c.watts(s.gpu_power_limit_mw) if s.gpu_power_limit_mw else "", "power", bool(s.gpu_power_limit_mw))
-    yield Row("Heat", c.celsius(s.gpu_temperature_celsius), part(s.gpu_temperature_celsius, 110), "gpu_c", 110,
+    yield Row("Heat", c.celsius(s.gpu_temperature_celsius), part(s.gpu_temperature_celsius, 110), "gpu_temperature_celsius", 110,
               "hottest %s" % c.celsius(s.gpu_temperature_max_celsius), heat_style(s.gpu_temperature_celsius))
     share = part(s.memory_used_bytes, s.memory_total_bytes)
-    yield Row("Memory", c.size(s.memory_used_bytes), share, "gpu_mem", s.memory_total_bytes,
+    yield Row("Memory", c.size(s.memory_used_bytes), share, "memory_used_bytes", s.memory_total_bytes,
               "%s of %s" % (c.percent(s.memory_utilization_percent), c.size(s.memory_total_bytes)), load_style(share))
     yield Row("Headroom", c.size(s.memory_headroom_bytes), bar=False, note="alloc %s, wired limit %s" % (
         c.size(s.memory_allocated_bytes), c.wired_limit(s)))
@@ -95,15 +94,15 @@ def panel_gpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 
 def panel_ane(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     share = part(s.ane_utilization_percent, 100)
-    yield Row("Use", c.ane_use(s), share, "ane", 100, c.ane_method(s), load_style(share))
-    yield Row("Power", c.watts(s.ane_power_mw), None, "ane_w", None, "state %s" % c.show(s.ane_power_state, "%d"), "power", False)
+    yield Row("Use", c.ane_use(s), share, "ane_utilization_percent", 100, c.ane_method(s), load_style(share))
+    yield Row("Power", c.watts(s.ane_power_mw), None, "ane_power_mw", None, "state %s" % c.show(s.ane_power_state, "%d"), "power", False)
     yield Row("Energy", c.joules(None if s.ane_energy_mj is None else s.ane_energy_mj / 1000), bar=False, note="since the driver began")
     yield Row("Traffic", c.bandwidth(s.memory_ane_read), note="read, write %s" % c.bandwidth(s.memory_ane_write), bar=False)
 
 
 def panel_cpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     use, split = part(s.cpu_utilization_percent, 100), m.beside.values
-    yield Row("Use", c.percent(s.cpu_utilization_percent), use, "cpu", 100, "%s, %s" % (
+    yield Row("Use", c.percent(s.cpu_utilization_percent), use, "cpu_utilization_percent", 100, "%s, %s" % (
         c.watts(s.cpu_power_mw), c.celsius(s.cpu_temperature_celsius)), load_style(use))
     for n, cluster in enumerate(s.cpu_clusters or ()):
         share = part(cluster.utilization_percent, 100)
@@ -118,14 +117,15 @@ def panel_cpu(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 def panel_power(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     whole = s.system_power_mw
 
-    def row(label: str, value: float | None, series: str | None = None, note: str = "") -> Row:
-        return Row(label, c.watts(value), part(value, whole), series, None, note, "power")
-    yield row("Machine", whole, "sys_w", supply(s))._replace(bar=False)
-    yield row("Package", s.package_power_mw, "pkg_w", "CPU + GPU + ANE")
-    yield row("GPU", s.gpu_power_mw, "gpu_w", "SRAM %s" % c.watts(s.gpu_sram_power_mw))
-    yield row("CPU", s.cpu_power_mw, "cpu_w")
-    yield row("ANE", s.ane_power_mw, "ane_w")
-    yield row("DRAM", s.memory_power_mw, "dram_w")
+    def row(label: str, field: str, note: str = "") -> Row:
+        value = getattr(s, field)
+        return Row(label, c.watts(value), part(value, whole), field, None, note, "power")
+    yield row("Machine", "system_power_mw", supply(s))._replace(bar=False)
+    yield row("Package", "package_power_mw", "CPU + GPU + ANE")
+    yield row("GPU", "gpu_power_mw", "SRAM %s" % c.watts(s.gpu_sram_power_mw))
+    yield row("CPU", "cpu_power_mw")
+    yield row("ANE", "ane_power_mw")
+    yield row("DRAM", "memory_power_mw")
 
 
 def panel_memory(m: Model, s: ag.Snapshot) -> Iterator[Row]:
@@ -133,7 +133,7 @@ def panel_memory(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     level, style = pressure(s)
     total = ram.total_bytes if ram else None
     share = part(ram.used_bytes, total) if ram else None
-    yield Row("RAM", c.size(ram.used_bytes if ram else None), share, "ram", total,
+    yield Row("RAM", c.size(ram.used_bytes if ram else None), share, "ram_used_bytes", total,
               "%s of %s" % (c.ratio(share), c.size(total)), style)
     yield Row("Pressure", level, bar=False, style=style, note="available %s, free %s" % (
         c.size(ram.available_bytes if ram else None), c.size(ram.free_bytes if ram else None)))
@@ -141,18 +141,18 @@ def panel_memory(m: Model, s: ag.Snapshot) -> Iterator[Row]:
         for label, count, other, second in (("App", ram.app_bytes, "active", ram.active_bytes),
                                             ("Cached", ram.cached_bytes, "inactive", ram.inactive_bytes),
                                             ("Wired", ram.wired_bytes, "compressed", ram.compressed_bytes)):
-            yield Row(label, c.size(count), part(count, total), label.lower(), total, "%s %s" % (other, c.size(second)))
+            yield Row(label, c.size(count), part(count, total), "ram_%s_bytes" % label.lower(), total, "%s %s" % (other, c.size(second)))
     most = swap.total_bytes or 1 if swap else None
-    yield Row("Swap", c.size(swap.used_bytes if swap else None), part(swap.used_bytes, most) if swap else None, "swap", most,
+    yield Row("Swap", c.size(swap.used_bytes if swap else None), part(swap.used_bytes, most) if swap else None, "swap_used_bytes", most,
               "of %s" % c.size(swap.total_bytes) if swap and swap.total_bytes else "")
 
 
 def panel_bandwidth(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     most = s.memory_max_bytes_per_s
-    for label, value, series in (("Read", s.memory_read, "read"), ("Write", s.memory_write, "write")):
-        share = part(value.bytes_per_s if value else None, most)
-        yield Row(label, c.bandwidth(value), share, series, most, "of %s" % c.speed(most) if label == "Read" else
-                  "estimate" if s.memory_read is not None and s.memory_read.estimated else "", "traffic")
+    for label, value, note in (("Read", s.memory_read, "of %s" % c.speed(most)),
+                               ("Write", s.memory_write, "estimate" if s.memory_write and s.memory_write.estimated else "")):
+        yield Row(label, c.bandwidth(value), part(value.bytes_per_s if value else None, most),
+                  "memory_%s_bytes_per_s" % label.lower(), most, note, "traffic")
     known = [(agent, getattr(s, read), getattr(s, write)) for agent, read, write in c.AGENT_FIELDS]
     known = [row for row in known if row[1] is not None or row[2] is not None]
     for agent, read, write in known:
@@ -167,8 +167,8 @@ def panel_heat(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     t = s.gpu_throttle
     cltm, budget = (t.cltm_ratio, t.ppm_percent) if t else (None, None)
     yield Row("Pressure", level, bar=False, style=style, note="CPU %s" % c.celsius(s.cpu_temperature_celsius))
-    yield Row("Throttled", c.ratio(cltm), cltm, "cltm", 1.0, "of the time" if t else "", "warn" if cltm else "")
-    yield Row("Budget", c.percent(budget), part(budget, 100), "budget", 100, "restarts %s" % c.show(s.gpu_recovery_count, "%d"),
+    yield Row("Throttled", c.ratio(cltm), cltm, "gpu_throttle_cltm_ratio", 1.0, "of the time" if t else "", "warn" if cltm else "")
+    yield Row("Budget", c.percent(budget), part(budget, 100), "gpu_throttle_ppm_percent", 100, "restarts %s" % c.show(s.gpu_recovery_count, "%d"),
               "warn" if budget is not None and budget < 100 else "")
     for n, fan in enumerate(s.fans or ()):
         yield Row("Fan %d" % n, "%d rpm" % fan.rpm, part(fan.rpm, fan.max_rpm), "fan%d" % n if n < 4 else None, fan.max_rpm,
@@ -178,9 +178,9 @@ def panel_heat(m: Model, s: ag.Snapshot) -> Iterator[Row]:
 
 
 def panel_media(m: Model, s: ag.Snapshot) -> Iterator[Row]:
-    yield Row("Encode", c.bandwidth(s.encode_bandwidth), None, "encode", None, c.watts(s.encode_power_mw), "traffic", False)
-    yield Row("Decode", c.bandwidth(s.decode_bandwidth), None, "decode", None, c.watts(s.decode_power_mw), "traffic", False)
-    yield Row("ProRes", c.bandwidth(s.prores_bandwidth), None, "prores", None, "", "traffic", False)
+    yield Row("Encode", c.bandwidth(s.encode_bandwidth), None, "encode_bandwidth_bytes_per_s", None, c.watts(s.encode_power_mw), "traffic", False)
+    yield Row("Decode", c.bandwidth(s.decode_bandwidth), None, "decode_bandwidth_bytes_per_s", None, c.watts(s.decode_power_mw), "traffic", False)
+    yield Row("ProRes", c.bandwidth(s.prores_bandwidth), None, "prores_bandwidth_bytes_per_s", None, "", "traffic", False)
 
 
 def panel_io(m: Model, s: ag.Snapshot) -> Iterator[Row]:
@@ -230,19 +230,19 @@ class Short(NamedTuple):
 def short_gpu(m: Model, s: ag.Snapshot) -> Iterator[Short]:
     use, mem = part(s.gpu_utilization_percent, 100), part(s.memory_used_bytes, s.memory_total_bytes)
     engines = tuple(c.show(v, "%d") for v in (s.gpu_device_percent, s.gpu_renderer_percent, s.gpu_tiler_percent))
-    yield Short("GPU", "gpu", 100, [
+    yield Short("GPU", "gpu_utilization_percent", 100, [
         ("%5s" % c.percent(s.gpu_utilization_percent), load_style(use)),
         ("%s/%s" % (c.show(s.gpu_clock_mhz, "%d"), c.mhz(s.gpu_max_clock_mhz)), ""), (c.watts(s.gpu_power_mw), "power"),
         (c.celsius(s.gpu_temperature_celsius), heat_style(s.gpu_temperature_celsius)),
         ("D/R/T %s/%s/%s" % engines, "note"), ("scaled %s" % c.ratio(s.gpu_scaled_ratio), "note")])
-    yield Short("GMEM", "gpu_mem", s.memory_total_bytes, [
+    yield Short("GMEM", "memory_used_bytes", s.memory_total_bytes, [
         ("%5s" % c.percent(s.memory_utilization_percent), load_style(mem)),
         (c.pair(s.memory_used_bytes, s.memory_total_bytes), ""), ("alloc %s" % c.size(s.memory_allocated_bytes), "note"),
         ("room %s" % c.size(s.memory_headroom_bytes), "note")])
 
 
 def short_ane(m: Model, s: ag.Snapshot) -> Iterator[Short]:
-    yield Short("ANE", "ane", 100, [
+    yield Short("ANE", "ane_utilization_percent", 100, [
         ("%5s" % c.ane_use(s), load_style(part(s.ane_utilization_percent, 100))), (c.watts(s.ane_power_mw), "power"),
         (c.ane_method(s), "note"),
         ("r %s w %s" % (c.bandwidth(s.memory_ane_read), c.bandwidth(s.memory_ane_write)), "note")])
@@ -250,20 +250,20 @@ def short_ane(m: Model, s: ag.Snapshot) -> Iterator[Short]:
 
 def short_cpu(m: Model, s: ag.Snapshot) -> Iterator[Short]:
     clusters = [("%s %s" % (cluster_name(k), c.percent(k.utilization_percent)), "note") for k in s.cpu_clusters or ()]
-    yield Short("CPU", "cpu", 100, [
+    yield Short("CPU", "cpu_utilization_percent", 100, [
         ("%5s" % c.percent(s.cpu_utilization_percent), load_style(part(s.cpu_utilization_percent, 100))),
         (c.watts(s.cpu_power_mw), "power"), (c.celsius(s.cpu_temperature_celsius), heat_style(s.cpu_temperature_celsius)),
         *clusters])
 
 
 def short_power(m: Model, s: ag.Snapshot) -> Iterator[Short]:
-    yield Short("POWER", "sys_w", None, [
+    yield Short("POWER", "system_power_mw", None, [
         ("%7s" % c.watts(s.system_power_mw), "power"), ("package %s" % c.watts(s.package_power_mw), ""),
         ("DRAM %s" % c.watts(s.memory_power_mw), "note"), (supply(s), "note")])
 
 
 def short_traffic(m: Model, s: ag.Snapshot) -> Iterator[Short]:
-    yield Short("MEM", "read", s.memory_max_bytes_per_s, [
+    yield Short("MEM", "memory_read_bytes_per_s", s.memory_max_bytes_per_s, [
         ("r " + c.bandwidth(s.memory_read), "traffic"), ("w " + c.bandwidth(s.memory_write), "traffic"),
         ("GPU r %s w %s" % (c.bandwidth(s.memory_gpu_read), c.bandwidth(s.memory_gpu_write)), "note")])
 
@@ -271,7 +271,7 @@ def short_traffic(m: Model, s: ag.Snapshot) -> Iterator[Short]:
 def short_memory(m: Model, s: ag.Snapshot) -> Iterator[Short]:
     ram = s.system_memory
     level, style = pressure(s)
-    yield Short("RAM", "ram", ram.total_bytes if ram else None, [
+    yield Short("RAM", "ram_used_bytes", ram.total_bytes if ram else None, [
         (c.pair(ram.used_bytes, ram.total_bytes) if ram else c.DASH, ""), (level, style),
         ("wired %s" % c.size(ram.wired_bytes if ram else None), "note"),
         ("swap %s" % c.swap(s), "note")])
@@ -279,7 +279,7 @@ def short_memory(m: Model, s: ag.Snapshot) -> Iterator[Short]:
 
 def short_heat(m: Model, s: ag.Snapshot) -> Iterator[Short]:
     t, fans = s.gpu_throttle, "/".join("%d" % fan.rpm for fan in s.fans or ())
-    yield Short("HEAT", "gpu_c", 110, [
+    yield Short("HEAT", "gpu_temperature_celsius", 110, [
         thermal(s), ("throttled %s" % c.ratio(t.cltm_ratio if t else None), "warn" if t and t.cltm_ratio else "note"),
         ("budget %s" % c.percent(t.ppm_percent if t else None), "note"),
         ("fans %s" % (fans + " rpm" if fans else c.DASH if s.fans is None else "none"), "note")])

@@ -53,14 +53,21 @@ class Beside:
 # ---- the state that frames are drawn from
 
 AGENT_SERIES = {agent: "traffic_" + agent for agent in ag.AGENTS}
-HISTORY = ("gpu", "device", "renderer", "tiler", "clock", "gpu_w", "gpu_c", "gpu_mem", "ane", "ane_w", "cpu", "cpu_w", "cpu_c", "sys_w",
-           "pkg_w", "dram_w", "read", "write", "ram", "app", "cached", "wired", "swap", "encode", "decode", "prores", "disk", "net",
-           "cltm", "budget") + tuple("cluster%d" % n for n in range(8)) + tuple("fan%d" % n for n in range(4)) + tuple(
-    AGENT_SERIES.values())
+FLAT_SERIES = (     # histories of figures of a flat row
+    "gpu_utilization_percent gpu_device_percent gpu_renderer_percent gpu_tiler_percent gpu_clock_mhz gpu_power_mw "
+    "gpu_temperature_celsius memory_used_bytes ane_utilization_percent ane_power_mw cpu_utilization_percent cpu_power_mw "
+    "system_power_mw package_power_mw memory_power_mw memory_read_bytes_per_s memory_write_bytes_per_s ram_used_bytes "
+    "ram_app_bytes ram_cached_bytes ram_wired_bytes swap_used_bytes encode_bandwidth_bytes_per_s decode_bandwidth_bytes_per_s "
+    "prores_bandwidth_bytes_per_s gpu_throttle_cltm_ratio gpu_throttle_ppm_percent").split()
+HISTORY = (*FLAT_SERIES, "disk", "net", *("cluster%d" % n for n in range(8)), *("fan%d" % n for n in range(4)),
+           *AGENT_SERIES.values())
 
-# A history without a highest value of its own is drawn up to a round figure, and at least up to this: 1 mW is not a full graph.
-FLOORS = dict([(name, 1000.0) for name in HISTORY if name.endswith("_w")] + [(name, 1e6) for name in ("disk", "net")] + [
-    (name, 1e9) for name in ("read", "write", "encode", "decode", "prores", *AGENT_SERIES.values())])
+
+def floor(series: str) -> float:
+    """A history without a highest value of its own is drawn up to a round figure, and at least up to this: 1 mW is no full
+    graph."""
+    return 1000.0 if series.endswith("_mw") else 1e6 if series in ("disk", "net") else 1e9 if series.endswith("_per_s") or (
+        series in AGENT_SERIES.values()) else 1.0
 
 
 class Alert(NamedTuple):
@@ -166,26 +173,11 @@ def rate(*values: ag.Bandwidth | None) -> float | None:
 
 def series(s: ag.Snapshot, beside: dict[str, float | None]) -> dict[str, float | None]:
     """One value per history of a snapshot."""
-    ram, swap, fans, clusters = s.system_memory, s.system_swap, s.fans or (), s.cpu_clusters or ()
-    disk = [beside["disk_read"], beside["disk_write"]]
-    net = [beside["net_in"], beside["net_out"]]
-    row: dict[str, float | None] = {
-        "gpu": s.gpu_utilization_percent, "device": s.gpu_device_percent, "renderer": s.gpu_renderer_percent,
-        "tiler": s.gpu_tiler_percent, "clock": s.gpu_clock_mhz,
-        "gpu_w": s.gpu_power_mw, "gpu_c": s.gpu_temperature_celsius, "gpu_mem": s.memory_used_bytes,
-        "ane": s.ane_utilization_percent, "ane_w": s.ane_power_mw, "cpu": s.cpu_utilization_percent, "cpu_w": s.cpu_power_mw,
-        "cpu_c": s.cpu_temperature_celsius, "sys_w": s.system_power_mw, "pkg_w": s.package_power_mw,
-        "dram_w": s.memory_power_mw, "read": rate(s.memory_read), "write": rate(s.memory_write),
-        "ram": ram.used_bytes if ram else None, "app": ram.app_bytes if ram else None,
-        "cached": ram.cached_bytes if ram else None, "wired": ram.wired_bytes if ram else None,
-        "swap": swap.used_bytes if swap else None,
-        "encode": rate(s.encode_bandwidth), "decode": rate(s.decode_bandwidth), "prores": rate(s.prores_bandwidth),
-        "disk": None if None in disk else sum(v for v in disk if v is not None),
-        "net": None if None in net else sum(v for v in net if v is not None),
-        "cltm": s.gpu_throttle.cltm_ratio if s.gpu_throttle else None,
-        "budget": s.gpu_throttle.ppm_percent if s.gpu_throttle else None}
-    for n, cluster in enumerate(clusters[:8]):
-        row["cluster%d" % n] = cluster.utilization_percent
-    row.update(("fan%d" % n, fan.rpm) for n, fan in enumerate(fans[:4]))
+    row: dict[str, float | None] = {name: c.FIGURES[name].read(s) for name in FLAT_SERIES}
+    for name, one, other in (("disk", "disk_read", "disk_write"), ("net", "net_in", "net_out")):
+        pair = [v for v in (beside[one], beside[other]) if v is not None]
+        row[name] = sum(pair) if len(pair) == 2 else None
+    row.update(("cluster%d" % n, cluster.utilization_percent) for n, cluster in enumerate((s.cpu_clusters or ())[:8]))
+    row.update(("fan%d" % n, fan.rpm) for n, fan in enumerate((s.fans or ())[:4]))
     row.update((AGENT_SERIES[agent], rate(getattr(s, read), getattr(s, write))) for agent, read, write in c.AGENT_FIELDS)
     return row
