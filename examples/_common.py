@@ -342,12 +342,12 @@ def size(count: float | None) -> str:
         return DASH
     for power, unit in ((40, "TB"), (30, "GB"), (20, "MB")):
         if count >= 1 << power:
-            return "%.*f %s" % (0 if unit == "MB" else 1, count / (1 << power), unit)
+            return "%.*f %s" % (0 if unit == "MB" and count >= 10 << 20 else 1, count / (1 << power), unit)
     return "%.0f KB" % (count / 1024) if count else "0"
 
 
 def pair(used: float | None, total: float | None) -> str:
-    """"29.0 / 107.5 GB", "6 MB / 10.7 GB"."""
+    """"29.0 / 107.5 GB", "6.2 MB / 10.7 GB"."""
     if used is None and total is None:
         return DASH
     if used and used < 0.05 * GIB:

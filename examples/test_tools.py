@@ -97,7 +97,7 @@ def test_unknown_is_a_dash(form):
 
 @pytest.mark.parametrize("form, value, expected", [
     (c.percent, 0, "0 %"), (c.watts, 0, "0 mW"), (c.watts, 999, "999 mW"), (c.watts, 999.6, "1.0 W"), (c.watts, 18240, "18.2 W"),
-    (c.size, 0, "0"), (c.size, 430571520, "411 MB"), (c.size, 31138512896, "29.0 GB"), (c.speed, 128e9, "128 GB/s"),
+    (c.size, 0, "0"), (c.size, 1572864, "1.5 MB"), (c.size, 10 << 20, "10 MB"), (c.size, 430571520, "411 MB"), (c.size, 31138512896, "29.0 GB"), (c.speed, 128e9, "128 GB/s"),
     (c.speed, 5.25e9, "5.2 GB/s"), (c.speed, 614e9, "614 GB/s"), (c.ratio, 0.1256, "13 %"), (c.clock_time, 9.65, "9.7s"),
     (c.clock_time, 100.3, "1:40"), (c.clock_time, 7384, "2:03:04"), (c.joules, 0.5, "500 mJ"), (c.joules, 12345, "12.35 kJ")])
 def test_numbers(form, value, expected):

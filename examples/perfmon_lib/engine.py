@@ -494,7 +494,7 @@ class MetalPerformanceMonitor:
             if one["interval_s"] is not None and one["interval_s"] > 1.5 * slow and BY_NAME[name].unit != "flag":
                 slower.setdefault("%.3g s" % one["interval_s"], []).append(BY_NAME[name].label)
         for span, names in slower.items():
-            notes.append("Measured over about %s, not %.3g s: %s." % (span, slow, ", ".join(names)))
+            notes.append("Measured over about %s, not %.3g s: %s." % (span, slow, "; ".join(names)))
         if self.machine.get("recording") and (self.metal.kernels or self.metal.buffer_count):
             notes.append("The GPU's figures are replayed from a recording; the kernels ran here and now, and have no part in them.")
         if self.history.count > len(self.history):
