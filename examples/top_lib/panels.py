@@ -167,7 +167,7 @@ def panel_heat(m: Model, s: ag.Snapshot) -> Iterator[Row]:
     t = s.gpu_throttle
     cltm, budget = (t.cltm_ratio, t.ppm_percent) if t else (None, None)
     yield Row("Pressure", level, bar=False, style=style, note="CPU %s" % c.celsius(s.cpu_temperature_celsius))
-    yield Row("Throttled", c.ratio(cltm), cltm, "gpu_throttle_cltm_ratio", 1.0, "of the time" if t else "", "warn" if cltm else "")
+    yield Row("Throttled", c.ratio(cltm), cltm, "gpu_throttle_cltm_ratio", 1.0, "of the time", "warn" if cltm else "")
     yield Row("Budget", c.percent(budget), part(budget, 100), "gpu_throttle_ppm_percent", 100, "restarts %s" % c.show(s.gpu_recovery_count, "%d"),
               "warn" if budget is not None and budget < 100 else "")
     for n, fan in enumerate(s.fans or ()):
@@ -207,14 +207,22 @@ PANELS = {
     "io": Panel("Disk, network", panel_io, "")}
 
 
+def _unknown(row: Row) -> Row:
+    """A row without a value, with what its note says in figures nevertheless."""
+    return row._replace(note=", ".join(part for part in row.note.split(", ") if any(char.isdigit() for char in part)))
+
+
 def rows_of(name: str, m: Model, s: ag.Snapshot) -> list[Row]:
     """A panel's rows; where nothing of it is known one with the reason, and those whose note still holds a figure."""
     panel = PANELS[name]
     rows = list(panel.rows(m, s))
-    if not panel.lead or any(row.value != c.DASH for row in rows):
+    if not panel.lead:
+        return rows
+    rows = [_unknown(row) if row.value == c.DASH else row for row in rows]
+    if any(row.value != c.DASH for row in rows):
         return rows
     reason = re.split(r" [([]", c.why(s, panel.lead))[0].rpartition(": ")[2]     # without the error's name, details and source
-    return [Row("", c.DASH, bar=False, note=reason)] + [row for row in rows if any(char.isdigit() for char in row.note)]
+    return [Row("", c.DASH, bar=False, note=reason)] + [row for row in rows if row.note]
 
 
 # ---- the compact layout: one line per panel, two for the GPU
