@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from operator import attrgetter
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Sequence, TextIO, Tuple
 
 try:
     import pyapplegpu as ag
@@ -246,12 +246,15 @@ _SENTENCES = {ag.REASON_CPU_ASLEEP: "the cluster was off for the whole interval"
 
 
 class RowWriter:
-    """Appends flat rows to a file, as CSV or JSON lines by its ending; a row is on disk when `write` returns."""
+    """Appends flat rows to a file, as CSV or JSON lines by its ending; a row is on disk when `write` returns. Or to a stream."""
 
-    def __init__(self, path: str, kind: str | None = None) -> None:
+    def __init__(self, path: str | TextIO, kind: str | None = None) -> None:
+        self.columns: list[str] | None = None
+        if not isinstance(path, str):
+            self.csv, self.file = kind == "csv", path
+            return
         self.csv = (kind or ("csv" if path.lower().endswith(".csv") else "jsonl")) == "csv"
         self.file = open(path, "a", encoding="utf-8", newline="")
-        self.columns: list[str] | None = None
         if self.csv and self.file.tell():       # goes on below an earlier run: in its columns, which are ours or none
             with open(path, encoding="utf-8") as earlier:
                 self.columns = earlier.readline().rstrip("\n").split(",")
@@ -577,6 +580,12 @@ def tell(text: str, stream: Any = None) -> None:
         print(text, file=stream or sys.stderr, flush=True)
     except BrokenPipeError:
         drop_unread()
+
+
+def asked_width() -> int | None:
+    """What the environment's COLUMNS asks for."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isdigit() and int(text) else None
 
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-i", "--interval", "--watch", type=c.seconds, nargs="?", const=1.0, metavar="TIME",
                         help="again every TIME (default 1s; 500ms, 2, 1m)")
     parser.add_argument("--count", type=c.count, metavar="N", help="with -i: stop after N looks")
-    parser.add_argument("--timeout", type=float, default=2.5, metavar="S",
+    parser.add_argument("--timeout", type=lambda text: 0.0 if text == "0" else c.seconds(text), default=2.5, metavar="TIME",
                         help="wait this long for figures that come late: power rails publish every 2 s (default 2.5)")
     parser.add_argument("--debug", action="store_true", help="where every source stands, and tracebacks")
     parser.add_argument("-v", "--version", action="version", version="pyapplegpu " + ag.__version__)
@@ -429,24 +429,9 @@ def meta(device: ag.Device, s: ag.Snapshot) -> dict[str, Any]:
 
 def _console(args: argparse.Namespace) -> Console:
     colour = args.color if args.color is not None else None
-    width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else None
-    if width is None and not sys.stdout.isatty():
-        width = 160     # into a pipe nothing is cut
+    width = c.asked_width() or (None if sys.stdout.isatty() else 160)      # into a pipe nothing is cut
     return Console(force_terminal=colour or None, no_color=True if colour is False else None, width=width,
                    highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def _data(args: argparse.Namespace, looks: Sequence[Look], began: float) -> str:
-    """One look as the data format asked for."""
-    first = looks[0].snapshot
-    elapsed = round(first.time_unix_s - began, 3)
-    if args.json == "gpustat":
-        return json.dumps(gpustat_json(looks), indent=None if args.interval else 4)
-    if args.json == "snapshot":
-        return json.dumps(first.to_dict(), indent=None if args.interval else 2)
-    if args.jsonl == "metalstat":
-        return json.dumps(metalstat_row(first, elapsed))
-    return json.dumps(c.flat(first, elapsed))
 
 
 def _ticks(args: argparse.Namespace) -> Iterator[int]:
@@ -475,19 +460,16 @@ def _looks(reader: Reader, args: argparse.Namespace) -> Iterator[list[Look]]:
 
 
 def _print_data(reader: Reader, args: argparse.Namespace) -> int:
-    import csv
-    began, table = None, None
+    began, rows = None, c.RowWriter(sys.stdout, "csv" if args.csv else "jsonl")
     for looks in _looks(reader, args):
-        began = looks[0].snapshot.time_unix_s if began is None else began
-        if args.csv:
-            row = c.flat(looks[0].snapshot, round(looks[0].snapshot.time_unix_s - began, 3))
-            if table is None:
-                table = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
-                table.writeheader()
-            table.writerow(row)
+        s = looks[0].snapshot
+        began = s.time_unix_s if began is None else began
+        elapsed = round(s.time_unix_s - began, 3)
+        if args.json:
+            data = gpustat_json(looks) if args.json == "gpustat" else s.to_dict()
+            print(json.dumps(data, indent=None if args.interval else 4 if args.json == "gpustat" else 2), flush=True)
         else:
-            print(_data(args, looks, began))
-        sys.stdout.flush()
+            rows.write(metalstat_row(s, elapsed) if args.jsonl == "metalstat" else c.flat(s, elapsed))
     return 0
 
 

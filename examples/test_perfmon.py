@@ -1027,6 +1027,11 @@ def test_a_full_disk_is_said_and_keeps_the_old_report(tmp_path):
     assert old.read_text() == "the old one" and os.listdir(tmp_path) == ["r.html"]
 
 
+def test_baselines_that_are_not_there_cost_no_run(tmp_path):
+    done = tool("run", "--recording", RECORDINGS / "m4pro.json", "--baselines", tmp_path / "none", "--", sys.executable, "-c", "print('ran')")
+    assert done.returncode == 1 and "none: No such file" in done.stderr and "ran" not in done.stdout
+
+
 def start_run(tmp_path, *more):
     return subprocess.Popen([sys.executable, str(HERE / "perfmon.py"), "run", "--recording",
                              str(RECORDINGS / "m5max-macos27.json"), "--speed", "20",

@@ -487,6 +487,12 @@ def test_numbers_that_make_no_sense_are_refused(arguments):
     assert result.returncode == 2 and arguments[0] in result.stderr
 
 
+@pytest.mark.parametrize("timeout", ["-1", "nan", "x"])
+def test_a_timeout_that_makes_no_sense_is_refused(timeout):
+    result = shell("--timeout", timeout, env={"PYAPPLEGPU_RECORDING": recording("m1max")})
+    assert result.returncode == 2 and "--timeout" in result.stderr and "Traceback" not in result.stderr
+
+
 def test_environment_names_the_recording():
     assert "Apple M1 Max" in shell("--speed", "0", env={"PYAPPLEGPU_RECORDING": recording("m1max")}).stdout
 

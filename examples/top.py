@@ -42,7 +42,7 @@ def _once(device: ag.Device, args: argparse.Namespace, look: Look, export: c.Row
         if export is not None:
             export.write(m.row())
     size = os.get_terminal_size(sys.stdout.fileno()) if sys.stdout.isatty() else os.terminal_size((100, 50))
-    width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else size.columns
+    width = c.asked_width() or size.columns
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     for line in frame(m, width, 200 if look.layout == "auto" else size.lines, look, args.sort, 7 if args.samples > 1 else 0):
         text = Text(no_wrap=True, overflow="ignore", end="")

@@ -250,8 +250,13 @@ class MetalPerformanceMonitor:
 
     def start_monitoring(self) -> MetalPerformanceMonitor:
         self.begin()
+        self.start_lanes()
+        return self
+
+    def start_lanes(self, slow: bool = True) -> None:
+        """Sample in threads from now on. slow=False: only what is sampled below 50 ms, the caller takes the snapshots."""
         self._stop.clear()
-        lanes: list[tuple[float, Callable[[], object], str]] = [(self.config.slow_s, self.sample, "slow")]
+        lanes: list[tuple[float, Callable[[], object], str]] = [(self.config.slow_s, self.sample, "slow")] if slow else []
         if self.config.fast_s:
             lanes.append((self.config.fast_s, self.sample_fast, "fast"))
         for interval, work, lane in lanes:
@@ -259,7 +264,13 @@ class MetalPerformanceMonitor:
                                       daemon=True)
             self._threads.append(thread)
             thread.start()
-        return self
+
+    def stop_lanes(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(5.0)
+        self._threads = []
 
     def begin(self) -> None:
         """As start_monitoring, but without threads: the caller samples (`sample`, `add_snapshot`)."""
@@ -272,11 +283,7 @@ class MetalPerformanceMonitor:
     def stop_monitoring(self, state: str = "finished") -> MetalPerformanceMonitor:
         if self.state != "running":
             return self
-        self._stop.set()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(5.0)
-        self._threads = []
+        self.stop_lanes()
         self.metal.stop(uptime_s())
         self.state, self._ended = state, time.monotonic()
         return self
