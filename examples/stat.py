@@ -605,11 +605,11 @@ def summary_text(r: _run.Report, code: int) -> str:
             lines.append("   %-9s not measured: it published nothing in so short a run" % name)
         elif rail in ("gpu", "cpu", "ane", "dram"):
             lines.append("   %-9s not measured (%s)" % (name, r.reasons.get(rail, "?")))
-    lines.append("   %-9s average %s, peak %s" % (
-        "machine", c.watts(r.average_system_power_mw), c.watts(r.peak_power_mw["system"])))
-    lines.append("   GPU busy %s; its memory at most %s in use, %s above the start; at most %s" % (
-        c.show(r.gpu_active_s, lambda v: "%.1f s" % v), c.size(r.peak_memory_used_bytes), c.size(r.memory_rise_bytes),
-        c.celsius(r.peak_gpu_temperature_celsius)))
+    lines.append("   %-33s average %-8s peak %s" % (
+        "whole Mac", c.watts(r.average_system_power_mw), c.watts(r.peak_power_mw["system"])))
+    lines.append("   GPU busy %s, hottest %s; its memory at most %s in use, %s above the start" % (
+        c.show(r.gpu_active_s, "%.1f s"), c.celsius(r.peak_gpu_temperature_celsius), c.size(r.peak_memory_used_bytes),
+        c.size(r.memory_rise_bytes)))
     if r.gpu_seconds is None:
         lines.append("   GPU time of the command's processes: not measured (%s)" % r.reasons.get("gpu_seconds"))
     else:
