@@ -366,11 +366,11 @@ def test_the_line_of_a_gpu_breaks_between_figures(capsys, monkeypatch):
     assert head[0] == "recording m5max-macos27" and re.fullmatch(r"\w{3} Sep \d+ \d\d:\d\d:\d\d 2026  macOS 27\.0", head[1])
 
 
-def in_terminal(tool, *arguments, name, term="xterm-256color", until=b"", send=None):
+def in_terminal(tool, *arguments, name, term="xterm-256color", until=b"", send=None, **env):
     """(exit code, what was shown) of a tool in a terminal of its own; a signal goes to it when `until` has been shown."""
     import pty
     master, slave = pty.openpty()
-    environ = dict(os.environ, TERM=term, PYAPPLEGPU_RECORDING=recording(name))
+    environ = dict(os.environ, TERM=term, PYAPPLEGPU_RECORDING=recording(name), **env)
     process = subprocess.Popen([sys.executable, os.path.join(HERE, tool), *arguments], stdin=slave, stdout=slave, stderr=slave,
                                env=environ)
     os.close(slave)
@@ -413,6 +413,16 @@ def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(tool, arguments, un
     assert code == 128 + number and b"Traceback" not in shown
     assert shown.rfind(b"\x1b[?1049l") > shown.rfind(b"\x1b[?1049h") > -1       # the screen that was there before
     assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") > -1           # and its cursor
+
+
+@needs_pty
+@pytest.mark.parametrize("arguments", [(), ("--theme", "10")])
+def test_no_color_means_no_colour(arguments):
+    """Bold and dim at most, on the terminal's own ground: an ansi theme's green had become black on black."""
+    pytest.importorskip("textual", reason="the monitor needs textual")
+    code, shown = in_terminal("top.py", *arguments, name="m4-macos27", until=b"WindowServer", send=signal.SIGTERM, NO_COLOR="1")
+    codes = {one for group in re.findall(rb"\x1b\[([0-9;]*)m", shown) for one in group.split(b";")}
+    assert code == 143 and codes <= {b"", b"0", b"1", b"2", b"7", b"39", b"49"}, codes
 
 
 @needs_pty

@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="refresh every TIME: 500ms, 0.5s, 2m, or 500 (a bare number from 100 is milliseconds, below it "
                              "seconds), from 100ms; default 1s")
     parser.add_argument("--layout", choices=LAYOUTS, default="auto", help="default: what fits the terminal")
-    parser.add_argument("--theme", "--color", default=THEMES[0], metavar="NAME", help="%s, or 0 to %d" % (
-        ", ".join(THEMES), len(THEMES) - 1))
+    parser.add_argument("--theme", "--color", metavar="NAME", help="%s, or 0 to %d; default %s, with NO_COLOR the terminal's own" % (
+        ", ".join(THEMES), len(THEMES) - 1, THEMES[0]))
     parser.add_argument("--range", dest="span", type=c.seconds, default=60, metavar="TIME", help="of the histories: %s" % (
         ", ".join(name for _, name in RANGES)))
     parser.add_argument("--sort", choices=SORTS, default="gpu", help="of the processes")
@@ -142,7 +142,8 @@ def _interactive(device: ag.Device, args: argparse.Namespace, look: Look, export
               "(--once works with rich alone)", file=sys.stderr)
         return 1
     known = [name for name in THEMES if name in BUILTIN_THEMES]         # they differ between versions of Textual
-    theme = known[int(args.theme) % len(known)] if args.theme.isdigit() else args.theme
+    theme = args.theme or next(name for name in known if "ansi" in name or not os.environ.get("NO_COLOR"))
+    theme = known[int(theme) % len(known)] if theme.isdigit() else theme
     if theme not in BUILTIN_THEMES:
         print("top.py: no theme %r; there are %s" % (theme, ", ".join(sorted(BUILTIN_THEMES))), file=sys.stderr)
         return 2

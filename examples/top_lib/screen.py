@@ -248,7 +248,8 @@ class Top(App):
 
     def __init__(self, device: ag.Device, interval: float = 1.0, look: Look | None = None, theme: str = THEMES[0],
                  export: Any = None, parts: Sequence[str] = ag.PARTS, clocked: bool = True) -> None:
-        super().__init__()
+        # Where NO_COLOR is set Textual takes colours out of a screen in the terminal's colours, and makes any other one grey.
+        super().__init__(**({"ansi_color": True} if os.environ.get("NO_COLOR") else {}))
         self.model, self.look, self.interval, self.parts = Model(device), look or Look(), interval, tuple(parts)
         self.model.interval_hint = interval
         self.export, self.clocked = export, clocked
