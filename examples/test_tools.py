@@ -594,6 +594,24 @@ def test_run_forwards_signals(name):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_signal_while_the_command_is_being_started_reaches_it(monkeypatch):
+    start = subprocess.Popen
+
+    def signalled(command, **named):
+        process = start(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return process
+    monkeypatch.setattr(_run.subprocess, "Popen", signalled)
+    child = _run.Child([PYTHON, "-c", CATCHER])
+    try:
+        assert child.start() == 0 and child.ended.wait(20)
+        assert child.code == 40 + signal.SIGUSR1
+    finally:
+        child.restore()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 def test_run_of_a_command_that_a_signal_ended():
     assert run_tool("-q", "--", PYTHON, "-c", "import os; os.kill(os.getpid(), 9)").returncode == 128 + 9
 
