@@ -364,7 +364,7 @@ def swap(snapshot: ag.Snapshot) -> str:
     return DASH if found is None else pair(found.used_bytes, found.total_bytes) if found.total_bytes else "none"
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: float, noun: str) -> str:
     """"1 sample", "2 samples"."""
     return "%d %s%s" % (count, noun, "" if count == 1 else "s")
 
