@@ -179,13 +179,18 @@ def _list(*pairs: tuple[str, str]) -> Line:
     return out
 
 
+def _both(one: str, other: str, between: str = " ") -> str:
+    """Two figures as one; a dash where neither is known."""
+    return one + between + other if {one, other} != {c.DASH} else c.DASH
+
+
 def section_gpu(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     clocks = [state.mhz for state in s.gpu_states or () if state.mhz]
     span = "%d to %s" % (min(clocks), c.mhz(s.gpu_max_clock_mhz)) if clocks else c.mhz(s.gpu_max_clock_mhz)
     yield "GPU", _list(("device", c.percent(s.gpu_device_percent)), ("renderer", c.percent(s.gpu_renderer_percent)),
                        ("tiler", c.percent(s.gpu_tiler_percent)), ("active", c.ratio(s.gpu_active_ratio)),
                        ("scaled", c.ratio(s.gpu_scaled_ratio)))
-    yield "", _list(("clock", "%s of %s" % (c.mhz(s.gpu_clock_mhz), span)), ("cores", c.show(s.gpu_core_count, "%d")),
+    yield "", _list(("clock", _both(c.mhz(s.gpu_clock_mhz), span, " of ")), ("cores", c.show(s.gpu_core_count, "%d")),
                     ("restarts", c.show(s.gpu_recovery_count, "%d")))
 
 
@@ -194,7 +199,7 @@ def section_cpu(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
                        ("cores", " + ".join(("%d %s" % (n, kind)).strip() for kind, n in c.cores_by_kind(s).items()) or c.DASH))
     for cluster in s.cpu_clusters or ():
         yield "", _list(("%-10s" % (c.clean(cluster.name) or "all"), "%6s" % c.percent(cluster.utilization_percent)),
-                        ("clock", "%s of %s" % (c.mhz(cluster.clock_mhz), c.mhz(cluster.max_clock_mhz))),
+                        ("clock", _both(c.mhz(cluster.clock_mhz), c.mhz(cluster.max_clock_mhz), " of ")),
                         ("power", c.watts(cluster.power_mw)), ("cores", c.show(cluster.cores, "%d")))
 
 
@@ -259,8 +264,8 @@ def section_bandwidth(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
 
 
 def section_codec(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
-    yield "Video", _list(("encoder", "%s %s" % (c.bandwidth(s.encode_bandwidth), c.watts(s.encode_power_mw))),
-                         ("decoder", "%s %s" % (c.bandwidth(s.decode_bandwidth), c.watts(s.decode_power_mw))),
+    yield "Video", _list(("encoder", _both(c.bandwidth(s.encode_bandwidth), c.watts(s.encode_power_mw))),
+                         ("decoder", _both(c.bandwidth(s.decode_bandwidth), c.watts(s.decode_power_mw))),
                          ("ProRes", c.bandwidth(s.prores_bandwidth)))
 
 
