@@ -31,11 +31,12 @@ from .state import INTERVALS, RANGES, Model
 
 
 def palette(app: Any) -> dict[str, Any]:
-    """Styles of the names above in the app's theme."""
+    """Styles of PLAIN's names in the app's theme."""
     theme, v = app.current_theme, app.theme_variables
     if "ansi" in theme.name or "ansi" in v["foreground"]:
         return {name: Style.parse(style or "none") for name, style in PLAIN.items()}
     back, fore = Color.parse(v["background"]), Color.parse(v["foreground"])
+    light = back.brightness > 0.5
 
     def of(color: Color, **more: Any) -> Style:
         return Style(color=color.rich_color, bgcolor=back.rich_color, **more)
@@ -44,7 +45,6 @@ def palette(app: Any) -> dict[str, Any]:
         """The theme's colour, dark enough for a light ground."""
         color = Color.parse(v[name]).blend(back, 0.0, 1.0)
         return color.darken(max(0.0, color.brightness - 0.4) / 2) if light else color
-    light = back.brightness > 0.5
     muted, faint = fore.blend(back, 0.35, 1.0), fore.blend(back, 0.75, 1.0)
     good, warn, bad, main, accent = (ink(name) for name in ("success", "warning", "error", "primary", "accent"))
     violet = main.blend(bad, 0.5, 1.0).lighten(0.0 if light else 0.25)
