@@ -230,7 +230,7 @@ def missing(snapshot: ag.Snapshot) -> list[tuple[str, str, str]]:
     rows = [(field, reason, why(snapshot, field)) for field, reason in snapshot.reasons.items()
             if reason != ag.REASON_NOT_ASKED]
     for cluster in snapshot.cpu_clusters or ():
-        rows += [("%s %s" % (cluster.name, field), reason, _SENTENCES.get(reason, reason))
+        rows += [("%s %s" % (cluster.name or "CPU", field), reason, _SENTENCES.get(reason, reason))
                  for field, reason in cluster.reasons.items()]
     throttle = snapshot.gpu_throttle
     rows += [("gpu_throttle." + field, ag.REASON_CHIP, "this chip does not publish it")

@@ -1080,6 +1080,15 @@ def test_keys_help_and_reasons(pilot_app):
     pilot_app("m3max-macos27", work, size=(120, 60))
 
 
+def test_reasons_stand_once_with_the_fields_that_share_them():
+    rows = [("a", "not here"), ("b", "asleep " * 8), ("c", "not here")]
+    assert draw.by_reason(rows, 30).splitlines() == ["not here", "    a, c", "asleep asleep asleep asleep", "asleep asleep asleep asleep", "    b"]
+    guest = model("vm-macos15").snapshot
+    shown = draw.by_reason([(field, text) for field, _, text in c.missing(guest)], 70)
+    assert len(shown.splitlines()) < len(c.missing(guest)) and max(map(len, shown.splitlines())) <= 70
+    assert all(field.rpartition(" ")[2] in shown for field, _, _ in c.missing(guest))
+
+
 def test_keys_sort_choose_scroll_filter(pilot_app):
     async def work(app, pilot):
         table = app.table

@@ -374,6 +374,15 @@ def paragraphs(rows: Iterable[tuple[str, str]], width: int, indent: int) -> str:
 
 
 
+def by_reason(rows: Iterable[tuple[str, str]], width: int) -> str:
+    """(field, reason) as a paragraph per reason, the fields that share it below, indented."""
+    groups: dict[str, list[str]] = {}
+    for field, reason in rows:
+        groups.setdefault(reason, []).append(field)
+    return "\n".join(textwrap.fill(reason, width) + "\n" + textwrap.fill(
+        ", ".join(fields), width, initial_indent="    ", subsequent_indent="    ") for reason, fields in groups.items())
+
+
 # ---- colours: names above, styles here
 
 PLAIN = {"": "", "rule": "dim", "title": "bold", "label": "dim", "value": "", "dim": "dim", "note": "dim", "good": "green",

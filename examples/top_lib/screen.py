@@ -413,8 +413,7 @@ class Top(App):
         if self.model.beside.reason:
             rows.append(("disk, network, load", "", self.model.beside.reason))
         width = self._page_width()
-        found = paragraphs([(field, text) for field, _, text in rows], width, 28 if width > 60 else 2)
-        lines = [found or "nothing is missing"]
+        lines = [draw.by_reason([(field, text) for field, _, text in rows], width) or "nothing is missing"]
         estimated = s.estimated if s is not None else ()
         if estimated:
             lines += ["", textwrap.fill("estimates (~): " + ", ".join(sorted(set(estimated))), width)]
