@@ -11,9 +11,11 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Sequence, Tuple
+from operator import attrgetter
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Sequence, TextIO, Tuple
 
 try:
     import pyapplegpu as ag
@@ -149,37 +151,50 @@ AGENT_FIELDS = tuple((agent, "memory_%s_read" % agent, "memory_%s_write" % agent
 CORE_TYPES = ("Efficiency", "Performance", "Super")
 
 
+class Figure(NamedTuple):
+    """One cell of a flat row: the snapshot's field (its reason, age and source stand under this name), and what of it."""
+    field: str
+    read: Callable[[ag.Snapshot], Any]
+
+
+def _figure(field: str, attribute: str | None = None) -> Figure:
+    whole = attrgetter(field)
+    return Figure(field, whole if attribute is None else lambda snapshot: getattr(whole(snapshot), attribute, None))
+
+
+def _of_clusters(kind: str) -> dict[str, Figure]:
+    """Use (mean by cores), clock (highest) and power (sum) of the clusters of a kind of core."""
+    def group(snapshot: ag.Snapshot) -> list[ag.CpuCluster]:
+        return [cluster for cluster in snapshot.cpu_clusters or () if cluster.core_type == kind]
+
+    def use(snapshot: ag.Snapshot) -> float | None:
+        pairs = [(cluster.utilization_percent, cluster.cores) for cluster in group(snapshot)]
+        known = bool(pairs) and all(u is not None and n for u, n in pairs)
+        return round(sum(u * n for u, n in pairs) / sum(n for _, n in pairs), 1) if known else None
+
+    def clock(snapshot: ag.Snapshot) -> float | None:
+        return max((cluster.clock_mhz for cluster in group(snapshot) if cluster.clock_mhz is not None), default=None)
+
+    def power(snapshot: ag.Snapshot) -> float | None:
+        watts = [cluster.power_mw for cluster in group(snapshot)]
+        return sum(watts) if watts and None not in watts else None
+    return {"cpu_%s_%s" % (kind.lower(), name): Figure("cpu_clusters", read)
+            for name, read in (("utilization_percent", use), ("clock_mhz", clock), ("power_mw", power))}
+
+
+FIGURES: dict[str, Figure] = {
+    **{field: _figure(field) for field in _SCALARS}, **{field + "_bytes_per_s": _figure(field, "bytes_per_s") for field in _RATES},
+    "memory_bandwidth_estimated": _figure("memory_read", "estimated"),
+    **{key: _figure(field, attribute) for field, attribute, key in _NESTED},
+    **{key: one for kind in CORE_TYPES for key, one in _of_clusters(kind).items()},
+    "fan_max_rpm": Figure("fans", lambda s: max((fan.rpm for fan in s.fans or ()), default=None)),
+    "gpu_process_count": Figure("processes", lambda s: None if s.processes is None else len(s.processes))}
+
+
 def flat(snapshot: ag.Snapshot, elapsed_s: float | None = None) -> dict[str, Any]:
     """One flat row with always the same keys, None where there is no value: what CSV, JSON lines and histories hold."""
-    row: dict[str, Any] = {"time_unix_s": round(snapshot.time_unix_s, 3), "elapsed_s": elapsed_s,
-                           "interval_s": snapshot.interval_s}
-    for field in _SCALARS:
-        row[field] = getattr(snapshot, field)
-    for field in _RATES:
-        value = getattr(snapshot, field)
-        row[field + "_bytes_per_s"] = None if value is None else value.bytes_per_s
-    row["memory_bandwidth_estimated"] = None if snapshot.memory_read is None else snapshot.memory_read.estimated
-    for field, attribute, key in _NESTED:
-        row[key] = getattr(getattr(snapshot, field), attribute, None)
-    for kind in CORE_TYPES:
-        row.update(_of_clusters(snapshot, kind))
-    fans = [fan.rpm for fan in snapshot.fans or ()]
-    row["fan_max_rpm"] = max(fans) if fans else None
-    row["gpu_process_count"] = None if snapshot.processes is None else len(snapshot.processes)
-    return row
-
-
-def _of_clusters(snapshot: ag.Snapshot, kind: str) -> dict[str, Any]:
-    """Use (mean by cores), clock (highest) and power (sum) of the clusters of a kind of core."""
-    group = [c for c in snapshot.cpu_clusters or () if c.core_type == kind]
-    use = [(c.utilization_percent, c.cores) for c in group]
-    known = bool(use) and all(u is not None and n for u, n in use)
-    clocks = [c.clock_mhz for c in group if c.clock_mhz is not None]
-    watts = [c.power_mw for c in group]
-    key = "cpu_" + kind.lower()
-    return {key + "_utilization_percent": round(sum(u * n for u, n in use) / sum(n for _, n in use), 1) if known else None,
-            key + "_clock_mhz": max(clocks) if clocks else None,
-            key + "_power_mw": sum(watts) if watts and None not in watts else None}
+    return {"time_unix_s": round(snapshot.time_unix_s, 3), "elapsed_s": elapsed_s, "interval_s": snapshot.interval_s,
+            **{key: figure.read(snapshot) for key, figure in FIGURES.items()}}
 
 
 def ane_use(snapshot: ag.Snapshot) -> str:
@@ -215,7 +230,7 @@ def missing(snapshot: ag.Snapshot) -> list[tuple[str, str, str]]:
     rows = [(field, reason, why(snapshot, field)) for field, reason in snapshot.reasons.items()
             if reason != ag.REASON_NOT_ASKED]
     for cluster in snapshot.cpu_clusters or ():
-        rows += [("%s %s" % (cluster.name, field), reason, _SENTENCES.get(reason, reason))
+        rows += [("%s %s" % (cluster.name or "CPU", field), reason, _SENTENCES.get(reason, reason))
                  for field, reason in cluster.reasons.items()]
     throttle = snapshot.gpu_throttle
     rows += [("gpu_throttle." + field, ag.REASON_CHIP, "this chip does not publish it")
@@ -231,12 +246,15 @@ _SENTENCES = {ag.REASON_CPU_ASLEEP: "the cluster was off for the whole interval"
 
 
 class RowWriter:
-    """Appends flat rows to a file, as CSV or JSON lines by its ending; a row is on disk when `write` returns."""
+    """Appends flat rows to a file, as CSV or JSON lines by its ending; a row is on disk when `write` returns. Or to a stream."""
 
-    def __init__(self, path: str, kind: str | None = None) -> None:
+    def __init__(self, path: str | TextIO, kind: str | None = None) -> None:
+        self.columns: list[str] | None = None
+        if not isinstance(path, str):
+            self.csv, self.file = kind == "csv", path
+            return
         self.csv = (kind or ("csv" if path.lower().endswith(".csv") else "jsonl")) == "csv"
         self.file = open(path, "a", encoding="utf-8", newline="")
-        self.columns: list[str] | None = None
         if self.csv and self.file.tell():       # goes on below an earlier run: in its columns, which are ours or none
             with open(path, encoding="utf-8") as earlier:
                 self.columns = earlier.readline().rstrip("\n").split(",")
@@ -327,17 +345,28 @@ def size(count: float | None) -> str:
         return DASH
     for power, unit in ((40, "TB"), (30, "GB"), (20, "MB")):
         if count >= 1 << power:
-            return "%.*f %s" % (0 if unit == "MB" else 1, count / (1 << power), unit)
+            return "%.*f %s" % (0 if unit == "MB" and count >= 10 << 20 else 1, count / (1 << power), unit)
     return "%.0f KB" % (count / 1024) if count else "0"
 
 
 def pair(used: float | None, total: float | None) -> str:
-    """"29.0 / 107.5 GB", "6 MB / 10.7 GB"."""
+    """"29.0 / 107.5 GB", "6.2 MB / 10.7 GB"."""
     if used is None and total is None:
         return DASH
     if used and used < 0.05 * GIB:
         return "%s / %s" % (size(used), size(total))
     return "%s / %s GB" % (show(used, lambda v: "%.1f" % (v / GIB)), show(total, lambda v: "%.1f" % (v / GIB)))
+
+
+def swap(snapshot: ag.Snapshot) -> str:
+    """As `pair`; "none" where there is no swap file."""
+    found = snapshot.system_swap
+    return DASH if found is None else pair(found.used_bytes, found.total_bytes) if found.total_bytes else "none"
+
+
+def counted(count: float, noun: str) -> str:
+    """"1 sample", "2 samples"."""
+    return "%d %s%s" % (count, noun, "" if count == 1 else "s")
 
 
 def speed(bytes_per_s: float | None) -> str:
@@ -551,6 +580,26 @@ def tell(text: str, stream: Any = None) -> None:
         print(text, file=stream or sys.stderr, flush=True)
     except BrokenPipeError:
         drop_unread()
+
+
+def asked_width() -> int | None:
+    """What the environment's COLUMNS asks for."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isdigit() and int(text) else None
+
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def _exit(code: int) -> None:
+    raise SystemExit(code)
+
+
+def on_ending(end: Callable[[int], None] = _exit) -> None:
+    """What draws on the whole terminal must give it back when it is told to end: call `end` with the exit code then (default:
+    raise SystemExit)."""
+    for number in ENDING:
+        signal.signal(number, lambda number, _: end(128 + number))
 
 
 def drop_unread() -> None:

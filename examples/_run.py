@@ -226,6 +226,7 @@ class Child:
         self.ended = threading.Event()
         self.error = ""
         self._before: dict[int, Any] = {}
+        self._early: list[int] = []         # signals that came while the child was being made
 
     def start(self, **named: Any) -> int:
         # Handlers first: a signal between the start of the child and its handler would orphan it.
@@ -239,6 +240,8 @@ class Child:
         except OSError as error:
             self.error = "%s: %s" % (self.command[0], error.strerror)
             return 126
+        for number in self._early:
+            self._forward(number)
         threading.Thread(target=self._wait, name="wait", daemon=True).start()
         return 0
 
@@ -247,10 +250,12 @@ class Child:
         self.process.wait()
         self.ended.set()
 
-    def _forward(self, number: int, frame: Any) -> None:
+    def _forward(self, number: int, frame: Any = None) -> None:
         if number in (signal.SIGINT, getattr(signal, "SIGQUIT", None)) and _terminal_sends_it():
             return      # the terminal has sent it to the child already; twice would be Ctrl-C twice
-        if self.process is not None and self.process.poll() is None:
+        if self.process is None:
+            self._early.append(number)
+        elif self.process.poll() is None:
             try:
                 self.process.send_signal(number)
             except ProcessLookupError:

@@ -42,7 +42,7 @@ from perfmon_lib.compare import Comparison, compare_runs, compare_samples, regre
 from perfmon_lib.engine import MetalPerformanceMonitor, PerformanceMonitorConfig, PerformanceMonitorManager
 from perfmon_lib.metal import Allocations, BufferRun, KernelRun, MemoryStatistics, trace
 from perfmon_lib.prometheus import MonitorCollector, prometheus_families
-from perfmon_lib.report import MetalPerformanceVisualizer, Publisher, VisualizationConfig
+from perfmon_lib.report import MetalPerformanceVisualizer, Publisher, VisualizationConfig, Writer
 
 __all__ = ["Allocations", "BufferRun", "Comparison", "KernelRun", "MemoryStatistics", "MetalPerformanceMonitor",
            "MetalPerformanceVisualizer", "MonitorCollector", "PerformanceMonitorConfig", "PerformanceMonitorManager",
@@ -161,12 +161,8 @@ def outputs(args: argparse.Namespace) -> list[VisualizationConfig]:
         path = getattr(args, kind)
         if path is not None:
             live = bool(refresh) and kind in ("html", "json") and path != "-"
-            made.append(VisualizationConfig(kind, path, live, refresh or 1000, args.script))
+            made.append(VisualizationConfig(kind, path, live, refresh or 1000, args.script, args.csv_table))
     return made
-
-
-def _render(doc: dict[str, Any], one: VisualizationConfig, args: argparse.Namespace) -> str:
-    return reports.csv_text(doc, args.csv_table) if one.format == "csv" else reports.render(doc, one)
 
 
 def _monitor(args: argparse.Namespace) -> MetalPerformanceMonitor:
@@ -176,29 +172,15 @@ def _monitor(args: argparse.Namespace) -> MetalPerformanceMonitor:
     return MetalPerformanceMonitor(device, config)
 
 
-def _finish(monitor: MetalPerformanceMonitor, made: Sequence[VisualizationConfig], args: argparse.Namespace,
-            screen: Any) -> tuple[dict[str, Any], bool]:
+def _finish(publisher: Publisher, args: argparse.Namespace, screen: Any) -> tuple[dict[str, Any], bool]:
+    monitor = publisher.monitor
     doc = monitor.document()
-    fine = _write(doc, made, args)
+    fine = Writer(say).write(doc, publisher.configs)        # afresh: what is still not there is said at the end
     if not args.quiet:
         c.tell(reports.terminal(doc).rstrip("\n"), screen)
     if monitor.trouble:
         say("sampling ended early: %s" % monitor.trouble)
     return doc, fine
-
-
-def _write(doc: dict[str, Any], made: Sequence[VisualizationConfig], args: argparse.Namespace) -> bool:
-    """Write every report; what cannot be written is said, the others still are."""
-    fine = True
-    for one in made:
-        try:
-            reports.write(one.output_path, _render(doc, one, args))
-        except BrokenPipeError:
-            c.drop_unread()     # nobody reads it: no failure
-        except OSError as error:
-            fine = False
-            say("%s was not written: %s" % (one.output_path, error.strerror or error))
-    return fine
 
 
 # ---- run
@@ -207,6 +189,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         parser.error("which command? perfmon.py run -- COMMAND")
+    if args.baselines:
+        os.listdir(args.baselines)      # a folder that is not there must not cost the whole run
     made, monitor = outputs(args), _monitor(args)
     listener = _listen(args.listen, monitor)
     monitor.begin()
@@ -227,12 +211,12 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
                           PYTHONPATH=os.pathsep.join([INJECT] + [p for p in [os.environ.get("PYTHONPATH")] if p]),
                           PERFMON_CONFIG=json.dumps({"enable_detailed_profiling": monitor.config.enable_detailed_profiling,
                                                      "history_buffer_size": monitor.config.history_buffer_size}))
-    fast = _fast_lane(monitor)
+    monitor.start_lanes(slow=False)
     spent = time.process_time()
     try:
         code, cost = _run.run_command(monitor.device, command, monitor.config.slow_s, sampled, args.log,
                                       monitor.config.parts + ("processes",))
-        fast.set()
+        monitor.stop_lanes()
         monitor._cost_s = time.process_time() - spent       # of this process, the reports written meanwhile included
         if cost is None and code in (126, 127):
             return code
@@ -240,28 +224,17 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if folder is not None and not _absorb(monitor, folder):
             say("no kernels came back: the command imported no pyapplegpu, ran no Metal work, or was Python with -I or -E")
     finally:
-        fast.set()
+        monitor.stop_lanes()
         listener()
         os.environ.clear()
         os.environ.update(before)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
     monitor.stop_monitoring("interrupted" if code in (130, 143, 129) else "finished")
-    doc, fine = _finish(monitor, made, args, sys.stderr)
+    doc, fine = _finish(publisher, args, sys.stderr)
     if args.baselines and not _against(doc, args.baselines):
         say("worse than the runs in %s" % args.baselines)
     return code or (0 if fine else 1)
-
-
-def _fast_lane(monitor: MetalPerformanceMonitor) -> threading.Event:
-    stop = monitor._stop
-    stop.clear()
-    if monitor.config.fast_s:
-        thread = threading.Thread(target=monitor._loop, args=(monitor.config.fast_s, monitor.sample_fast, "fast"),
-                                  name="perfmon-fast", daemon=True)
-        monitor._threads.append(thread)
-        thread.start()
-    return stop
 
 
 def _command_figures(cost: Any) -> dict[str, Any]:
@@ -338,7 +311,7 @@ def watch(args: argparse.Namespace) -> int:
             signal.signal(number, handler)
         listener()
         monitor.stop_monitoring("interrupted" if stopped.is_set() and end is not None else "finished")
-    _, fine = _finish(monitor, made, args, sys.stdout)
+    _, fine = _finish(publisher, args, sys.stdout)
     return 0 if fine else 1
 
 
@@ -348,7 +321,7 @@ def report(args: argparse.Namespace) -> int:
     doc = comparing.load(args.file)
     doc["analysis"] = analyse(doc, args.window)
     made = outputs(args)
-    fine = _write(doc, made, args)
+    fine = Writer(say).write(doc, made)
     if not made and not args.quiet:
         print(reports.terminal(doc), end="")
     return 0 if fine else 1
@@ -412,9 +385,9 @@ def runs_text(result: dict[str, Any], name_a: str, name_b: str) -> str:
 
 
 def regression_text(result: dict[str, Any], left: Sequence[str]) -> str:
-    lines = ["Against %d earlier run%s" % (len(result["baselines"]), "s" * (len(result["baselines"]) != 1))]
+    lines = ["Against %s" % c.counted(len(result["baselines"]), "earlier run")]
     if result["other_gpus"]:
-        lines.append("%d runs of other GPUs were left out" % len(result["other_gpus"]))
+        lines.append("Left out, of other GPUs: %s" % c.counted(len(result["other_gpus"]), "run"))
     lines += ["left out: " + text for text in left]
     lines += ["", "%-36s %12s %12s %25s %4s  %s" % ("", "now", "before", "expected", "n", "")]
     for row in result["rows"]:

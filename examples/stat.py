@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-i", "--interval", "--watch", type=c.seconds, nargs="?", const=1.0, metavar="TIME",
                         help="again every TIME (default 1s; 500ms, 2, 1m)")
     parser.add_argument("--count", type=c.count, metavar="N", help="with -i: stop after N looks")
-    parser.add_argument("--timeout", type=float, default=2.5, metavar="S",
+    parser.add_argument("--timeout", type=lambda text: 0.0 if text == "0" else c.seconds(text), default=2.5, metavar="TIME",
                         help="wait this long for figures that come late: power rails publish every 2 s (default 2.5)")
     parser.add_argument("--debug", action="store_true", help="where every source stands, and tracebacks")
     parser.add_argument("-v", "--version", action="version", version="pyapplegpu " + ag.__version__)
@@ -179,13 +179,18 @@ def _list(*pairs: tuple[str, str]) -> Line:
     return out
 
 
+def _both(one: str, other: str, between: str = " ") -> str:
+    """Two figures as one; a dash where neither is known."""
+    return one + between + other if {one, other} != {c.DASH} else c.DASH
+
+
 def section_gpu(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     clocks = [state.mhz for state in s.gpu_states or () if state.mhz]
     span = "%d to %s" % (min(clocks), c.mhz(s.gpu_max_clock_mhz)) if clocks else c.mhz(s.gpu_max_clock_mhz)
     yield "GPU", _list(("device", c.percent(s.gpu_device_percent)), ("renderer", c.percent(s.gpu_renderer_percent)),
                        ("tiler", c.percent(s.gpu_tiler_percent)), ("active", c.ratio(s.gpu_active_ratio)),
                        ("scaled", c.ratio(s.gpu_scaled_ratio)))
-    yield "", _list(("clock", "%s of %s" % (c.mhz(s.gpu_clock_mhz), span)), ("cores", c.show(s.gpu_core_count, "%d")),
+    yield "", _list(("clock", _both(c.mhz(s.gpu_clock_mhz), span, " of ")), ("cores", c.show(s.gpu_core_count, "%d")),
                     ("restarts", c.show(s.gpu_recovery_count, "%d")))
 
 
@@ -193,8 +198,8 @@ def section_cpu(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
     yield "CPU", _list(("", c.percent(s.cpu_utilization_percent)), ("power", c.watts(s.cpu_power_mw)),
                        ("cores", " + ".join(("%d %s" % (n, kind)).strip() for kind, n in c.cores_by_kind(s).items()) or c.DASH))
     for cluster in s.cpu_clusters or ():
-        yield "", _list(("%-10s" % c.clean(cluster.name), "%6s" % c.percent(cluster.utilization_percent)),
-                        ("clock", "%s of %s" % (c.mhz(cluster.clock_mhz), c.mhz(cluster.max_clock_mhz))),
+        yield "", _list(("%-10s" % (c.clean(cluster.name) or "all"), "%6s" % c.percent(cluster.utilization_percent)),
+                        ("clock", _both(c.mhz(cluster.clock_mhz), c.mhz(cluster.max_clock_mhz), " of ")),
                         ("power", c.watts(cluster.power_mw)), ("cores", c.show(cluster.cores, "%d")))
 
 
@@ -228,8 +233,7 @@ def section_gpumem(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
 
 
 def section_swap(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
-    swap = s.system_swap
-    yield "Swap", [(c.pair(swap.used_bytes, swap.total_bytes) if swap else c.DASH, "")]
+    yield "Swap", [(c.swap(s), "")]
 
 
 def section_ane(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
@@ -260,8 +264,8 @@ def section_bandwidth(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
 
 
 def section_codec(s: ag.Snapshot) -> Iterator[tuple[str, Line]]:
-    yield "Video", _list(("encoder", "%s %s" % (c.bandwidth(s.encode_bandwidth), c.watts(s.encode_power_mw))),
-                         ("decoder", "%s %s" % (c.bandwidth(s.decode_bandwidth), c.watts(s.decode_power_mw))),
+    yield "Video", _list(("encoder", _both(c.bandwidth(s.encode_bandwidth), c.watts(s.encode_power_mw))),
+                         ("decoder", _both(c.bandwidth(s.decode_bandwidth), c.watts(s.decode_power_mw))),
                          ("ProRes", c.bandwidth(s.prores_bandwidth)))
 
 
@@ -430,24 +434,9 @@ def meta(device: ag.Device, s: ag.Snapshot) -> dict[str, Any]:
 
 def _console(args: argparse.Namespace) -> Console:
     colour = args.color if args.color is not None else None
-    width = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else None
-    if width is None and not sys.stdout.isatty():
-        width = 160     # into a pipe nothing is cut
+    width = c.asked_width() or (None if sys.stdout.isatty() else 160)      # into a pipe nothing is cut
     return Console(force_terminal=colour or None, no_color=True if colour is False else None, width=width,
                    highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def _data(args: argparse.Namespace, looks: Sequence[Look], began: float) -> str:
-    """One look as the data format asked for."""
-    first = looks[0].snapshot
-    elapsed = round(first.time_unix_s - began, 3)
-    if args.json == "gpustat":
-        return json.dumps(gpustat_json(looks), indent=None if args.interval else 4)
-    if args.json == "snapshot":
-        return json.dumps(first.to_dict(), indent=None if args.interval else 2)
-    if args.jsonl == "metalstat":
-        return json.dumps(metalstat_row(first, elapsed))
-    return json.dumps(c.flat(first, elapsed))
 
 
 def _ticks(args: argparse.Namespace) -> Iterator[int]:
@@ -476,31 +465,29 @@ def _looks(reader: Reader, args: argparse.Namespace) -> Iterator[list[Look]]:
 
 
 def _print_data(reader: Reader, args: argparse.Namespace) -> int:
-    import csv
-    began, table = None, None
+    began, rows = None, c.RowWriter(sys.stdout, "csv" if args.csv else "jsonl")
     for looks in _looks(reader, args):
-        began = looks[0].snapshot.time_unix_s if began is None else began
-        if args.csv:
-            row = c.flat(looks[0].snapshot, round(looks[0].snapshot.time_unix_s - began, 3))
-            if table is None:
-                table = csv.DictWriter(sys.stdout, list(row), lineterminator="\n")
-                table.writeheader()
-            table.writerow(row)
+        s = looks[0].snapshot
+        began = s.time_unix_s if began is None else began
+        elapsed = round(s.time_unix_s - began, 3)
+        if args.json:
+            data = gpustat_json(looks) if args.json == "gpustat" else s.to_dict()
+            print(json.dumps(data, indent=None if args.interval else 4 if args.json == "gpustat" else 2), flush=True)
         else:
-            print(_data(args, looks, began))
-        sys.stdout.flush()
+            rows.write(metalstat_row(s, elapsed) if args.jsonl == "metalstat" else c.flat(s, elapsed))
     return 0
 
 
 def _print_text(reader: Reader, args: argparse.Namespace) -> int:
     console = _console(args)
-    if args.interval is None or not console.is_terminal:
+    if args.interval is None or not console.is_terminal or console.is_dumb_terminal:
         for looks in _looks(reader, args):
             console.print(text_of(page(looks, args, console.width)))
             sys.stdout.flush()
         return 0
     from rich.live import Live
     looks: list[Look] = []
+    c.on_ending()
     try:
         with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as live:
             for looks in _looks(reader, args):
@@ -610,8 +597,8 @@ RAIL_NAMES = {"gpu": "GPU", "gpu_sram": "GPU SRAM", "cpu": "CPU", "ane": "ANE", 
 
 def summary_text(r: _run.Report, code: int) -> str:
     """What `run` says at the end."""
-    lines = ["-- exit code %d after %s, %d samples%s" % (code, _span(r.seconds), r.samples,
-                                                       "; the Mac slept meanwhile" if r.slept else "")]
+    lines = ["-- exit code %d after %s, %s%s" % (code, _span(r.seconds), c.counted(r.samples, "sample"),
+                                                 "; the Mac slept meanwhile" if r.slept else "")]
     for rail in ag.RAILS:
         name = RAIL_NAMES[rail]
         j, unsure = r.joules[rail], r.uncertainty_joules[rail]
@@ -623,11 +610,11 @@ def summary_text(r: _run.Report, code: int) -> str:
             lines.append("   %-9s not measured: it published nothing in so short a run" % name)
         elif rail in ("gpu", "cpu", "ane", "dram"):
             lines.append("   %-9s not measured (%s)" % (name, r.reasons.get(rail, "?")))
-    lines.append("   %-9s average %s, peak %s" % (
-        "machine", c.watts(r.average_system_power_mw), c.watts(r.peak_power_mw["system"])))
-    lines.append("   GPU busy %s; its memory at most %s in use, %s above the start; at most %s" % (
-        c.show(r.gpu_active_s, lambda v: "%.1f s" % v), c.size(r.peak_memory_used_bytes), c.size(r.memory_rise_bytes),
-        c.celsius(r.peak_gpu_temperature_celsius)))
+    lines.append("   %-33s average %-8s peak %s" % (
+        "whole Mac", c.watts(r.average_system_power_mw), c.watts(r.peak_power_mw["system"])))
+    lines.append("   GPU busy %s, hottest %s; its memory at most %s in use, %s above the start" % (
+        c.show(r.gpu_active_s, "%.1f s"), c.celsius(r.peak_gpu_temperature_celsius), c.size(r.peak_memory_used_bytes),
+        c.size(r.memory_rise_bytes)))
     if r.gpu_seconds is None:
         lines.append("   GPU time of the command's processes: not measured (%s)" % r.reasons.get("gpu_seconds"))
     else:

@@ -41,6 +41,7 @@ def _load(name: str, file: str):
 
 stat = _load("applegpu_stat", "stat.py")
 top = _load("applegpu_top", "top.py")
+from top_lib import draw, panels, state  # noqa: E402
 
 
 def recording(name: str) -> str:
@@ -52,7 +53,7 @@ def device(name: str, speed: float = 0, loop: bool = True):
 
 
 def model(name: str, samples: int = 5):
-    m = top.Model(device(name))
+    m = state.Model(device(name))
     for _ in range(samples):
         m.take(ag.DeviceGetSnapshot(m.device, timeout=0))
     return m
@@ -96,7 +97,7 @@ def test_unknown_is_a_dash(form):
 
 @pytest.mark.parametrize("form, value, expected", [
     (c.percent, 0, "0 %"), (c.watts, 0, "0 mW"), (c.watts, 999, "999 mW"), (c.watts, 999.6, "1.0 W"), (c.watts, 18240, "18.2 W"),
-    (c.size, 0, "0"), (c.size, 430571520, "411 MB"), (c.size, 31138512896, "29.0 GB"), (c.speed, 128e9, "128 GB/s"),
+    (c.size, 0, "0"), (c.size, 1572864, "1.5 MB"), (c.size, 10 << 20, "10 MB"), (c.size, 430571520, "411 MB"), (c.size, 31138512896, "29.0 GB"), (c.speed, 128e9, "128 GB/s"),
     (c.speed, 5.25e9, "5.2 GB/s"), (c.speed, 614e9, "614 GB/s"), (c.ratio, 0.1256, "13 %"), (c.clock_time, 9.65, "9.7s"),
     (c.clock_time, 100.3, "1:40"), (c.clock_time, 7384, "2:03:04"), (c.joules, 0.5, "500 mJ"), (c.joules, 12345, "12.35 kJ")])
 def test_numbers(form, value, expected):
@@ -107,6 +108,16 @@ def test_bandwidth_says_what_is_estimated():
     assert c.bandwidth(ag.Bandwidth(2e9, False, False)) == "2.0 GB/s"
     assert c.bandwidth(ag.Bandwidth(2e9, True, False)) == "~2.0 GB/s"
     assert c.bandwidth(ag.Bandwidth(2e9, True, True)) == ">2.0 GB/s"
+
+
+def test_counted():
+    assert c.counted(1, "sample") == "1 sample" and c.counted(0, "sample") == "0 samples"
+
+
+def test_no_swap_is_none():
+    assert [c.swap(ag.DeviceGetSnapshot(device(name), ["memory"])) for name in ("m5max-macos27", "m4-macos27")] == [
+        "none", "1.0 / 2.0 GB"]
+    assert c.swap(ag.DeviceGetSnapshot(device("m4-macos27"), ["gpu"])) == c.DASH
 
 
 def test_spark_tells_zero_from_unknown():
@@ -222,28 +233,29 @@ def test_a_frozen_rail_is_a_dash_with_its_reason(capsys):
 def test_a_guest_shows_no_zero_for_what_it_cannot_see(layout):
     m = model("vm-macos15")
     for name in ("gpu", "ane", "power", "heat", "media", "bandwidth"):
-        for row in top.DRAW[name][1](m, m.snapshot):
+        for row in panels.PANELS[name][1](m, m.snapshot):
             assert row.value in ("-", "nominal"), (name, row)
             assert row.share is None and " 0 " not in " %s " % row.note
-    lines = text(top.board(m, 100, 50, top.Look(layout)))
+    lines = text(draw.board(m, 100, 50, draw.Look(layout)))
     assert not any(re.search(r"(GPU|ANE|POWER) .* 0 (%|mW)", line) for line in lines)
 
 
 def test_graphs_over_the_panels():
     m = model("m5max-macos27", 30)
-    lines = text(top.graphs(m, 120, 6, top.Look()))
+    lines = text(draw.graphs(m, 120, 6, draw.Look()))
     assert len(lines) == 6 and "─ GPU use  100 %" in lines[0] and "─ GPU power  40.0 W" in lines[0]
-    assert lines[1].rstrip().endswith("█") and top.graphs(m, 120, 6, top.Look(hidden=frozenset({"graph"}))) == []
+    assert lines[1].rstrip().endswith("█") and draw.graphs(m, 120, 6, draw.Look(hidden=frozenset({"graph"}))) == []
     guest = model("vm-macos15", 6)          # a virtual machine has neither use nor power of the GPU: what it has is drawn
-    assert "CPU use" in text(top.graphs(guest, 120, 6, top.Look()))[0] and "GPU" not in text(top.graphs(guest, 120, 6, top.Look()))[0]
-    idle = text(top.graphs(model("m1-macos11", 30), 120, 6, top.Look()))
+    assert "CPU use" in text(draw.graphs(guest, 120, 6, draw.Look()))[0] and "GPU" not in text(draw.graphs(guest, 120, 6, draw.Look()))[0]
+    idle = text(draw.graphs(model("m1-macos11", 30), 120, 6, draw.Look()))
     assert "1.0 W" in idle[0] and "█" not in "".join(idle)      # 1 mW does not fill a graph
 
 
 def test_notes_leave_out_whole_figures():
-    assert top.trimmed("3183 MHz, 1.8 W, of 4380 MHz", 28) == "3183 MHz, 1.8 W, of 4380 MHz"
-    assert top.trimmed("3183 MHz, 1.8 W, of 4380 MHz", 20) == "3183 MHz, 1.8 W"
-    assert top.trimmed("3183 MHz, 1.8 W", 5) == "3183…"
+    assert draw.trimmed("3183 MHz, 1.8 W, of 4380 MHz", 28) == "3183 MHz, 1.8 W, of 4380 MHz"
+    assert draw.trimmed("3183 MHz, 1.8 W, of 4380 MHz", 20) == "3183 MHz, 1.8 W"
+    assert draw.trimmed("3183 MHz, 1.8 W", 5) == "3183…"
+    assert draw.trimmed("-, 1.8 W, of -", 28) == "1.8 W" and draw.trimmed("-, -, of -", 28) == ""
 
 
 @pytest.mark.parametrize("values, least, expected", [
@@ -354,15 +366,16 @@ def test_the_line_of_a_gpu_breaks_between_figures(capsys, monkeypatch):
     assert head[0] == "recording m5max-macos27" and re.fullmatch(r"\w{3} Sep \d+ \d\d:\d\d:\d\d 2026  macOS 27\.0", head[1])
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
-def test_watching_in_a_terminal_leaves_its_last_look(tmp_path):
+def in_terminal(tool, *arguments, name, term="xterm-256color", until=b"", send=None, **env):
+    """(exit code, what was shown) of a tool in a terminal of its own; a signal goes to it when `until` has been shown."""
     import pty
     master, slave = pty.openpty()
-    environ = dict(os.environ, TERM="xterm-256color", PYAPPLEGPU_RECORDING=recording("vm-macos15"))
-    process = subprocess.Popen([sys.executable, os.path.join(HERE, "stat.py"), "--speed", "0", "--no-loop", "-i", "0.05",
-                                "--timeout", "0"], stdin=slave, stdout=slave, stderr=slave, env=environ)
+    environ = dict(os.environ, TERM=term, PYAPPLEGPU_RECORDING=recording(name), **env)
+    process = subprocess.Popen([sys.executable, os.path.join(HERE, tool), *arguments], stdin=slave, stdout=slave, stderr=slave,
+                               env=environ)
     os.close(slave)
-    shown = b""
+    shown, watchdog = b"", threading.Timer(60, process.kill)
+    watchdog.start()
     while True:
         try:
             part = os.read(master, 65536)
@@ -371,10 +384,54 @@ def test_watching_in_a_terminal_leaves_its_last_look(tmp_path):
         if not part:
             break
         shown += part
+        if send is not None and until in shown:
+            process.send_signal(send)
+            send = None
     os.close(master)
-    assert process.wait(20) == 0
+    code = process.wait(20)
+    watchdog.cancel()
+    return code, shown
+
+
+needs_pty = pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
+
+
+@needs_pty
+def test_watching_in_a_terminal_leaves_its_last_look():
+    code, shown = in_terminal("stat.py", "--speed", "0", "--no-loop", "-i", "0.05", "--timeout", "0", name="vm-macos15")
     after = shown.rpartition(b"\x1b[?1049l")[2].decode()
-    assert "Paravirtual" in after and "the recording has ended" in after
+    assert code == 0 and "Paravirtual" in after and "the recording has ended" in after
+
+
+@needs_pty
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("tool, arguments, until", [("top.py", (), b"WindowServer"), ("stat.py", ("-i", "0.2"), b"Apple")])
+def test_a_signal_that_ends_it_leaves_the_terminal_as_it_was(tool, arguments, until, number):
+    if tool == "top.py":
+        pytest.importorskip("textual", reason="the monitor needs textual")
+    code, shown = in_terminal(tool, *arguments, name="m4-macos27", until=until, send=number)
+    assert code == 128 + number and b"Traceback" not in shown
+    assert shown.rfind(b"\x1b[?1049l") > shown.rfind(b"\x1b[?1049h") > -1       # the screen that was there before
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l") > -1           # and its cursor
+
+
+@needs_pty
+@pytest.mark.parametrize("arguments", [(), ("--theme", "10")])
+def test_no_color_means_no_colour(arguments):
+    """Bold and dim at most, on the terminal's own ground: an ansi theme's green had become black on black."""
+    pytest.importorskip("textual", reason="the monitor needs textual")
+    code, shown = in_terminal("top.py", *arguments, name="m4-macos27", until=b"WindowServer", send=signal.SIGTERM, NO_COLOR="1")
+    codes = {one for group in re.findall(rb"\x1b\[([0-9;]*)m", shown) for one in group.split(b";")}
+    assert code == 143 and codes <= {b"", b"0", b"1", b"2", b"7", b"39", b"49"}, codes
+
+
+@needs_pty
+def test_a_terminal_that_cannot_move_its_cursor():
+    pytest.importorskip("textual", reason="the monitor needs textual")
+    code, shown = in_terminal("top.py", name="m4-macos27", term="dumb")
+    assert code == 1 and b"TERM is dumb" in shown and b"\x1b" not in shown
+    code, shown = in_terminal("stat.py", "-i", "0.05", "--count", "3", "--speed", "0", name="m4-macos27", term="dumb")
+    assert code == 0 and shown.count(b"Apple M4") == 3 and b"\x1b[?" not in shown
 
 
 def test_colour_is_asked_for(capsys, monkeypatch):
@@ -434,10 +491,16 @@ def test_once_exports_and_draws_what_there_was_of_a_recording_that_ends(tmp_path
         assert len(list(csv.DictReader(file))) == 5      # of 6: the first frame waited for a second look
 
 
-@pytest.mark.parametrize("arguments", [("--samples", "0"), ("--samples", "-3"), ("--size", "0x0"), ("--size", "9x9")])
+@pytest.mark.parametrize("arguments", [("-i", "99ms"), ("-i", "0.05"), ("--samples", "0"), ("--samples", "-3"), ("--size", "0x0"), ("--size", "9x9")])
 def test_numbers_that_make_no_sense_are_refused(arguments):
     result = shell("--once", *arguments, tool="top.py", env={"PYAPPLEGPU_RECORDING": recording("m1max")})
     assert result.returncode == 2 and arguments[0] in result.stderr
+
+
+@pytest.mark.parametrize("timeout", ["-1", "nan", "x"])
+def test_a_timeout_that_makes_no_sense_is_refused(timeout):
+    result = shell("--timeout", timeout, env={"PYAPPLEGPU_RECORDING": recording("m1max")})
+    assert result.returncode == 2 and "--timeout" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_environment_names_the_recording():
@@ -528,6 +591,24 @@ def test_run_forwards_signals(name):
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert out == "got %s\n" % name and process.returncode == 40 + number and "exit code %d" % (40 + number) in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_a_signal_while_the_command_is_being_started_reaches_it(monkeypatch):
+    start = subprocess.Popen
+
+    def signalled(command, **named):
+        process = start(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return process
+    monkeypatch.setattr(_run.subprocess, "Popen", signalled)
+    child = _run.Child([PYTHON, "-c", CATCHER])
+    try:
+        assert child.start() == 0 and child.ended.wait(20)
+        assert child.code == 40 + signal.SIGUSR1
+    finally:
+        child.restore()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
@@ -735,17 +816,17 @@ def sleeper(tmp_path):
 
 
 def test_a_mac_that_sleeps(sleeper):
-    m = top.Model(device(sleeper))
+    m = state.Model(device(sleeper))
     seen = []
     for _ in range(7):
         m.take(ag.DeviceGetSnapshot(m.device, timeout=0))
         seen.append((m.snapshot.gpu_power_mw, m.snapshot.reasons.get("gpu_power_mw"), [a.text for a in m.alerts()],
-                     text(top.board(m, 80, 24, top.Look("compact")))[0]))
+                     text(draw.board(m, 80, 24, draw.Look("compact")))[0]))
     power = [row[0] for row in seen]
     assert seen[4][0] is None and seen[4][1] == "slept" and "the Mac slept: rates begin anew" in seen[4][2]
     assert all(p is None or 1000 < p < 1500 for p in power) and power[-1] is not None
     assert " - " in seen[4][3] and " - " not in seen[3][3]
-    values = m.history.values("gpu_w", 21600, 100)
+    values = m.history.values("gpu_power_mw", 21600, 100)
     assert sum(v == v for v in values) <= 2         # eight hours that nobody measured are blank
 
 
@@ -758,33 +839,33 @@ def test_sleep_in_one_shot(sleeper, capsys):
 
 # ---- top.py: frames
 
-@pytest.mark.parametrize("layout", top.LAYOUTS)
+@pytest.mark.parametrize("layout", draw.LAYOUTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_keeps_to_its_width(name, layout):
     m = model(name, 3)
     for width in (12, 20, 33, 40, 59, 60, 72, 80, 100, 119, 120, 140, 180, 240):
         for height in (5, 24, 45):
-            for line in top.board(m, width, height, top.Look(layout)):
-                assert top.length(line) == width, (width, line)
-            assert {top.length(line) for line in top.graphs(m, width, height, top.Look(layout))} <= {width}
-        assert all(top.length(line) == width for line in [top.header(m, width)] + top.alert_lines(m, width, 3))
+            for line in draw.board(m, width, height, draw.Look(layout)):
+                assert draw.length(line) == width, (width, line)
+            assert {draw.length(line) for line in draw.graphs(m, width, height, draw.Look(layout))} <= {width}
+        assert all(draw.length(line) == width for line in [draw.header(m, width)] + draw.alert_lines(m, width, 3))
         for row in m.snapshot.processes or ():
-            assert top.length(top.process_line(m, row, width, False)) == width
+            assert draw.length(draw.process_line(m, row, width, False)) == width
 
 
 def test_layouts_fit_the_terminal():
     m = model("m5max-macos27")
-    assert top.resolve("auto", 80, 24) == "compact" and top.resolve("auto", 100, 60) == "stacked"
-    assert top.resolve("auto", 140, 45) == "classic" and top.resolve("stacked", 80, 24) == "stacked"
-    assert len(top.board(m, 80, 24, top.Look())) == 8
-    assert len(top.board(m, 140, 45, top.Look())) < 34 < len(top.board(m, 100, 60, top.Look()))
+    assert draw.resolve("auto", 80, 24) == "compact" and draw.resolve("auto", 100, 60) == "stacked"
+    assert draw.resolve("auto", 140, 45) == "classic" and draw.resolve("stacked", 80, 24) == "stacked"
+    assert len(draw.board(m, 80, 24, draw.Look())) == 8
+    assert len(draw.board(m, 140, 45, draw.Look())) < 34 < len(draw.board(m, 100, 60, draw.Look()))
 
 
 @pytest.mark.parametrize("width", [30, 40, 60, 80])
 def test_the_compact_layout_shows_whole_figures(width):
     m = model("m1ultra-macos27")
-    lines = [line.rstrip() for line in text(top.board(m, width, 24, top.Look()))]
-    whole = [line.rstrip() for line in text(top.board(m, 200, 24, top.Look("compact")))]
+    lines = [line.rstrip() for line in text(draw.board(m, width, 24, draw.Look()))]
+    whole = [line.rstrip() for line in text(draw.board(m, 200, 24, draw.Look("compact")))]
     assert len(lines) == len(whole) == 8 and not any("…" in line for line in lines)
     for line, full in zip(lines, whole):        # cut at a space, wherever it is cut
         figures = line[7:].lstrip(" ▁▂▃▄▅▆▇█")
@@ -805,7 +886,7 @@ def test_alerts():
     words = " / ".join(alert.text for alert in capped.alerts())
     for part in ("restarted 2 times", "over its limit", "pressure is critical", "thermal pressure is heavy", "throttled by heat 25 %"):
         assert part in words
-    lines = text(top.alert_lines(capped, 60, 2))
+    lines = text(draw.alert_lines(capped, 60, 2))
     assert len(lines) == 2 and lines[1].rstrip().endswith("+3")
 
 
@@ -814,7 +895,7 @@ def test_a_wide_name_keeps_to_its_cells():
     m = model("m4-macos27", 1)
     row = ag.GpuProcess(7, "\u691c\u7d22\u30a8\u30f3\u30b8\u30f3", 1, 2.0, 3, False)
     for width in (30, 50, 80):
-        assert cell_len("".join(piece for piece, _ in top.process_line(m, row, width, False))) == width
+        assert cell_len("".join(piece for piece, _ in draw.process_line(m, row, width, False))) == width
 
 
 def test_processes_sort_and_filter():
@@ -822,7 +903,7 @@ def test_processes_sort_and_filter():
             ag.GpuProcess(2, "Gamma", 20, 7.0, 3, True)]
 
     def pids(*how):
-        return [p.pid for p in top.ordered(rows, *how)]
+        return [p.pid for p in draw.ordered(rows, *how)]
     assert pids("gpu", False, "") == [2, 3, 1] and pids("gpu", True, "") == [3, 2, 1]     # unknown comes last
     assert pids("time", False, "") == [1, 2, 3] and pids("memory", False, "") == [1, 2, 3]
     assert pids("name", False, "") == [1, 3, 2] and pids("pid", True, "") == [3, 2, 1]
@@ -841,14 +922,14 @@ def test_disk_and_network_come_from_psutil_on_the_mac_only(monkeypatch):
     fake.disk_usage = lambda path: type("U", (), {"used": 1 << 30, "total": 4 << 30})
     monkeypatch.setitem(sys.modules, "psutil", fake)
     clock = iter([10.0, 12.0])
-    monkeypatch.setattr(top.time, "monotonic", lambda: next(clock))
-    beside = top.Beside(True)
+    monkeypatch.setattr(state.time, "monotonic", lambda: next(clock))
+    beside = state.Beside(True)
     beside.sample()
     assert beside.values["disk_read"] is None
     beside.sample()
     assert beside.values["disk_read"] == 2_000_000 and beside.values["net_out"] == 250_000 and beside.values["cpu_user"] == 10.0
     monkeypatch.setitem(sys.modules, "psutil", None)
-    assert top.Beside(True).reason == "psutil is not installed"
+    assert state.Beside(True).reason == "psutil is not installed"
 
 
 def test_once_is_plain_text(capsys, monkeypatch):
@@ -869,20 +950,20 @@ def test_debug_prints_a_raw_sample(capsys):
 
 def test_hidden_panels():
     m = model("m4-macos27")
-    shown = "\n".join(text(top.board(m, 80, 60, top.Look("stacked", 60, frozenset({"ane", "io"})))))
+    shown = "\n".join(text(draw.board(m, 80, 60, draw.Look("stacked", 60, frozenset({"ane", "io"})))))
     assert "─ GPU" in shown and "Neural" not in shown and "Disk" not in shown
-    assert not any(line.startswith(" ANE") for line in text(top.board(m, 80, 24, top.Look("compact", 60, frozenset({"ane"})))))
+    assert not any(line.startswith(" ANE") for line in text(draw.board(m, 80, 24, draw.Look("compact", 60, frozenset({"ane"})))))
 
 
 def test_memory_stays_flat():
     """10,000 refreshes were measured by hand; here as many as a test may take."""
-    m = top.Model(device("m5max-macos27"))
-    looks = [top.Look(layout) for layout in ("stacked", "classic", "compact")]
+    m = state.Model(device("m5max-macos27"))
+    looks = [draw.Look(layout) for layout in ("stacked", "classic", "compact")]
 
     def refresh(times: int) -> None:
         for n in range(times):
             m.take(ag.DeviceGetSnapshot(m.device, timeout=0))
-            top.frame(m, 120, 40, looks[n % 3])
+            draw.frame(m, 120, 40, looks[n % 3])
     blocks = []
     for times in (120, 200, 200):
         refresh(times)
@@ -893,13 +974,18 @@ def test_memory_stays_flat():
 
 # ---- top.py: Textual's pilot
 
+def monitor(*arguments, **named):
+    from top_lib.screen import Top          # here: it needs textual
+    return Top(*arguments, **named)
+
+
 @pytest.fixture
 def pilot_app():
     pytest.importorskip("textual", reason="the monitor needs textual: pip install '.[examples]'")
 
     def run(name, work, size=(100, 40), samples=3, loop=True, **named):
         async def go():
-            app = top.textual_app()(device(name, loop=loop), clocked=False, **named)
+            app = monitor(device(name, loop=loop), clocked=False, **named)
             async with app.run_test(size=size) as pilot:
                 for _ in range(samples):
                     await app.sample()
@@ -942,7 +1028,7 @@ def test_resize_draws_again(pilot_app):
             await app.sample()
             await pilot.pause()
             assert "GPU" in screen(app)
-            assert all(top.length(line) in (size[0], size[0] - 1) for line in app.board_box.lines)
+            assert all(draw.length(line) in (size[0], size[0] - 1) for line in app.board_box.lines)
         assert "GMEM" in screen(app)
     pilot_app("m5max-macos27", work, size=(140, 45))
 
@@ -994,6 +1080,15 @@ def test_keys_help_and_reasons(pilot_app):
     pilot_app("m3max-macos27", work, size=(120, 60))
 
 
+def test_reasons_stand_once_with_the_fields_that_share_them():
+    rows = [("a", "not here"), ("b", "asleep " * 8), ("c", "not here")]
+    assert draw.by_reason(rows, 30).splitlines() == ["not here", "    a, c", "asleep asleep asleep asleep", "asleep asleep asleep asleep", "    b"]
+    guest = model("vm-macos15").snapshot
+    shown = draw.by_reason([(field, text) for field, _, text in c.missing(guest)], 70)
+    assert len(shown.splitlines()) < len(c.missing(guest)) and max(map(len, shown.splitlines())) <= 70
+    assert all(field.rpartition(" ")[2] in shown for field, _, _ in c.missing(guest))
+
+
 def test_keys_sort_choose_scroll_filter(pilot_app):
     async def work(app, pilot):
         table = app.table
@@ -1039,6 +1134,34 @@ def test_keys_sort_choose_scroll_filter(pilot_app):
     pilot_app("m1-macos11", work, size=(80, 24))
 
 
+@pytest.mark.parametrize("width", [40, 57, 80, 120])
+def test_the_last_line_shows_whole_words(width):
+    line = "".join(part for part, _ in draw.bottom(width, "/python  1 s  self 2.0 %"))
+    assert len(line) == width and line.endswith(" 2.0 % ") and line.startswith(" q quit")
+    assert line.split("/python")[0].split() == [word for key, name, _ in draw.keys(width, "/python  1 s  self 2.0 %") for word in (key, name)]
+    assert draw.keys(200, "") == list(draw.KEYS)
+
+
+def test_the_words_on_the_last_line_can_be_clicked(pilot_app):
+    async def work(app, pilot):
+        await pilot.click("#bottom", offset=(19, 0))
+        await pilot.pause()
+        assert app.paused and screen(app).splitlines()[-1].startswith(" q quit ? help p pause m layout")
+        await pilot.click("#bottom", offset=(99, 0))        # the status: nothing
+        await pilot.click("#bottom", offset=(10, 0))
+        await pilot.pause()
+        assert len(app.screen_stack) == 2
+    pilot_app("m1-macos11", work, size=(100, 30))
+
+
+def test_what_a_guest_does_not_see_is_one_line_with_its_reason():
+    m = model("vm-macos15")
+    shown = {name: [(row.label, row.value, row.note) for row in panels.rows_of(name, m, m.snapshot)] for name in panels.PANELS}
+    assert shown["ane"] == shown["bandwidth"] == shown["media"] == [("", "-", "a virtual machine does not see it")]
+    assert [row[0] for row in shown["gpu"]] == ["", "Memory"] and "4.7 GB" in shown["gpu"][1][2]
+    assert len(shown["cpu"]) == 2 and len(shown["memory"]) == 6
+
+
 def test_mouse_sorts_chooses_and_scrolls(pilot_app):
     async def work(app, pilot):
         table = app.table
@@ -1071,7 +1194,7 @@ def test_mouse_wheel_scrolls_tall_boards(pilot_app):
         await pilot.press("left_square_bracket")
         await pilot.pause()
         assert app.board_box.scroll_offset.y == 0 and "─ GPU" in screen(app)
-    pilot_app("m5max-macos27", work, size=(80, 24), look=top.Look("stacked"))
+    pilot_app("m5max-macos27", work, size=(80, 24), look=draw.Look("stacked"))
 
 
 def test_only_changed_lines_are_painted(pilot_app):
@@ -1100,7 +1223,7 @@ def test_recording_that_ends_stops_the_monitor(pilot_app):
 def test_recording_that_loops_goes_on(pilot_app):
     async def work(app, pilot):
         assert app.samples == 25 and not app.model.ended
-        assert 0 < sum(v == v for v in app.model.history.values("cpu", 60, 60)) <= 60
+        assert 0 < sum(v == v for v in app.model.history.values("cpu_utilization_percent", 60, 60)) <= 60
     pilot_app("vm-macos15", work, samples=25)
 
 
@@ -1154,7 +1277,7 @@ def test_the_picture_key(pilot_app, tmp_path, monkeypatch):
 
 def test_own_clock_samples_and_quits(pilot_app):
     async def go():
-        app = top.textual_app()(device("m1max", speed=20), interval=0.1)
+        app = monitor(device("m1max", speed=20), interval=0.1)
         async with app.run_test(size=(80, 24)) as pilot:
             await pilot.pause(1.6)
             assert app.samples >= 5 and app.cost is not None
@@ -1172,7 +1295,7 @@ def test_a_mac_that_does_not_answer_holds_up_no_end(pilot_app, monkeypatch):
     monkeypatch.setattr(ag, "DeviceGetSnapshot", lambda *_: waited.append(over.wait(6)))
 
     async def go():
-        app = top.textual_app()(device("m1max"), interval=0.1)
+        app = monitor(device("m1max"), interval=0.1)
         async with app.run_test(size=(80, 24)) as pilot:
             await pilot.pause(0.1)
             await pilot.press("q")
@@ -1207,7 +1330,7 @@ def test_a_full_disk_is_said_with_the_files_name(pilot_app, capsys):
 @pytest.mark.parametrize("theme", ["textual-dark", "textual-light", "ansi-dark", "nord"])
 def test_themes_have_every_colour(pilot_app, theme):
     async def work(app, pilot):
-        assert set(app.styles_by_name) == set(top.PLAIN)
+        assert set(app.styles_by_name) == set(draw.PLAIN)
         assert "Apple" in screen(app)
     pilot_app("m1max", work, theme=theme, samples=1)
 

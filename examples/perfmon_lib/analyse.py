@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from statistics import median
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
-from _common import ag, bandwidth, clean, mhz, percent, size, speed, watts     # noqa: F401  (units in sentences)
+from _common import ag, bandwidth, clean, counted, mhz, percent, size, speed, watts     # noqa: F401  (units in sentences)
 
 from .metal import percentile
 
@@ -318,8 +318,8 @@ class _Judge:
         if not long:
             return None
         whole = sum(k["total_s"] for k in timed)
-        evidence = ["%s: 95th percentile %.1f ms over %d runs, longest %.1f ms, threadgroup %s of at most %s" % (
-            k["name"], 1e3 * k["seconds"]["p95"], k["seconds"]["n"], 1e3 * k["seconds"]["max"], _size_text(k["group"]),
+        evidence = ["%s: 95th percentile %.1f ms over %s, longest %.1f ms, threadgroup %s of at most %s" % (
+            k["name"], 1e3 * k["seconds"]["p95"], counted(k["seconds"]["n"], "run"), 1e3 * k["seconds"]["max"], _size_text(k["group"]),
             k["max_threads"] or "?") for k in long[:5]]
         share = sum(k["total_s"] for k in long) / whole if whole else 0.0
         evidence.append("%s of all kernel time" % _pc(share))
@@ -366,7 +366,16 @@ class _Judge:
         clock, top = self._mean("gpu_clock_mhz", rows), self.limits.get("clock_mhz")
         if clock is not None and top:
             evidence.append("Clock meanwhile %s of %s (requested; the hardware may run lower)" % (mhz(clock), mhz(top)))
-        return self._row("power_or_heat", share, "%s of the busy time" % _pc(share), evidence)
+        row = self._row("power_or_heat", share, "%s of the busy time" % _pc(share), evidence)
+        return {**row, "recommendations": self._against_heat(row["recommendations"], rows)}
+
+    def _against_heat(self, all_three: list[str], rows: Sequence[int]) -> list[str]:
+        """Without the advice to lift a cap that is not there, or to cool a Mac that only its cap holds back."""
+        held, level, granted = (self._mean(name, rows) for name in (
+            "throttle_cltm_ratio", "thermal_pressure_level", "throttle_ppm_percent"))
+        capped = bool(self.limits.get("power_mw")) or granted is not None and granted < 99.5
+        cool = capped and held == 0 and level == 0
+        return [text for text, fits in zip(all_three, (True, capped, not cool)) if fits]
 
     def _heat_evidence(self, rows: Sequence[int]) -> list[str]:
         evidence = []
@@ -472,7 +481,7 @@ class _Judge:
         if figure is None:
             return {"class": "unknown", "evidence": [self._why("gpu_utilization_ratio")], "shares": {}}
         if not self.enough or figure["n"] < self.limit.few:
-            return {"class": "unknown", "evidence": ["only %d samples" % figure["n"]], "shares": {}}
+            return {"class": "unknown", "evidence": ["only %s" % counted(figure["n"], "sample")], "shares": {}}
         shares: dict[str, float] = {}
         whole = self.s.time(i for i, v in enumerate(self.active) if v is not None)
         for i, v in enumerate(self.active):
@@ -541,8 +550,8 @@ def kernel_notes(doc: dict[str, Any]) -> list[str]:
                              % (k["name"], threads, k["simd_width"]))
             groups = math.prod(-(-t // g) for t, g in zip(k["threads"], k["group"])) if k["threads"] else None
             if groups is not None and cores and groups < cores:
-                notes.append("%s: %d threadgroups for %d GPU cores: some have nothing to do"
-                             % (k["name"], groups, cores))
+                notes.append("%s: %s for %d GPU cores: some have nothing to do"
+                             % (k["name"], counted(groups, "threadgroup"), cores))
         flops, moved = doc["limits"].get("flops"), doc["limits"].get("bandwidth_bytes_per_s")
         if k["flops_per_s"] and flops:
             notes.append("%s: %.1f GFLOP/s, %.1f %% of the chip's peak"

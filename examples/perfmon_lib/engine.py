@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
-from _common import ag, clean
+from _common import FIGURES, Figure, ag, clean
 
 NAN = math.nan
 FAST_FLOOR_MS, SLOW_FLOOR_MS, CEILING_MS = 10, 50, 10_000
@@ -94,14 +94,6 @@ class Column(NamedTuple):
     label: str
 
 
-def _plain(field: str) -> Callable[[Any], float | None]:
-    return lambda s: getattr(s, field)
-
-
-def _part(field: str, attribute: str) -> Callable[[Any], float | None]:
-    return lambda s: getattr(getattr(s, field), attribute, None)
-
-
 def _busy(s: Any) -> float | None:
     """Residency outside the idle state; where there is none, the driver's percentage (the source says which)."""
     if s.gpu_active_ratio is not None:
@@ -109,33 +101,36 @@ def _busy(s: Any) -> float | None:
     return None if s.gpu_utilization_percent is None else s.gpu_utilization_percent / 100
 
 
+def _pressure(s: Any) -> float | None:
+    return None if s.system_memory_pressure is None else {"normal": 0, "warning": 1, "critical": 2}.get(s.system_memory_pressure.level)
+
+
+def _saturated(way: str) -> Figure:
+    return Figure("memory_" + way, lambda s: getattr(getattr(s, "memory_" + way), "saturated", None))
+
+
 def _columns() -> tuple[Column, ...]:
     rows: list[Column] = []
 
-    def add(name: str, unit: str, label: str, field: str | None = None,
-            read: Callable[[Any], float | None] | None = None) -> None:
-        rows.append(Column(name, unit, field or name, read or _plain(field or name), label))
-    add("gpu_utilization_ratio", "1", "GPU active", "gpu_utilization_percent", _busy)
+    def add(name: str, unit: str, label: str, figure: Figure | None = None) -> None:
+        field, read = figure or FIGURES[name]
+        rows.append(Column(name, unit, field, read, label))
+    add("gpu_utilization_ratio", "1", "GPU active", Figure("gpu_utilization_percent", _busy))
     add("gpu_scaled_ratio", "1", "GPU active, weighted by clock")
     add("gpu_device_percent", "%", "Driver: device")
     add("gpu_renderer_percent", "%", "Driver: renderer")
     add("gpu_tiler_percent", "%", "Driver: tiler")
     add("gpu_clock_mhz", "MHz", "GPU clock (requested)")
     for way in ("read", "write"):
-        add("memory_%s_bytes_per_s" % way, "B/s", "Memory %s" % way, "memory_%s" % way,
-            _part("memory_%s" % way, "bytes_per_s"))
-        add("memory_%s_saturated" % way, "flag", "Memory %s beyond the counter" % way, "memory_%s" % way,
-            _part("memory_%s" % way, "saturated"))
+        add("memory_%s_bytes_per_s" % way, "B/s", "Memory %s" % way)
+        add("memory_%s_saturated" % way, "flag", "Memory %s beyond the counter" % way, _saturated(way))
     for way in ("read", "write"):
-        add("memory_gpu_%s_bytes_per_s" % way, "B/s", "Memory %s by the GPU" % way, "memory_gpu_%s" % way,
-            _part("memory_gpu_%s" % way, "bytes_per_s"))
+        add("memory_gpu_%s_bytes_per_s" % way, "B/s", "Memory %s by the GPU" % way)
     add("memory_used_bytes", "B", "GPU memory in use")
     add("memory_allocated_bytes", "B", "GPU memory allocated")
     add("memory_headroom_bytes", "B", "GPU memory headroom")
-    add("swap_used_bytes", "B", "Swap in use", "system_swap", _part("system_swap", "used_bytes"))
-    add("memory_pressure_level", "index", "Memory pressure", "system_memory_pressure",
-        lambda s: None if s.system_memory_pressure is None else
-        {"normal": 0, "warning": 1, "critical": 2}.get(s.system_memory_pressure.level))
+    add("swap_used_bytes", "B", "Swap in use")
+    add("memory_pressure_level", "index", "Memory pressure", Figure("system_memory_pressure", _pressure))
     for rail, label in (("gpu", "GPU"), ("cpu", "CPU"), ("ane", "Neural Engine"), ("memory", "Memory"),
                         ("package", "Package"),
                         ("system", "Whole Mac")):
@@ -144,11 +139,9 @@ def _columns() -> tuple[Column, ...]:
     add("gpu_temperature_max_celsius", "°C", "GPU temperature, hottest")
     add("cpu_temperature_celsius", "°C", "CPU temperature")
     add("thermal_pressure_level", "index", "Thermal pressure")
-    add("throttle_cltm_ratio", "1", "Time limited by thermal management", "gpu_throttle",
-        _part("gpu_throttle", "cltm_ratio"))
-    add("throttle_ppm_percent", "%", "Power budget granted", "gpu_throttle", _part("gpu_throttle", "ppm_percent"))
-    add("fan_max_rpm", "rpm", "Fan, fastest", "fans",
-        lambda s: max((f.rpm for f in s.fans), default=None) if s.fans else None)
+    add("throttle_cltm_ratio", "1", "Time limited by thermal management", FIGURES["gpu_throttle_cltm_ratio"])
+    add("throttle_ppm_percent", "%", "Power budget granted", FIGURES["gpu_throttle_ppm_percent"])
+    add("fan_max_rpm", "rpm", "Fan, fastest")
     add("cpu_utilization_percent", "%", "CPU use")
     add("ane_utilization_percent", "%", "Neural Engine use (estimate)")
     add("gpu_recovery_count", "count", "GPU restarts since boot")
@@ -257,8 +250,13 @@ class MetalPerformanceMonitor:
 
     def start_monitoring(self) -> MetalPerformanceMonitor:
         self.begin()
+        self.start_lanes()
+        return self
+
+    def start_lanes(self, slow: bool = True) -> None:
+        """Sample in threads from now on. slow=False: only what is sampled below 50 ms, the caller takes the snapshots."""
         self._stop.clear()
-        lanes: list[tuple[float, Callable[[], object], str]] = [(self.config.slow_s, self.sample, "slow")]
+        lanes: list[tuple[float, Callable[[], object], str]] = [(self.config.slow_s, self.sample, "slow")] if slow else []
         if self.config.fast_s:
             lanes.append((self.config.fast_s, self.sample_fast, "fast"))
         for interval, work, lane in lanes:
@@ -266,7 +264,13 @@ class MetalPerformanceMonitor:
                                       daemon=True)
             self._threads.append(thread)
             thread.start()
-        return self
+
+    def stop_lanes(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(5.0)
+        self._threads = []
 
     def begin(self) -> None:
         """As start_monitoring, but without threads: the caller samples (`sample`, `add_snapshot`)."""
@@ -279,11 +283,7 @@ class MetalPerformanceMonitor:
     def stop_monitoring(self, state: str = "finished") -> MetalPerformanceMonitor:
         if self.state != "running":
             return self
-        self._stop.set()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(5.0)
-        self._threads = []
+        self.stop_lanes()
         self.metal.stop(uptime_s())
         self.state, self._ended = state, time.monotonic()
         return self
@@ -501,7 +501,7 @@ class MetalPerformanceMonitor:
             if one["interval_s"] is not None and one["interval_s"] > 1.5 * slow and BY_NAME[name].unit != "flag":
                 slower.setdefault("%.3g s" % one["interval_s"], []).append(BY_NAME[name].label)
         for span, names in slower.items():
-            notes.append("Measured over about %s, not %.3g s: %s." % (span, slow, ", ".join(names)))
+            notes.append("Measured over about %s, not %.3g s: %s." % (span, slow, "; ".join(names)))
         if self.machine.get("recording") and (self.metal.kernels or self.metal.buffer_count):
             notes.append("The GPU's figures are replayed from a recording; the kernels ran here and now, and have no part in them.")
         if self.history.count > len(self.history):

@@ -177,19 +177,71 @@ class Allocations:
         with self._lock:
             if not self.count and not self.unknown:
                 return None
-            lives = sorted(end - block.born_s for block, end in self._ended)
-            return {"statistics": self.statistics()._asdict(),
+            return {"processes": 1, "statistics": self.statistics()._asdict(),
                     "rate_per_s": self.count / watched_s if watched_s > 0 else None,
                     "rate_bytes_per_s": self.total / watched_s if watched_s > 0 else None,
                     "names": [dict(zip(("name", "count", "total_bytes", "live", "live_bytes", "peak_bytes"),
                                        (name, *row)))
                               for name, row in sorted(self._names.items(), key=lambda p: -p[1][4])[:200]],
                     "sizes": [{"up_to_bytes": 1 << power, "count": n} for power, n in sorted(self._sizes.items())],
-                    "lifetime_s": {"n": len(lives), "median": median(lives), "min": lives[0], "max": lives[-1]}
-                    if lives else None,
+                    "lifetime_s": _lifetimes(self.lives()),
                     "still_allocated": self.leaks()[:200],
                     "timeline": [[t - zero_s, current, live]
                                  for t, current, live in _thinned(list(self.timeline), SAMPLES)]}
+
+    def lives(self) -> list[float]:
+        """How long each of those lived that are gone."""
+        with self._lock:
+            return [end - block.born_s for block, end in self._ended]
+
+
+def _lifetimes(lives: Sequence[float]) -> dict[str, float] | None:
+    return {"n": len(lives), "median": median(lives), "min": min(lives), "max": max(lives)} if lives else None
+
+
+class _Elsewhere(NamedTuple):
+    """The allocations of another process, on this one's clock."""
+    pid: int
+    begin_s: float
+    end_s: float
+    over: bool                      # it has ended, and what it held went with it
+    lives: list[float]
+    held: dict[str, Any]            # as Allocations.document
+
+
+def _together(processes: Sequence[_Elsewhere]) -> dict[str, Any] | None:
+    """What several processes allocated as one document: what can be added is added, the names say whose they are."""
+    if len(processes) < 2:
+        return processes[0].held if processes else None
+    whole = {key: sum(p.held["statistics"][key] for p in processes) for key in MemoryStatistics._fields}
+    timeline = _added([p.held["timeline"] + ([[p.end_s, 0, 0]] if p.over else []) for p in processes])
+    whole["peak_allocated_bytes"] = max([p.held["statistics"]["peak_allocated_bytes"] for p in processes]
+                                        + [current for _, current, _ in timeline])
+    span_s = max(p.end_s for p in processes) - min(p.begin_s for p in processes)
+    sizes: collections.Counter[int] = collections.Counter()
+    for row in (row for p in processes for row in p.held["sizes"]):
+        sizes[row["up_to_bytes"]] += row["count"]
+
+    def named(key: str, by: str) -> list[dict[str, Any]]:
+        rows = [dict(row, name="%s (pid %d)" % (row["name"], p.pid)) for p in processes for row in p.held[key]]
+        return sorted(rows, key=lambda row: -row[by])[:200]
+    return {"processes": len(processes), "statistics": whole,
+            "rate_per_s": whole["allocations"] / span_s if span_s > 0 else None,
+            "rate_bytes_per_s": whole["total_allocated_bytes"] / span_s if span_s > 0 else None,
+            "names": named("names", "peak_bytes"), "still_allocated": named("still_allocated", "bytes"),
+            "sizes": [{"up_to_bytes": size, "count": n} for size, n in sorted(sizes.items())],
+            "lifetime_s": _lifetimes([life for p in processes for life in p.lives]),
+            "timeline": _thinned(timeline, SAMPLES)}
+
+
+def _added(timelines: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
+    """The sum of several [time, bytes, live], each of which holds until its next."""
+    latest: dict[int, Sequence[float]] = {}
+    out = []
+    for which, row in sorted(((n, row) for n, rows in enumerate(timelines) for row in rows), key=lambda pair: pair[1][0]):
+        latest[which] = row
+        out.append([row[0], sum(r[1] for r in latest.values()), sum(r[2] for r in latest.values())])
+    return out
 
 
 def _thinned(rows: Sequence[Any], most: int) -> list[Any]:
@@ -238,7 +290,7 @@ class MetalActivity:
         self._saved: dict[str, Any] = {}
         self._lock = threading.RLock()
         self._device: Any = None
-        self._elsewhere: dict[str, Any] | None = None               # allocations of another process (absorb)
+        self._elsewhere: list[_Elsewhere] = []                      # allocations of other processes (absorb)
 
     # -- life
     def start(self, now_s: float, unix_s: float) -> None:
@@ -485,7 +537,7 @@ class MetalActivity:
                                 for run in list(self.buffers)[-SAMPLES:]],
                     "buffer_count": self.buffer_count, "latency": latency(self.buffers),
                     "queues": queues(self.buffers, watched),
-                    "allocations": self.allocations.document(self.zero_s, watched) or self._elsewhere,
+                    "allocations": self.allocations.document(self.zero_s, watched) or _together(self._elsewhere),
                     "metal_watched_s": watched, "metal_zero": {"uptime_s": self.zero_s, "unix_s": self.zero_unix_s}}
 
     def _placed(self) -> list[KernelRun]:
@@ -504,8 +556,8 @@ class MetalActivity:
                     "buffers": [run._asdict() for run in self.buffers], "zero_s": self.zero_s, "saved_s": uptime_s(),
                     "buffer_totals": [self.buffer_count, self.latency_sum_s, *self.latency_counts],
                     "allocations": self.allocations.document(self.zero_s,
-                                                             max(1e-9, (self.stopped_s or self.zero_s) - self.zero_s)),
-                    "pid": os.getpid()}
+                                                             max(1e-9, (self.stopped_s or uptime_s()) - self.zero_s)),
+                    "lives": self.allocations.lives(), "over": bool(self.stopped_s), "pid": os.getpid()}
         with open(path + ".part", "w", encoding="utf-8") as file:
             json.dump(data, file)
         os.replace(path + ".part", path)
@@ -541,7 +593,8 @@ class MetalActivity:
         held = data.get("allocations")
         if held is not None:
             held["timeline"] = [[t + since, current, live] for t, current, live in held["timeline"]]
-            self._elsewhere = held
+            self._elsewhere.append(_Elsewhere(data["pid"], since, since + data["saved_s"] - data["zero_s"], data["over"],
+                                              data["lives"], held))
 
 
 _STAMPS = ("commit_s", "kernel_start_s", "kernel_end_s", "gpu_start_s", "gpu_end_s", "done_s")

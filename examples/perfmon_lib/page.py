@@ -60,12 +60,18 @@ def e(text: Any) -> str:
     return html.escape(c.clean(text))
 
 
+def _whole(text: Any) -> str:
+    """Of our own words: a number stays on the line of its unit."""
+    return e(text).replace(" %", "&nbsp;%").replace(" of ", " of&nbsp;")
+
+
 # ---- plotly, or not
 
 # Draws a chart in the colours that the reader's system asks for, and again when these change; small screens get small titles.
 DRAW = """<script>function draw(id,f){var m=matchMedia("(prefers-color-scheme: dark)"),l=f.layout;
 function paint(){var d=m.matches;l.paper_bgcolor=l.plot_bgcolor="rgba(0,0,0,0)";l.font.color=d?"#b4c0d2":"#334155";
-l.hoverlabel={bgcolor:d?"#0b1120":"#fff"};for(var k in l)if(/^[xy]axis/.test(k))l[k].gridcolor=l[k].linecolor=d?"#2a364b":"#eef2f7";
+l.hoverlabel={bgcolor:d?"#0b1120":"#fff"};
+l.modebar={bgcolor:"rgba(0,0,0,0)",color:d?"#6b7a90":"#94a3b8",activecolor:d?"#e6ecf5":"#334155"};for(var k in l)if(/^[xy]axis/.test(k))l[k].gridcolor=l[k].linecolor=d?"#2a364b":"#eef2f7";
 if(innerWidth<700)(l.annotations||[]).forEach(function(a){a.font.size=9});
 Plotly.react(id,f.data,l,{responsive:true,displaylogo:false})}
 m.addEventListener("change",paint);paint()}</script>"""
@@ -116,8 +122,8 @@ def _section(title: str, *content: str) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
     def cell(tag: str, n: int, value: Any) -> str:
-        return "<%s%s>%s</%s>" % (tag, "" if n < left else ' class="n"', value if isinstance(value, _Raw) else e(value),
-                                  tag)
+        text = value if isinstance(value, _Raw) else e(value) if n < left else _whole(value)
+        return "<%s%s>%s</%s>" % (tag, "" if n < left else ' class="n"', text, tag)
     lines = ["<tr>%s</tr>" % "".join(cell("td", n, v) for n, v in enumerate(row)) for row in rows]
     if not lines:
         return ""
@@ -144,7 +150,7 @@ def _head(doc: dict[str, Any]) -> str:
     facts = [m.get("model"), "%d GPU cores" % m["gpu_cores"] if m.get("gpu_cores") else "",
              "macOS " + m["macos"] if m.get("macos") else "",
              time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(doc["started_unix_s"])),
-             "%d samples over %s" % (doc["sampling"]["rows"], r.milliseconds(doc["seconds"]))]
+             "%s over %s" % (c.counted(doc["sampling"]["rows"], "sample"), r.milliseconds(doc["seconds"]))]
     run = '<p class="cmd">%s</p>' % e(r.command_text(doc)) if doc.get("command") else ""
     return "<header><h1>%s %s</h1><p>%s</p>%s</header>" % (e(m.get("chip") or m.get("gpu") or "GPU"), " ".join(marks),
                                                            e(" · ".join(f for f in facts if f)), run)
@@ -160,7 +166,7 @@ def _tiles(doc: dict[str, Any]) -> str:
             return '<div class="tile"><h3>%s</h3><p class="big none">not measured</p><p>%s</p></div>' % (e(label), e(r._why(doc, column)))
         rest = "%s %s" % (second, r.figure_text(column, one["max"] if second == "peak" else one["mean"]))
         return '<div class="tile"><h3>%s</h3><p class="big">%s</p><p>%s</p></div>' % (
-            e(label), e(r.figure_text(column, one[statistic])), e(" · ".join(x for x in (rest, note) if x)))
+            e(label), e(r.figure_text(column, one[statistic])), _whole(" · ".join(x for x in (rest, note) if x)))
 
     def of(column: str, limit: str, statistic: str) -> str:
         top = limits.get(limit)
@@ -182,7 +188,7 @@ def _verdict(doc: dict[str, Any]) -> str:
     for b in a["bottlenecks"]:
         cards.append('<div class="card hit"><h3>%s <small>%s</small></h3><ul>%s</ul><h4>Consider</h4><ul>%s</ul></div>'
                      % (
-            e(b["title"]), e(b["headline"]), "".join("<li>%s</li>" % e(x) for x in b["evidence"]),
+            e(b["title"]), _whole(b["headline"]), "".join("<li>%s</li>" % e(x) for x in b["evidence"]),
             "".join("<li>%s</li>" % e(x) for x in b["recommendations"])))
     work = a["workload"]
     shares = "".join('<i style="width:%.2f%%;background:%s" title="%s %s"></i>'
@@ -290,7 +296,7 @@ def _plotly_panels(doc: dict[str, Any], drawn: Sequence[Panel], plotly: _Plotly)
                 fill="tozeroy" if line.fill else None, fillcolor=_pale(line.colour), showlegend=False,
                 connectgaps=False,
                 hovertemplate="%{y:.4g} " + p.unit), row=row, col=1)
-        figure.update_yaxes(range=[p.low, _top(p)], row=row, col=1)
+        figure.update_yaxes(range=[p.low, (1.03 if p.top else 1) * _top(p)], row=row, col=1)
         if p.limit and _top(p) >= p.limit[1]:
             figure.add_hline(y=p.limit[1], line=dict(color=RED, width=1, dash="dash"),
                              annotation_text="%s %.4g" % p.limit, annotation_position="bottom right",
@@ -491,7 +497,7 @@ def _allocations(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     unit, scale = ("MB", 1 << 20) if s["peak_allocated_bytes"] >= 1 << 19 else ("KB", 1 << 10)
     path = [point for row, after in zip(held["timeline"], steps)
             for point in ((row[0], row[1] / scale), (after[0], after[1] / scale))]
-    shown = Panel("Metal buffers of the process", unit, [p[0] for p in path],
+    shown = Panel("Metal buffers of " + r.whose(held), unit, [p[0] for p in path],
                   [Line("held", [p[1] for p in path], VIOLET, True)])
     chart = _svg_panel(shown, end, None, ()) if len(t) > 1 else ""
     most = max((x["count"] for x in held["sizes"]), default=1)
@@ -503,7 +509,7 @@ def _allocations(doc: dict[str, Any], plotly: _Plotly | None) -> str:
     left = _table(("still allocated at the end", "count", "bytes", "oldest", ""), [
         (x["name"], x["live"], r.size(x["bytes"]), r.milliseconds(x["oldest_s"]),
          "growing: none of them was ever freed" if x["growing"] else "") for x in held["still_allocated"][:20]])
-    return _section("Metal memory of the process", line, chart, '<div class="cols">%s%s</div>' % (sizes, names), left)
+    return _section("Metal memory of " + r.whose(held), line, chart, '<div class="cols">%s%s</div>' % (sizes, names), left)
 
 
 def _noticed(doc: dict[str, Any]) -> str:

@@ -91,8 +91,8 @@ def summary_lines(doc: dict[str, Any]) -> list[str]:
     out = ["=== Metal Performance Summary ===", "", headline(doc)]
     if doc.get("command"):
         out.append(command_text(doc))
-    out.append("%d samples over %s%s" % (doc["sampling"]["rows"], milliseconds(doc["seconds"]),
-                                         "" if doc["state"] == "finished" else ", " + doc["state"]))
+    out.append("%s over %s%s" % (c.counted(doc["sampling"]["rows"], "sample"), milliseconds(doc["seconds"]),
+                                 "" if doc["state"] == "finished" else ", " + doc["state"]))
 
     def block(title: str, column: str, scale: Callable[[float], str]) -> None:
         figure = a["figures"].get(column)
@@ -135,15 +135,21 @@ def kernel_lines(doc: dict[str, Any], most: int = 20) -> list[str]:
     return out
 
 
+def whose(held: dict[str, Any]) -> str:
+    return "the process" if held.get("processes", 1) == 1 else "%d processes" % held["processes"]
+
+
 def memory_lines(doc: dict[str, Any]) -> list[str]:
     out = ["=== Memory Statistics ===", ""]
     held = doc.get("allocations")
     if held:
         s = held["statistics"]
-        out += ["Total Allocated:   %s in %d allocations" % (size(s["total_allocated_bytes"]), s["allocations"]),
+        out += ["Total Allocated:   %s in %s" % (size(s["total_allocated_bytes"]), c.counted(s["allocations"], "allocation")),
                 "Current Allocated: %s (shared %s, private %s)"
                 % (size(s["current_allocated_bytes"]), size(s["shared_bytes"]), size(s["private_bytes"])),
                 "Peak Allocated:    %s" % size(s["peak_allocated_bytes"])]
+    elif doc.get("command"):
+        out.append("No Metal buffer was seen; --kernels follows those of a Python program that uses pyapplegpu.")
     else:
         out.append("This process made no Metal buffer.")
     used = (doc.get("analysis") or {"figures": {}})["figures"].get("memory_used_bytes")
@@ -197,7 +203,7 @@ def markdown(doc: dict[str, Any]) -> str:
     a = doc["analysis"]
     out = ["# GPU performance report", "",
            _cell(headline(doc)) + ". " + ("Command " + _cell(command_text(doc)) + ". " if doc.get("command") else "") +
-           "%d samples over %s." % (doc["sampling"]["rows"], milliseconds(doc["seconds"])), "",
+           "%s over %s." % (c.counted(doc["sampling"]["rows"], "sample"), milliseconds(doc["seconds"])), "",
            "**%s**" % _cell(a["summary"]), ""]
     for b in a["bottlenecks"]:
         out += ["## %s" % b["title"], ""] + ["* %s" % _cell(e) for e in b["evidence"]] + ["", "Recommendations:", ""]
@@ -218,7 +224,7 @@ def markdown(doc: dict[str, Any]) -> str:
         out += table(("from submission to completion", "median", "95 %", "n"), latency_rows(doc))
     held = doc.get("allocations")
     if held:
-        out += ["## Memory of this process on Metal", ""] + [line for line in memory_lines(doc)[2:]] + [""]
+        out += ["## Metal memory of %s" % whose(held), ""] + [line for line in memory_lines(doc)[2:]] + [""]
         out += table(("still allocated", "count", "bytes", "oldest", ""),
                      ((r["name"], r["live"], size(r["bytes"]), milliseconds(r["oldest_s"]),
                                                                            "growing" if r["growing"] else "")
@@ -365,6 +371,7 @@ class VisualizationConfig:
     auto_refresh: bool = False
     refresh_interval_ms: int = 1000
     script: str = "inline"              # inline, file, none: where the page has its plotting script from
+    csv_table: str = "samples"          # one of CSV_TABLES
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -385,7 +392,9 @@ def render(doc: dict[str, Any], config: VisualizationConfig) -> str:
     if config.format == "trace":
         from .metal import trace
         return json.dumps(trace(doc))
-    return {"json": json_text, "csv": csv_text, "markdown": markdown, "terminal": terminal}[config.format](doc)
+    if config.format == "csv":
+        return csv_text(doc, config.csv_table)
+    return {"json": json_text, "markdown": markdown, "terminal": terminal}[config.format](doc)
 
 
 class MetalPerformanceVisualizer:
@@ -409,14 +418,37 @@ class MetalPerformanceVisualizer:
         print("\n".join(memory_lines(self.monitor.document())))
 
 
+class Writer:
+    """Writes reports. What cannot be written (a full disk) is said once, and tried again the next time; the others still are."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.failed: dict[str, str] = {}
+
+    def write(self, doc: dict[str, Any], configs: Sequence[VisualizationConfig]) -> bool:
+        """False when one could not be written."""
+        for one in configs:
+            path = one.output_path
+            try:
+                write(path, render(doc, one))
+                self.failed.pop(path, None)
+            except BrokenPipeError:
+                c.drop_unread()     # nobody reads it: no failure
+            except OSError as error:
+                why = error.strerror or str(error)
+                if self.failed.get(path) != why:
+                    self._say("%s was not written: %s" % (path, why))
+                self.failed[path] = why
+        return not any(one.output_path in self.failed for one in configs)
+
+
 class Publisher:
-    """Writes a running monitor's reports again and again. A full disk ends nothing: it is said once, and tried again."""
+    """Writes a running monitor's reports again and again."""
 
     def __init__(self, monitor: Any, configs: Sequence[VisualizationConfig], say: Callable[[str], None],
                  before: Callable[[], object] = lambda: None) -> None:
-        self.monitor, self.configs, self._say, self._before = monitor, list(configs), say, before
+        self.monitor, self.configs, self.writer, self._before = monitor, list(configs), Writer(say), before
         self._due = 0.0
-        self.failed: dict[str, str] = {}
 
     def tick(self) -> None:
         """Write what is due. Called with every sample."""
@@ -430,14 +462,4 @@ class Publisher:
     def publish(self, configs: Sequence[VisualizationConfig] | None = None) -> bool:
         """Write them; False when one could not be written."""
         self._before()
-        doc, fine = self.monitor.document(), True
-        for one in self.configs if configs is None else configs:
-            try:
-                write(one.output_path, render(doc, one))
-                self.failed.pop(one.output_path, None)
-            except OSError as error:
-                fine = False
-                if self.failed.get(one.output_path) != str(error):
-                    self._say("%s was not written: %s" % (one.output_path, error.strerror or error))
-                self.failed[one.output_path] = str(error)
-        return fine
+        return self.writer.write(self.monitor.document(), self.configs if configs is None else configs)
