@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from typing import Any, NamedTuple, NoReturn, TypeVar
 
     _Pure = TypeVar("_Pure", bound=Callable[..., Any])
-    _Check = Callable[[Any], None]      # of an untrusted value; raises what is wrong with it
+    _Shape = tuple[Any, ...]            # of an untrusted value: the function that reads it, and its limits
     _Field = tuple[str, str, str, str]  # a row of _query_table: heading, source, unit, what it is
 
 if not TYPE_CHECKING:
@@ -3150,14 +3150,66 @@ _RECORDING_PARTS = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "lib
                     "time")
 _PLATFORM_CLASS = "IOPlatformExpertDevice"
 
-# Fields that count up, and so are carried forward when a recording starts again (facts: xnu proc_info.h, resource.h).
+
+# ---- counters go on when a recording starts again: each is carried forward by what it gained in the whole recording ----
+
+# Counters by their offset in a C structure (facts: xnu proc_info.h, resource.h).
 _TASK_COUNTERS = (16, 24)                                       # proc_taskinfo: total_user, total_system
 _RUSAGE_COUNTERS = (16, 24, 248, 256, 264, 272, 288,            # rusage_info_v4: times, instructions, cycles, energy
                     304, 312, 320, 328, 336, 344)               # v6: P-core times, instructions, cycles, energy_nj
-_CF_WIDTHS = {"i8": 8, "i16": 16, "i32": 32, "i64": 64}
 
 
-# ---- a recording is untrusted: every shape, size and range is checked once, when it is loaded ----
+def _grown_structure(now: bytes, first: bytes, last: bytes, rounds: int, offsets: tuple[int, ...]) -> bytes:
+    """A C structure, its 64-bit counters at `offsets` carried forward; they never fall."""
+    out = bytearray(now)
+    for at in offsets:
+        if at + 8 <= min(len(now), len(first), len(last)):
+            value, a, b = (int.from_bytes(raw[at:at + 8], "little") for raw in (now, first, last))
+            out[at:at + 8] = ((value + rounds * max(0, b - a)) % (1 << 64)).to_bytes(8, "little")
+    return bytes(out)
+
+
+def _grown_words(now: bytes, first: bytes, last: bytes, rounds: int) -> bytes:
+    """32-bit counters that wrap."""
+    words = struct.Struct("<%dI" % (len(now) // 4))
+    counters = zip(words.unpack(now), words.unpack(first), words.unpack(last))
+    return words.pack(*((value + rounds * (b - a)) % (1 << 32) for value, a, b in counters))
+
+
+def _usage_times(tagged: Any) -> list[int | None]:
+    pairs = [item[1].get("accumulatedGPUTime") if item[0] == "d" else None for item in tagged[1]]
+    return [pair[1] if pair and pair[0] == "i64" else None for pair in pairs]
+
+
+def _grown_usage(now: Any, first: Any, last: Any, rounds: int) -> Any:
+    """AppUsage, its accumulatedGPUTime carried forward where an entry is there from the first instant to the last; other
+    properties are gauges."""
+    if not now[0] == first[0] == last[0] == "a":
+        return now
+    items = list(now[1])
+    for i, (used, a, b) in enumerate(zip(_usage_times(now), _usage_times(first), _usage_times(last))):
+        if used is not None and a is not None and b is not None and b > a:
+            items[i] = ["d", dict(items[i][1], accumulatedGPUTime=["i64", _signed(used + rounds * (b - a))])]
+    return ["a", items]
+
+
+def _signed(value: int, bits: int = 64) -> int:
+    half = 1 << (bits - 1)
+    return (value + half) % (2 * half) - half
+
+
+def _span_gain(rows: Sequence[Sequence[int]], span: int, gain: int) -> int:
+    """What an energy counter gains in one round, by its stamps: they may lie closer together than the round is long, or
+    further apart. Then the mean power fills up, or what lies beyond the round is left out. `gain` where rows do not rise."""
+    if not rows or any(b[0] < a[0] or b[1] < a[1] for a, b in zip(rows, rows[1:])) or rows[0][0] == rows[-1][0]:
+        return gain
+    first, last = rows[0], rows[-1]
+    begin = max(first[0], last[0] - span)
+    a, b = next((a, b) for a, b in zip(rows, rows[1:]) if b[0] > begin)
+    return (last[1] - a[1] - (b[1] - a[1]) * (begin - a[0]) // (b[0] - a[0])) * span // (last[0] - begin)
+
+
+# ---- a recording is untrusted: it is read once, by one table of shapes and limits; what comes out needs no second look ----
 
 class _Wrong(Exception):
     """What is wrong with a value; then its place, innermost first: each container on the way out adds one key."""
@@ -3168,237 +3220,340 @@ def _need(fine: bool, what: str) -> None:
         raise _Wrong(what)
 
 
-def _each(items: Iterable[tuple[Any, _Check, Any]]) -> None:
-    """Checks the values of a container, given as (key, check, value)."""
-    place = None
+def _read_by(value: Any, shape: _Shape) -> Any:
+    """A shape is one of the functions below with what it is told of a value. It returns what the player uses, or says what
+    is wrong."""
+    function, *told = shape
+    return function(value, *told)
+
+
+def _read_all(items: Iterable[tuple[Any, _Shape, Any]]) -> dict[Any, Any]:
+    """The values of a container, given as (key, shape, value)."""
+    out: dict[Any, Any] = {}
+    key = None
     try:
-        for item in items:
-            place, check, value = item
-            check(value)
+        for key, shape, value in items:
+            out[key] = shape[0](value, *shape[1:])
     except _Wrong as wrong:
-        wrong.args += (str(place)[:64],)
+        wrong.args += (str(key)[:64],)
         raise
+    return out
 
 
-def _number_from(low: float, high: float, *kinds: type) -> _Check:
-    kinds = kinds or (int,)
-
-    def check(value: Any) -> None:
-        if type(value) not in kinds or not low <= value <= high:
-            raise _Wrong("is not a %snumber from %s to %s" % ("" if float in kinds else "whole ", low, high))
-    return check
+def _read_number(value: Any, low: float, high: float, *kinds: type) -> Any:
+    if type(value) not in (kinds or (int,)) or not low <= value <= high:
+        raise _Wrong("is not a %snumber from %s to %s" % ("" if kinds else "whole ", low, high))
+    return value
 
 
-def _text(most: int) -> _Check:
-    def check(value: Any) -> None:
-        if type(value) is not str or len(value) > most:
-            raise _Wrong("is not text of at most %d characters" % most)
-        if not value.isprintable() and any(c < " " or "\x7f" <= c < "\xa0" or "\ud800" <= c < "\ue000" for c in value):
-            raise _Wrong("holds control characters")     # it will be printed on somebody's terminal
-    return check
+def _read_text(value: Any, most: int, or_null: bool = False) -> str | None:
+    if value is None and or_null:
+        return None
+    if type(value) is not str or len(value) > most:
+        raise _Wrong("is not text of at most %d characters" % most)
+    if not value.isprintable() and any(c < " " or "\x7f" <= c < "\xa0" or "\ud800" <= c < "\ue000" for c in value):
+        raise _Wrong("holds control characters")     # it will be printed on somebody's terminal
+    return value
 
 
-def _one_of(*allowed: Any) -> _Check:
-    kind, what = type(allowed[0]), "is not one of " + ", ".join(map(repr, allowed))
-    return lambda value: _need(type(value) is kind and value in allowed, what)
+def _read_choice(value: Any, *allowed: Any) -> Any:
+    _need(type(value) is type(allowed[0]) and value in allowed, "is not one of " + ", ".join(map(repr, allowed)))
+    return value
 
 
-def _hex_text(least: int, most: int, multiple: int = 1) -> _Check:
-    def check(value: Any) -> None:
-        try:
-            size = len(bytes.fromhex(value)) if type(value) is str else -1
-        except ValueError:
-            size = -1
-        if not least <= size <= most or 2 * size != len(value) or size % multiple:      # fromhex skips spaces
-            raise _Wrong("is not the hex of %d to %d bytes" % (least, most))
-    return check
+def _read_hex(value: Any, least: int, most: int, multiple: int = 1) -> bytes:
+    try:
+        data = bytes.fromhex(value) if type(value) is str else None
+    except ValueError:
+        data = None
+    if data is None or not least <= len(data) <= most or 2 * len(data) != len(value) or len(data) % multiple:
+        raise _Wrong("is not the hex of %d to %d bytes" % (least, most))        # fromhex skips spaces
+    return data
 
 
-def _word(value: Any) -> None:
+def _read_word(value: Any) -> int:
     digits = value[2:] if type(value) is str and value[:2] == "0x" else ""
     if not 1 <= len(digits) <= 16 or digits.strip("0123456789abcdefABCDEF"):
         raise _Wrong("is not a 64-bit number written as 0x...")
+    return int(digits, 16)
 
 
-def _or_null(check: _Check) -> _Check:
-    return lambda value: None if value is None else check(value)
+def _read_list(value: Any, shape: _Shape, least: int, most: int) -> list[Any]:
+    _need(type(value) is list and least <= len(value) <= most, "is not a list of %d to %d" % (least, most))
+    return list(_read_all((i, shape, item) for i, item in enumerate(value)).values())
 
 
-def _list_of(check: _Check, least: int, most: int) -> _Check:
-    def check_all(value: Any) -> None:
-        _need(type(value) is list and least <= len(value) <= most, what)
-        _each((i, check, item) for i, item in enumerate(value))
-    what = "is not a list of %d to %d" % (least, most)
-    return check_all
-
-
-def _integers(low: int, high: int, least: int, most: int) -> _Check:
-    return _list_of(_number_from(low, high), least, most)
-
-
-def _rows(instants: int) -> _Check:
+def _read_numbers(value: Any, instants: int) -> list[list[int] | None]:
     """One row of 64-bit numbers or null per instant. They are most of a recording: looked at all together, one by one
     only to say which is wrong."""
-    def check(value: Any) -> None:
-        listed = type(value) is list and len(value) <= instants
-        rows: list[Any] = [row for row in value if row is not None] if listed else [0]
-        flat: list[Any] = [v for row in rows for v in row] if set(map(type, rows)) <= {list} else [""]
-        if (set(map(type, flat)) - {int} or not low <= min(flat, default=0) <= max(flat, default=0) < -low
-                or not {len(row) for row in rows} <= sizes):
-            one_by_one(value)
-    low, sizes = INT64_MIN, set(range(2, 1026))
-    one_by_one = _list_of(_or_null(_list_of(_number_from(low, -low - 1), 2, 1025)), 0, instants)
-    return check
+    from itertools import chain
+    _need(type(value) is list and len(value) <= instants, "is not a list of 0 to %d" % instants)
+    rows = [row for row in value if row is not None]
+    flat: list[Any] = list(chain.from_iterable(rows)) if set(map(type, rows)) <= {list} else [""]
+    if (set(map(type, flat)) - {int} or not INT64_MIN <= min(flat, default=0) <= max(flat, default=0) < -INT64_MIN
+            or not set(map(len, rows)) <= set(range(2, 1026))):
+        shape = _read_list, (_read_number, INT64_MIN, -INT64_MIN - 1), 2, 1025
+        _read_all((i, shape, row) for i, row in enumerate(value) if row is not None)
+    return list(value)
 
 
-def _table_of(check: _Check, most: int = 4096) -> _Check:
-    def check_all(value: Any) -> None:
-        _need(type(value) is dict and len(value) <= most, what)
-        for key in value:
-            name(key)
-        _each((key, check, item) for key, item in value.items())
-    name, what = _text(256), "is not an object of at most %d" % most
-    return check_all
+def _read_table(value: Any, shape: _Shape, most: int = 4096) -> dict[str, Any]:
+    _need(type(value) is dict and len(value) <= most, "is not an object of at most %d" % most)
+    for key in value:
+        _read_text(key, 256)
+    return _read_all((key, shape, item) for key, item in value.items())
 
 
-def _object(fields: dict[str, _Check]) -> _Check:
-    """An object with these fields; those spelt with a ? may be missing, others are not looked at."""
-    def check_all(value: Any) -> None:
-        _need(type(value) is dict, "is not an object")
-        for key, needed, _ in known:
-            _need(key in value or not needed, "has no %r" % key)
-        _each((key, check, value[key]) for key, _, check in known if key in value)
-    known = [(key.rstrip("?"), key[-1] != "?", check) for key, check in fields.items()]
-    return check_all
+def _object(fields: dict[str, _Shape]) -> _Shape:
+    """The shape of an object with these fields. Those spelt with a ? may be missing or null: then a list or table is empty
+    and all else None. Other fields are not looked at."""
+    empty: dict[Any, Any] = {_read_list: (), _read_table: {}}
+    shapes = {key.rstrip("?"): shape for key, shape in fields.items()}
+    return _read_object, shapes, {key[:-1]: empty.get(shape[0]) for key, shape in fields.items() if key[-1] == "?"}
 
 
-def _series_of(check: _Check, instants: int) -> _Check:
-    def check_all(value: Any) -> None:
-        if type(value) is not list or not 1 <= len(value) <= instants:
-            raise _Wrong("is not a list of 1 to %d [instant, value] pairs" % instants)
-        before = -1
-        for i, pair in enumerate(value):
-            if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not int:
-                raise _Wrong("holds something else than [instant, value] pairs")
-            if not before < pair[0] < instants or (i == 0 and pair[0]):
-                raise _Wrong("must name instants from 0 to %d in ascending order, the first 0" % (instants - 1))
-            before = pair[0]
-        _each((instant, check, item) for instant, item in value)
-    return check_all
+def _read_object(value: Any, shapes: dict[str, _Shape], absent: dict[str, Any]) -> dict[str, Any]:
+    _need(type(value) is dict, "is not an object")
+    for key in shapes.keys() - absent.keys() - value.keys():
+        raise _Wrong("has no %r" % key)
+    said = [(key, shape, value[key]) for key, shape in shapes.items() if value.get(key) is not None or key not in absent]
+    return {**absent, **_read_all(said)}
 
 
-def _tagged_value(value: Any, depth: int = 0) -> None:
+class _Changes(NamedTuple):
+    """What is said at some instants, each until the next. Counters in it are carried forward by `grown`, a function and
+    what it is told after (value, first, last, rounds)."""
+    instants: list[int]
+    values: list[Any]
+    grown: _Shape
+
+    def at(self, instant: int, rounds: int) -> Any:
+        from bisect import bisect_right
+        value = self.values[bisect_right(self.instants, instant) - 1]
+        if not rounds or not self.grown:
+            return value
+        grow, *told = self.grown
+        return grow(value, self.values[0], self.values[-1], rounds, *told)
+
+
+def _read_series(value: Any, instants: int, shape: _Shape, grown: _Shape) -> _Changes:
+    if type(value) is not list or not 1 <= len(value) <= instants:
+        raise _Wrong("is not a list of 1 to %d [instant, value] pairs" % instants)
+    before = -1
+    for i, pair in enumerate(value):
+        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not int:
+            raise _Wrong("holds something else than [instant, value] pairs")
+        if not before < pair[0] < instants or (i == 0 and pair[0]):
+            raise _Wrong("must name instants from 0 to %d in ascending order, the first 0" % (instants - 1))
+        before = pair[0]
+    said = _read_all((instant, shape, item) for instant, item in value)
+    return _Changes(list(said), list(said.values()), grown)
+
+
+def _read_cf(value: Any, depth: int = 0) -> list[Any]:
     """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]] ..."""
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str or depth > 16:
         raise _Wrong("is not a [type, value] pair")
     kind, inner = value
     if kind == "a":
-        _list_of(lambda v: _tagged_value(v, depth + 1), 0, 65536)(inner)
-    elif kind == "d":
-        _table_of(lambda v: _tagged_value(v, depth + 1))(inner)
-    else:
-        _need(kind in _CF_CHECKS, "has the unknown type %.16r" % kind)
-        _CF_CHECKS[kind](inner)
+        return [kind, _read_list(inner, (_read_cf, depth + 1), 0, 65536)]
+    if kind == "d":
+        return [kind, _read_table(inner, (_read_cf, depth + 1))]
+    _need(kind in _CF_SHAPES, "has the unknown type %.16r" % kind)
+    inner = _read_by(inner, _CF_SHAPES[kind])
+    if kind in _CF_WIDTHS:
+        inner = _signed(inner, _CF_WIDTHS[kind])
+    elif kind in ("f32", "f64"):
+        inner = float(inner) if kind == "f64" else struct.unpack("<f", struct.pack("<f", inner))[0]
+    return [kind, inner]
 
 
-_CF_CHECKS: dict[str, _Check] = {
-    "s": _text(4096), "b": _one_of(True, False), "x": _hex_text(0, 1 << 20),
-    "f32": _number_from(-3.4e38, 3.4e38, int, float), "f64": _number_from(-1e300, 1e300, int, float),
-    **{kind: _number_from(-(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
+_CF_WIDTHS = {"i8": 8, "i16": 16, "i32": 32, "i64": 64}
+_CF_SHAPES: dict[str, _Shape] = {
+    "s": (_read_text, 4096), "b": (_read_choice, True, False), "x": (_read_hex, 0, 1 << 20),
+    "f32": (_read_number, -3.4e38, 3.4e38, int, float), "f64": (_read_number, -1e300, 1e300, int, float),
+    **{kind: (_read_number, -(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
 
 
-def _smc_key(value: Any) -> None:
+def _plain(tagged: list[Any]) -> Any:
+    """Python's form of a tagged Core Foundation value, as the native registry answers it."""
+    kind, value = tagged
+    if kind == "a":
+        return [_plain(item) for item in value]
+    return {key: _plain(item) for key, item in value.items()} if kind == "d" else value
+
+
+def _read_smc_key(value: Any) -> list[Any]:
     _need(type(value) is list and [type(v) for v in value] == [str, str, int] and len(value[0]) == len(value[1]) == 4
           and 0 <= value[2] <= 128, "is not an SMC key: [four characters, four characters, size]")
-    _CF_CHECKS["s"](value[0] + value[1])
+    _read_text(value[0] + value[1], 8)
+    return list(value)
 
 
-def _channel_rows(value: Any) -> None:
-    kind, states = int(value["type"], 16) & 0xFF, value.get("states", ())
+class _Rows:
+    """(stamp, values) of an IOReport channel at an instant; None when it is absent from that sample."""
+
+    __slots__ = ("rows", "quantity", "published", "ticks", "span", "gains")
+
+    def __init__(self, rows: list[list[int] | None], quantity: int, published: bool, ticks: list[int]) -> None:
+        self.rows, self.quantity, self.ticks, self.span = rows, quantity, ticks, ticks[-1] - ticks[0]
+        self.published = published      # an energy counter: its stamp is some time before the sample
+        self.gains: list[int] = []      # what one round adds: to the stamp, to each value
+
+    def at(self, instant: int, rounds: int) -> tuple[int, tuple[int, ...]] | None:
+        row = self.rows[min(instant, len(self.rows) - 1)] if self.rows else None
+        if row is not None and rounds:
+            row, last = self._carried(row, rounds), self.rows[-1]
+            if last is not None and self.published and self.gains[0]:
+                held = self._carried(last, rounds - 1)
+                # Until there is a newer publication, and one that the round's last instants would not have shown.
+                if row[0] <= max(held[0], self.ticks[-2] + (rounds - 1) * self.span):
+                    row = held
+        return None if row is None else (row[0], tuple(row[1:]))
+
+    def _carried(self, row: list[int], rounds: int) -> list[int]:
+        self.gains = self.gains or self._gained([row for row in self.rows if row is not None])
+        return [v if v == INT64_MIN else _signed(v + rounds * gain) for v, gain in zip(row, self.gains)]
+
+    def _gained(self, rows: list[list[int]]) -> list[int]:
+        """A stamp that stood all the time stands, so that what its driver never published does not look new; with one
+        instant everything stands."""
+        columns = [[v for v in column if v != INT64_MIN] or [0] for column in zip(*rows)]
+        stamp, *gains = [max(0, column[-1] - column[0]) for column in columns]
+        if self.quantity in (2, 10):        # power, temperature: gauges
+            gains = [0] * len(gains)
+        elif stamp and self.published:
+            gains = [_span_gain([row for row in rows if row[1] != INT64_MIN], self.span, gains[0])]
+        return [self.span if stamp else 0, *gains]
+
+
+def _read_node(value: Any, fields: _Shape) -> dict[str, Any]:
+    node: dict[str, Any] = _read_by(value, fields)
+    return dict(node, properties={**node["properties"], **node.pop("series")})
+
+
+def _read_channel(value: Any, fields: _Shape, ticks: list[int]) -> dict[str, Any]:
+    channel: dict[str, Any] = _read_by(value, fields)
+    kind, states, rows = channel["type"] & 0xFF, channel["states"], channel["rows"]
     _need(kind in (1, 3) or (kind == 2 and states), "is of no known format, or a state channel without states")
-    sizes = {len(row) for row in value["rows"] if row is not None}
+    sizes = {len(row) for row in rows if row is not None}
     size = 1 if kind == 1 else len(states)
     _need(len(sizes) < 2 and (not size or sizes <= {1 + size}), "has rows of the wrong length")
+    quantity = channel["unit"] >> 56
+    return dict(channel, rows=_Rows(rows, quantity, quantity == 3 and not states, ticks))
 
 
-def _recording_schema(n: int) -> dict[str, _Check]:
-    """What each part of a recording with n instants must look like."""
-    def series(check: _Check) -> _Check:
-        return _series_of(check, n)
+def _recording_shape(ticks: list[int]) -> _Shape:
+    """What a recording with these instants must look like."""
+    def series(shape: _Shape, *grown: Any) -> _Shape:
+        return _read_series, len(ticks), shape, grown
 
-    def channel(value: Any) -> None:
-        channel_fields(value)
-        _channel_rows(value)
-    name, word, size = _text(256), _number_from(0, (1 << 64) - 1), _or_null(_number_from(0, (1 << 63) - 1))
-    label, table = _text(128), _table_of(_tagged_value)
-    channel_fields = _object({
-        "driver": _word, "channel": _word, "group": label, "subgroup": label, "name": _or_null(label), "type": _word,
-        "unit": _word, "rows": _rows(n),
-        "states?": _list_of(label, 1, 1024)})
-    return {
-        "registry": _list_of(_object({
-            "id": word, "class": name, "name?": _or_null(name), "conforms?": _list_of(name, 0, 64),
-            "parent?": _or_null(word), "properties?": table, "series?": _table_of(series(_tagged_value))}), 0, 20000),
-        "ioreport": _object({"groups": _table_of(_one_of("ok", "refuses")), "channels": _list_of(channel, 0, 20000)}),
-        "smc": _object({"keys": _list_of(_smc_key, 0, 20000),
-                        "values?": _table_of(series(_hex_text(0, 128)), 20000)}),
-        "hid": _object({"services": _list_of(_object({
-            "properties": table, "value?": _or_null(series(_number_from(-1e9, 1e9, int, float)))}), 0, 4096)}),
-        "sysctl": _table_of(series(_hex_text(0, 4096))),
-        "mach": _object({"page_size": _number_from(1, 1 << 30), "vm_statistics64": series(_hex_text(152, 4096, 4)),
-                         "cpu_load": series(_hex_text(16, 65536, 16))}),
-        "libproc": _object({"processes": _list_of(_object({
-            "pid": _number_from(-1, (1 << 31) - 1), "name?": _or_null(name), "path?": _or_null(_text(1024)),
-            "short_info?": series(_hex_text(64, 256)), "task_info?": _or_null(series(_hex_text(96, 256))),
-            "rusage?": _or_null(series(_hex_text(296, 1024)))}), 0, 20000)}),
-        "notify": _table_of(series(word)),
-        "power": _object({"providing": _or_null(series(_or_null(name)))}),
-        "metal": _object({"devices": _list_of(_object({
-            "name": name, "registryID": word, "recommendedMaxWorkingSetSize?": size, "maxBufferLength?": size,
-            "hasUnifiedMemory?": _or_null(_one_of(True, False)), "maxThreadgroupMemoryLength?": size,
-            "architecture?": _or_null(name), "supportsFamily:?": _integers(0, 99999, 0, 256)}), 0, 64),
-            "default?": _or_null(_number_from(0, 63))}),
-        "title": name, "macos": name, "chip": name,
-    }
+    def structure(least: int, most: int, *grown: Any, multiple: int = 1) -> _Shape:
+        return series((_read_hex, least, most, multiple), *grown)
+    name, label, number = (_read_text, 256), (_read_text, 128), (_read_number, 0, (1 << 64) - 1)
+    size, table, word = (_read_number, 0, (1 << 63) - 1), (_read_table, (_read_cf,)), (_read_word,)
+    node = _read_node, _object({
+        "id": number, "class": name, "name?": name, "conforms?": (_read_list, name, 0, 64), "parent?": number,
+        "properties?": table, "series?": (_read_table, series((_read_cf,), _grown_usage))})
+    channel = _object({
+        "driver": word, "channel": word, "group": label, "subgroup": label, "name?": label, "type": word, "unit": word,
+        "rows": (_read_numbers, len(ticks)), "states?": (_read_list, label, 1, 1024)})
+    process = _object({
+        "pid": (_read_number, -1, (1 << 31) - 1), "name?": name, "path?": (_read_text, 1024),
+        "short_info?": structure(64, 256), "task_info?": structure(96, 256, _grown_structure, _TASK_COUNTERS),
+        "rusage?": structure(296, 1024, _grown_structure, _RUSAGE_COUNTERS)})
+    device = _object({
+        "name": name, "registryID": number, "recommendedMaxWorkingSetSize?": size, "maxBufferLength?": size,
+        "hasUnifiedMemory?": (_read_choice, True, False), "maxThreadgroupMemoryLength?": size, "architecture?": name,
+        "supportsFamily:?": (_read_list, (_read_number, 0, 99999), 0, 256)})
+    return _object({
+        "registry": (_read_list, node, 0, 20000),
+        "ioreport": _object({"groups": (_read_table, (_read_choice, "ok", "refuses")),
+                             "channels": (_read_list, (_read_channel, channel, ticks), 0, 20000)}),
+        "smc?": _object({"keys": (_read_list, (_read_smc_key,), 0, 20000),
+                         "values?": (_read_table, structure(0, 128), 20000)}),
+        "hid": _object({"services": (_read_list, _object({
+            "properties": table, "value?": series((_read_number, -1e9, 1e9, int, float))}), 0, 4096)}),
+        "sysctl?": (_read_table, structure(0, 4096)),
+        "mach?": _object({"page_size": (_read_number, 1, 1 << 30), "vm_statistics64": structure(152, 4096, multiple=4),
+                          "cpu_load": structure(16, 65536, _grown_words, multiple=16)}),
+        "libproc": _object({"processes": (_read_list, process, 0, 20000)}),
+        "notify?": (_read_table, series(number)),
+        "power": _object({"providing?": series((_read_text, 256, True))}),
+        "metal": _object({"devices": (_read_list, device, 0, 64), "default?": (_read_number, 0, 63)}),
+        "title?": name, "macos?": name, "chip?": name,
+    })
 
 
-def _check_time(value: Any) -> None:
+# What a recording without such a part says.
+_NOTHING_SAID = {"registry": [], "ioreport": {"groups": {}, "channels": []}, "hid": {"services": []},
+                 "libproc": {"processes": []}, "power": {}, "metal": {"devices": []}}
+
+
+def _read_time(value: Any) -> dict[str, Any]:
     """Before everything else: it says how many instants there are."""
-    moments = _integers(0, 1 << 56, 1, 100000)
-    _object({"timebase": _integers(1, 1 << 31, 2, 2), "ticks": moments, "slept?": moments,
-             "unix?": _number_from(0, 1e11, int, float)})(value)
-    ticks, slept = value["ticks"], value.get("slept")
+    moments = _read_list, (_read_number, 0, 1 << 56), 1, 100000
+    clock = _read_by(value, _object({
+        "timebase": (_read_list, (_read_number, 1, 1 << 31), 2, 2), "ticks": moments, "slept?": moments,
+        "unix?": (_read_number, 0, 1e11, int, float)}))
+    ticks, slept = clock["ticks"], clock["slept"]
     _need(ticks == sorted(set(ticks)), "must have ascending ticks")
-    _need(slept is None or (len(slept) == len(ticks) and slept == sorted(slept)),
+    _need(not slept or (len(slept) == len(ticks) and slept == sorted(slept)),
           "must have one ascending slept for each of the ticks")
+    return dict(clock, slept=slept or [0] * len(ticks), unix=clock["unix"] or 0.0)
 
 
-def _check_links(data: dict[str, Any]) -> None:
+def _check_links(said: dict[str, Any]) -> None:
     """What one part says about another, or twice."""
-    ioreport, smc, metal = (data.get(part) or {} for part in ("ioreport", "smc", "metal"))
-    for what, key, items in (("registry id", "id", data.get("registry") or ()),
-                             ("pid", "pid", (data.get("libproc") or {}).get("processes", ()))):
+    ioreport, smc, metal, mach = (said[part] or {} for part in ("ioreport", "smc", "metal", "mach"))
+    for what, key, items in (("registry id", "id", said["registry"]), ("pid", "pid", said["libproc"]["processes"])):
         _need(len({item[key] for item in items}) == len(items), "has the same %s twice" % what)
-    for group in {channel["group"] for channel in ioreport.get("channels", ())} - set(ioreport.get("groups", ())):
+    for group in {channel["group"] for channel in ioreport["channels"]} - set(ioreport["groups"]):
         raise _Wrong("has channels of the group %.64r that ioreport.groups does not name" % group)
-    sizes = {key: 2 * size for key, _, size in smc.get("keys", ())}
+    sizes = {key: size for key, _, size in smc.get("keys", ())}
     for key, series in smc.get("values", {}).items():
-        _need({len(value) for _, value in series} == {sizes.get(key)},
+        _need({len(value) for value in series.values} == {sizes.get(key)},
               "has a value of the SMC key %.16r that does not fit its entry in smc.keys" % key)
-    _need((metal.get("default") or 0) < max(1, len(metal.get("devices", ()))),
-          "has a metal.default that is not in metal.devices")
-    _need(len({len(value) for _, value in (data.get("mach") or {}).get("cpu_load", ())}) < 2,
+    _need((metal["default"] or 0) < max(1, len(metal["devices"])), "has a metal.default that is not in metal.devices")
+    _need(not mach or len({len(value) for value in mach["cpu_load"].values}) == 1,
           "has a mach.cpu_load whose length changes")
 
 
-def _check_recording(data: Any) -> None:
+def _read_recording(data: Any) -> dict[str, Any]:
+    """Everything that a recording says, by part."""
     _need(type(data) is dict and type(data.get("format")) is int, "is not a recording: it has no \"format\"")
     _need(data["format"] == _RECORDING_FORMAT, "has format %d; this version reads format %d%s" % (
         data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" * (data["format"] > _RECORDING_FORMAT)))
-    _object({"time": _check_time})(data)
-    schema = _recording_schema(len(data["time"]["ticks"]))
-    _object({key + "?": _or_null(check) for key, check in schema.items()})(data)
-    _check_links(data)
+    clock: dict[str, Any] = _read_by(data, _object({"time": (_read_time,)}))
+    parts = {**_NOTHING_SAID, **{key: part for key, part in data.items() if part is not None}}
+    said: dict[str, Any] = _read_by(parts, _recording_shape(clock["time"]["ticks"]))
+    _check_links(said)
+    _add_platform(said["registry"], _content_uuid(data))
+    return {**said, **clock}
+
+
+def _content_uuid(data: dict[str, Any]) -> str:
+    """Stands for IOPlatformUUID, which no recording holds: made of what the file says of the Mac, which leaves out what the
+    file expects of this library."""
+    import hashlib
+    import json
+    try:
+        content = json.dumps({part: data.get(part) for part in _RECORDING_PARTS}, sort_keys=True).encode("ascii")
+    except RecursionError:
+        raise _Wrong("is nested too deeply") from None
+    text = hashlib.sha256(content).hexdigest()[:32].upper()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def _add_platform(nodes: list[dict[str, Any]], uuid: str) -> None:
+    """One IOPlatformExpertDevice in any case, with this UUID."""
+    if not any(node["class"] == _PLATFORM_CLASS for node in nodes):
+        taken = {node["id"] for node in nodes}
+        nodes.append({"id": next(n for n in range(1 << 32, 1 << 33) if n not in taken), "class": _PLATFORM_CLASS,
+                      "name": _PLATFORM_CLASS, "conforms": (), "parent": None, "properties": {}})
+    for node in nodes:
+        if node["class"] == _PLATFORM_CLASS:
+            node["properties"] = dict(node["properties"], IOPlatformUUID=["s", uuid])
 
 
 def _few_digits(text: str) -> int:
@@ -3433,111 +3588,34 @@ def _path_text(path: Any) -> str:
         raise _bad("a recording is named by its path, not by %.64r" % (path,)) from None
 
 
-# ---- what a recording says at an instant, and when it has started again ----
-
-def _last_at(series: Sequence[Any], instant: int) -> Any:
-    """The value that holds at an instant: of the last pair not after it."""
-    from bisect import bisect_left
-    return series[bisect_left(series, [instant + 1]) - 1][1]
-
-
-def _signed(value: int, bits: int = 64) -> int:
-    half = 1 << (bits - 1)
-    return (value + half) % (2 * half) - half
-
-
-def _plain(tagged: Any) -> Any:
-    """Python's form of a tagged Core Foundation value, as the native registry answers it."""
-    kind, value = tagged
-    if kind == "a":
-        return [_plain(item) for item in value]
-    if kind == "d":
-        return {key: _plain(item) for key, item in value.items()}
-    if kind == "x":
-        return bytes.fromhex(value)
-    if kind in ("f32", "f64"):
-        return struct.unpack("<f", struct.pack("<f", value))[0] if kind == "f32" else float(value)
-    return _signed(value, _CF_WIDTHS[kind]) if kind in _CF_WIDTHS else value
-
-
-def _usage_times(tagged: Any) -> list[int | None]:
-    pairs = [item[1].get("accumulatedGPUTime") if item[0] == "d" else None for item in tagged[1]]
-    return [pair[1] if pair and pair[0] == "i64" else None for pair in pairs]
-
-
-def _grown_usage(now: Any, first: Any, last: Any, rounds: int) -> Any:
-    """AppUsage, its accumulatedGPUTime carried forward where an entry is there from the first instant to the last."""
-    if not now[0] == first[0] == last[0] == "a":
-        return now
-    items = list(now[1])
-    for i, (used, a, b) in enumerate(zip(_usage_times(now), _usage_times(first), _usage_times(last))):
-        if used is not None and a is not None and b is not None and b > a:
-            items[i] = ["d", dict(items[i][1], accumulatedGPUTime=["i64", _signed(used + rounds * (b - a))])]
-    return ["a", items]
-
-
-def _grown_bytes(now: bytes, first: bytes, last: bytes, rounds: int, offsets: Iterable[int], width: int) -> bytes:
-    """A C structure whose counters at `offsets` are carried forward; 32-bit ones wrap, 64-bit ones never fall."""
-    out, top = bytearray(now), 1 << (8 * width)
-    for at in offsets:
-        if at + width <= min(len(now), len(first), len(last)):
-            value, a, b = (int.from_bytes(raw[at:at + width], "little") for raw in (now, first, last))
-            gain = (b - a) % top if width == 4 else max(0, b - a)
-            out[at:at + width] = ((value + rounds * gain) % top).to_bytes(width, "little")
-    return bytes(out)
-
-
-def _is_published(channel: dict[str, Any]) -> bool:
-    """True for an energy counter: its stamp says when its value held, which is some time before the sample."""
-    return int(channel["unit"], 16) >> 56 == 3 and "states" not in channel
-
-
-def _span_gain(rows: Sequence[Sequence[int]], span: int, gain: int) -> int:
-    """What an energy counter gains in one round, by its stamps: they may lie closer together than the round is long, or
-    further apart. Then the mean power fills up, or what lies beyond the round is left out. `gain` where rows do not rise."""
-    if not rows or any(b[0] < a[0] or b[1] < a[1] for a, b in zip(rows, rows[1:])) or rows[0][0] == rows[-1][0]:
-        return gain
-    first, last = rows[0], rows[-1]
-    begin = max(first[0], last[0] - span)
-    a, b = next((a, b) for a, b in zip(rows, rows[1:]) if b[0] > begin)
-    return (last[1] - a[1] - (b[1] - a[1]) * (begin - a[0]) // (b[0] - a[0])) * span // (last[0] - begin)
-
-
 class _Recording:
-    """A recording that has been checked, and what it says at step 0, 1, 2 ...
+    """A recording that has been read, and what it says at step 0, 1, 2 ...
 
     Step s is instant s of the file. With loop it goes on from the first instant, time and counters carried forward, so
     that the last instant of a round is the first of the next; without, past the last instant, NoData `recording`.
     """
 
     def __init__(self, data: Any, path: str = "recording", loop: bool = True) -> None:
+        self.path, self.loop = path, loop
         try:
-            _check_recording(data)
+            self.said = _read_recording(data)       # by part; None where this Mac has no such thing
         except _Wrong as wrong:
             raise _bad("%s: %s %s" % (path, ".".join(wrong.args[:0:-1]) or "it", wrong.args[0])) from None
-        self.data: dict[str, Any] = data
-        self.path, self.loop = path, loop
-        self._ticks: list[int] = data["time"]["ticks"]
+        self._ticks: list[int] = self.said["time"]["ticks"]
+        self._slept: list[int] = self.said["time"]["slept"]
         self.instants = len(self._ticks)
-        self._slept: list[int] = data["time"].get("slept") or [0] * self.instants
-        self._gains: dict[int, tuple[int, ...]] = {}
-        self.ticks_per_second = self._tick_rate()
+        self.ticks_per_second = self._tick_rate(*self.said["time"]["timebase"])
         self.span = self._ticks[-1] - self._ticks[0] or self.ticks_per_second
-        self.nodes = self._all_nodes()
-
-    def part(self, name: str) -> Any:
-        """One part of the file; None when this Mac has no such thing."""
-        return self.data.get(name)
 
     def not_held(self, source: str, what: str) -> AppleGPUError:
         return _fail(ERROR_NO_DATA, REASON_RECORDING, source, "the recording does not hold %s" % what)
 
     # -- time --
 
-    def _tick_rate(self) -> int:
+    def _tick_rate(self, numer: int, denom: int) -> int:
         """hw.tbfrequency; the timebase only where that is missing: it lies under Rosetta."""
-        numer, denom = self.data["time"]["timebase"]
-        rate = int.from_bytes((self.sysctl("hw.tbfrequency", 0) or b"")[:8], "little") or 1000000000 * denom // numer
+        known = self.said["sysctl"].get("hw.tbfrequency")
+        rate = int.from_bytes(known.values[0][:8] if known else b"", "little") or 1000000000 * denom // numer
         if not 1000000 <= rate <= 1000000000:
             raise _bad("%s: the clock makes %d ticks per second, not 1 to 1000 million" % (self.path, rate))
         return rate
@@ -3571,89 +3649,9 @@ class _Recording:
             return self.instants - (ticks < self.span + self._ticks[-1] - self._ticks[-2])
         return rounds * (self.instants - 1) + bisect_right(self._ticks, rest + self._ticks[0]) - 1
 
-    # -- values --
-
-    def at(self, series: Sequence[Any], step: int) -> Any:
-        """A series at a step: a gauge, not carried forward."""
-        return _last_at(series, self._place(step)[0])
-
-    def carried(self, series: Sequence[Any], step: int, offsets: Iterable[int], width: int = 8) -> bytes:
-        """A C structure at a step, its counters carried forward."""
-        instant, rounds = self._place(step)
-        now, first, last = map(bytes.fromhex, (_last_at(series, instant), series[0][1], series[-1][1]))
-        return _grown_bytes(now, first, last, rounds, offsets, width) if rounds else now
-
-    def sysctl(self, name: str, step: int) -> bytes | None:
-        series = (self.data.get("sysctl") or {}).get(name)
-        return None if series is None else bytes.fromhex(self.at(series, step))
-
-    def _gain(self, channel: dict[str, Any]) -> tuple[int, ...]:
-        """What one round adds to a channel's row: stamp, values. A stamp that stood all the time stands, so that what
-        its driver never published does not look new; with one instant everything stands."""
-        known = self._gains.get(id(channel))
-        if known is None:
-            rows = [row for row in channel["rows"] if row is not None]
-            columns = [[v for v in column if v != INT64_MIN] or [0] for column in zip(*rows)]
-            stamp, *gains = [max(0, column[-1] - column[0]) for column in columns]
-            if int(channel["unit"], 16) >> 56 in (2, 10):       # power, temperature: gauges
-                gains = [0] * len(gains)
-            elif stamp and _is_published(channel):
-                gains = [_span_gain([row for row in rows if row[1] != INT64_MIN], self.span, gains[0])]
-            known = self._gains[id(channel)] = (self.span if stamp else 0, *gains)
-        return known
-
-    def _carried_row(self, channel: dict[str, Any], row: Sequence[int], rounds: int) -> list[int]:
-        return [v if v == INT64_MIN else _signed(v + rounds * gain) for v, gain in zip(row, self._gain(channel))]
-
-    def row(self, channel: dict[str, Any], step: int) -> tuple[int, tuple[int, ...]] | None:
-        """(stamp, values) of an IOReport channel at a step; None when it is absent from that sample."""
-        instant, rounds = self._place(step)
-        row = (channel["rows"] or [None])[:instant + 1][-1]
-        if row is None:
-            return None
-        if rounds:
-            before, row = channel["rows"][-1], self._carried_row(channel, row, rounds)
-            if before is not None and _is_published(channel) and self._gain(channel)[0]:
-                held = self._carried_row(channel, before, rounds - 1)
-                # Until there is a newer publication, and one that the round's last instants would not have shown.
-                if row[0] <= max(held[0], self._ticks[-2] + (rounds - 1) * self.span):
-                    row = held
-        return row[0], tuple(row[1:])
-
-    # -- registry --
-
-    def _all_nodes(self) -> list[dict[str, Any]]:
-        """The registry entries, with one IOPlatformExpertDevice in any case."""
-        nodes: list[dict[str, Any]] = list(self.data.get("registry") or ())
-        if not any(node["class"] == _PLATFORM_CLASS for node in nodes):
-            taken = {node["id"] for node in nodes}
-            free = next(n for n in range(1 << 32, 1 << 33) if n not in taken)
-            nodes.append({"id": free, "class": _PLATFORM_CLASS, "name": _PLATFORM_CLASS, "parent": None})
-        return nodes
-
-    def tagged(self, node: dict[str, Any], key: str, step: int) -> Any:
-        """A property in tagged form, or None."""
-        if node["class"] == _PLATFORM_CLASS and key == "IOPlatformUUID":
-            return ["s", self.uuid()]
-        series = node.get("series", {}).get(key)
-        if series is None:
-            return node.get("properties", {}).get(key)
-        instant, rounds = self._place(step)
-        now = _last_at(series, instant)
-        return _grown_usage(now, series[0][1], series[-1][1], rounds) if rounds and key == "AppUsage" else now
-
-    def uuid(self) -> str:
-        """Stands for IOPlatformUUID, which no recording holds: made of what the file says of the Mac, which leaves out
-        what the file expects of this library."""
-        import hashlib
-        import json
-        said = {part: self.data.get(part) for part in _RECORDING_PARTS}
-        try:
-            content = json.dumps(said, sort_keys=True).encode("ascii")
-        except RecursionError:
-            raise _bad("%s is nested too deeply" % self.path) from None
-        text = hashlib.sha256(content).hexdigest()[:32].upper()
-        return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+    def at(self, said: Any, step: int) -> Any:
+        """What is said at a step: of a part that may change, at the instant of that step."""
+        return said.at(*self._place(step)) if isinstance(said, (_Changes, _Rows)) else said
 
 
 # ---- the sources, answered from a recording ----
@@ -3672,10 +3670,11 @@ def _unit_text(word: int) -> str:
 
 
 def _replayed_channel(raw: dict[str, Any]) -> _Channel:
-    driver, number, kind, unit = (int(raw[key], 16) for key in ("driver", "channel", "type", "unit"))
+    number, kind, unit = raw["channel"], raw["type"], raw["unit"]
     name = _channel_name(number) if raw["name"] is None else raw["name"]
     states = tuple(raw["states"]) if kind & 0xFF == _STATE else ()
-    return _Channel(driver, number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states, kind, unit)
+    return _Channel(raw["driver"], number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states, kind,
+                    unit)
 
 
 def _replay_speed(speed: float) -> float:
@@ -3721,7 +3720,7 @@ class _ReplayClock:
     def unix(self) -> float:
         r, step = self._recording, self.current()
         ran, slept = r.ticks(step) - r.ticks(0), r.slept(step) - r.slept(0)
-        return float(r.data["time"].get("unix", 0.0)) + ran / r.ticks_per_second + slept / 1e9
+        return float(r.said["time"]["unix"]) + ran / r.ticks_per_second + slept / 1e9
 
     def step(self) -> None:
         """A rate call or snapshot begins."""
@@ -3751,8 +3750,8 @@ class _ReplayedSubscription:
         self._recording, self._clock, self._raw, self.channels = recording, clock, raw, channels
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
-        step, row = self._clock.current(), self._recording.row
-        return [row(channel, step) for channel in self._raw]
+        step = self._clock.current()
+        return [self._recording.at(channel["rows"], step) for channel in self._raw]
 
 
 class _Replayed(_Sysctl):
@@ -3760,31 +3759,26 @@ class _Replayed(_Sysctl):
     Text and numbers of a sysctl are made of raw() as natively."""
 
     def __init__(self, recording: _Recording, clock: _ReplayClock) -> None:
-        def part(name: str) -> dict[str, Any]:
-            return recording.part(name) or {}
-        self._recording, self._clock, self._part = recording, clock, part
-        self._keys = {key: (size, kind) for key, kind, size in part("smc").get("keys", ())}
-        self._nodes = {node["id"]: node for node in recording.nodes}        # an entry is its id
-        self._processes = {p["pid"]: p for p in part("libproc").get("processes", ())}
+        self._recording, self._clock, self._said = recording, clock, recording.said
+        self._keys = {key: (size, kind) for key, kind, size in (self._said["smc"] or {}).get("keys", ())}
+        self._nodes = {node["id"]: node for node in self._said["registry"]}     # an entry is its id
+        self._processes = {p["pid"]: p for p in self._said["libproc"]["processes"]}
 
-    def _at(self, series: Sequence[Any] | None) -> Any:
-        return None if series is None else self._recording.at(series, self._clock.current())
-
-    def _bytes(self, series: Sequence[Any] | None) -> bytes | None:
-        return None if series is None else bytes.fromhex(self._at(series))
+    def _at(self, said: Any) -> Any:
+        return self._recording.at(said, self._clock.current())
 
     # -- registry --
 
     def services(self, class_name: str) -> list[int]:
         # User clients are not registered: matching never finds them (metrics.md 3.12).
         return [e for e, node in self._nodes.items() if not node["class"].endswith("UserClient")
-                and (node["class"] == class_name or class_name in node.get("conforms", ()))]
+                and (node["class"] == class_name or class_name in node["conforms"])]
 
     def named(self, name: str) -> list[int]:
-        return [e for e, node in self._nodes.items() if node.get("name") == name]
+        return [e for e, node in self._nodes.items() if node["name"] == name]
 
     def children(self, entry: int) -> list[int]:
-        return [e for e, node in self._nodes.items() if node.get("parent") == entry]
+        return [e for e, node in self._nodes.items() if node["parent"] == entry]
 
     def identity(self, entry: int) -> int:
         return entry
@@ -3793,7 +3787,7 @@ class _Replayed(_Sysctl):
         return str(self._nodes[entry]["class"])
 
     def get(self, entry: int, key: str) -> Any:
-        value = self._recording.tagged(self._nodes[entry], key, self._clock.current())
+        value = self._at(self._nodes[entry]["properties"].get(key))
         return None if value is None else _plain(value)
 
     def alive(self, entry: int) -> bool:
@@ -3803,11 +3797,11 @@ class _Replayed(_Sysctl):
 
     def subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
                   keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _ReplayedSubscription | None:
-        part, refused = self._part("ioreport"), ""
+        part, refused = self._said["ioreport"], ""
         chosen: dict[int, _Channel] = {}        # by position
         for group, subgroup in groups:
-            state = part.get("groups", {}).get(group)       # None: the group does not exist, and is skipped
-            found = {i: _replayed_channel(c) for i, c in enumerate(part.get("channels", ()))
+            state = part["groups"].get(group)       # None: the group does not exist, and is skipped
+            found = {i: _replayed_channel(c) for i, c in enumerate(part["channels"])
                      if state and c["group"] == group and subgroup in (None, c["subgroup"])}
             wanted = {i: c for i, c in found.items() if want(group, c.subgroup, c.name, c.unit) and i not in chosen}
             if state == "refuses" and (wanted or not found):
@@ -3824,9 +3818,9 @@ class _Replayed(_Sysctl):
     # -- SMC, HID --
 
     def _smc(self) -> Any:
-        part = self._recording.part("smc")
+        part = self._said["smc"]
         if part is None:
-            guest = (self._recording.sysctl("kern.hv_vmm_present", 0) or b"")[:1] == b"\x01"
+            guest = (self.raw("kern.hv_vmm_present") or b"")[:1] == b"\x01"
             raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE if guest else REASON_NO_SUCH_PART, "smc")
         return part
 
@@ -3841,19 +3835,20 @@ class _Replayed(_Sysctl):
         return self._keys.get(key)
 
     def read(self, key: str) -> bytes | None:
-        series = self._smc().get("values", {}).get(key)
-        if series is None and key == "#KEY":
+        changes = self._smc()["values"].get(key)
+        if changes is None and key == "#KEY":
             return self.count().to_bytes(4, "big")
-        if series is None and key in self._keys:
+        if changes is None and key in self._keys:
             raise self._recording.not_held("smc", "the value of the key " + key)
-        return self._bytes(series)
+        value: bytes | None = self._at(changes)
+        return value
 
     def temperatures(self) -> list[tuple[str, int, float | None]]:
         out = []
-        for service in self._part("hid").get("services", ()):
+        for service in self._said["hid"]["services"]:
             p = {key: _plain(value) for key, value in service["properties"].items()}
             if (p.get("PrimaryUsagePage", 0xFF00), p.get("PrimaryUsage", 5)) == (0xFF00, 5):
-                place, value = p.get("LocationID"), self._at(service.get("value"))
+                place, value = p.get("LocationID"), self._at(service["value"])
                 out.append((str(p.get("Product") or ""), place if type(place) is int else 0,
                             None if value is None else float(value)))
         return out
@@ -3861,25 +3856,25 @@ class _Replayed(_Sysctl):
     # -- sysctl, mach --
 
     def raw(self, name: str) -> bytes | None:
-        return self._bytes(self._part("sysctl").get(name))
+        value: bytes | None = self._at(self._said["sysctl"].get(name))
+        return value
 
     def _mach(self, field: str) -> Any:
-        if not self._part("mach"):
+        if self._said["mach"] is None:
             raise self._recording.not_held("mach", "it")
-        return self._part("mach")[field]
+        return self._said["mach"][field]
 
     def vm_statistics(self) -> bytes:
-        return bytes.fromhex(self._at(self._mach("vm_statistics64")))
+        return bytes(self._at(self._mach("vm_statistics64")))
 
     def cpu_ticks(self) -> bytes:
-        series = self._mach("cpu_load")
-        return self._recording.carried(series, self._clock.current(), range(0, len(series[0][1]) // 2, 4), 4)
+        return bytes(self._at(self._mach("cpu_load")))
 
     def page_size(self) -> int:
         return int(self._mach("page_size"))
 
     def timebase(self) -> tuple[int, int]:
-        numer, denom = self._recording.data["time"]["timebase"]
+        numer, denom = self._said["time"]["timebase"]
         return numer, denom
 
     # -- processes --
@@ -3895,42 +3890,42 @@ class _Replayed(_Sysctl):
         return path
 
     def short_info(self, pid: int) -> bytes | None:
-        return self._bytes(self._processes.get(pid, {}).get("short_info"))
+        value: bytes | None = self._at(self._processes.get(pid, {}).get("short_info"))
+        return value
 
     def task_info(self, pid: int) -> bytes:
-        return self._structure(pid, "task_info", _TASK_COUNTERS)
+        return self._structure(pid, "task_info")
 
     def rusage(self, pid: int) -> bytes:
-        return self._structure(pid, "rusage", _RUSAGE_COUNTERS)
+        return self._structure(pid, "rusage")
 
-    def _structure(self, pid: int, key: str, counters: tuple[int, ...]) -> bytes:
+    def _structure(self, pid: int, key: str) -> bytes:
         if pid not in self._processes:
             raise _fail(ERROR_NOT_FOUND, REASON_ABSENT, "libproc", "there is no process %d" % pid)
-        series = self._processes[pid].get(key)
-        if series is None:
+        changes = self._processes[pid][key]
+        if changes is None:
             raise _fail(ERROR_NO_PERMISSION, REASON_PERMISSION, "libproc")
-        return self._recording.carried(series, self._clock.current(), counters)
+        return bytes(self._at(changes))
 
     # -- the rest --
 
     def state(self, name: str) -> int:
-        series = self._part("notify").get(name)
-        if series is None:
+        if name not in self._said["notify"]:
             raise self._recording.not_held("notify", name)
-        return int(self._at(series))
+        return int(self._at(self._said["notify"][name]))
 
     def providing(self) -> str | None:
-        text: str | None = self._at(self._part("power").get("providing"))
+        text: str | None = self._at(self._said["power"]["providing"])
         return text
 
     def device(self, registry_id: int | None = None) -> dict[str, Any]:
-        devices, default = self._part("metal").get("devices", ()), self._part("metal").get("default")
+        devices, default = self._said["metal"]["devices"], self._said["metal"]["default"]
         found = [d for d in devices if len(devices) == 1 or registry_id in (None, d["registryID"])]
         if not found and (not devices or default is None):
             raise _fail(ERROR_NOT_READY, REASON_SOURCE_FAILED, "metal", "Metal gives no device to this process")
         device = (found or devices[default:])[0]
-        said = {key: device.get(key) for key in _METAL_ANSWERS}
-        return dict(said, families=tuple(device.get("supportsFamily:", ())))
+        said = {key: device[key] for key in _METAL_ANSWERS}
+        return dict(said, families=tuple(device["supportsFamily:"]))
 
 
 _METAL_ANSWERS = ("name", "registryID", "recommendedMaxWorkingSetSize", "maxBufferLength", "hasUnifiedMemory",

@@ -115,10 +115,6 @@ def c(signature, own=None, consumes=None):
 # ======================================================================================================================
 
 
-def number(value):
-    return int(value, 0) if isinstance(value, str) else int(value)
-
-
 def library():
     """pyapplegpu itself, under a name of its own: its section `recording` says what is true at a step."""
     import importlib.util
@@ -134,10 +130,10 @@ class Channel:
     """One IOReport channel of the recording."""
 
     def __init__(self, data):
-        self.data, self.driver, self.id = data, number(data["driver"]), number(data["channel"])
-        self.group, self.subgroup, self.name = data["group"], data.get("subgroup") or "", data.get("name")
-        self.type, self.unit = number(data["type"]), number(data["unit"])
-        self.format, self.states = self.type & 0xFF, tuple(data.get("states") or ())
+        self.rows, self.driver, self.id = data["rows"], data["driver"], data["channel"]
+        self.group, self.subgroup, self.name = data["group"], data["subgroup"], data["name"]
+        self.type, self.unit = data["type"], data["unit"]
+        self.format, self.states = self.type & 0xFF, tuple(data["states"])
         self.key = (self.driver, self.id)
         self.label = library()._unit_text(self.unit)
         self.parts, self.layout, self.entries = [], None, None
@@ -163,21 +159,18 @@ class Replay:
 
     def __init__(self, data):
         self.recording = recording = library()._Recording(data)
+        self.said = recording.said
         self.start = recording.ticks(0)
         self.rate = recording.ticks_per_second
-        self.numer, self.denom = data["time"]["timebase"]
+        self.numer, self.denom = self.said["time"]["timebase"]
         self.ticks, self.slept, self.at = recording.ticks, recording.slept, recording.at
-        self.channels = [Channel(entry) for entry in (recording.part("ioreport") or {}).get("channels", ())]
+        self.channels = [Channel(entry) for entry in self.said["ioreport"]["channels"]]
 
     def ns(self, step):
         return self.ticks(step) * 1000000000 // self.rate
 
     def row(self, channel, step):
-        return self.recording.row(channel.data, step)
-
-    def counters(self, series, step, offsets, width=8):
-        """A C structure with its counters carried over the rounds."""
-        return self.recording.carried(series, step, offsets, width)
+        return self.at(channel.rows, step)
 
 
 # ======================================================================================================================
@@ -297,7 +290,8 @@ class Mac:
 
     def __init__(self, recording=None, *, faults=(), speed=0.0, objc=None, allow=()):
         data = recording if isinstance(recording, dict) else load(recording)
-        self.recording, self.replay, self.speed = data, Replay(data), float(speed)
+        self.replay, self.speed = Replay(data), float(speed)
+        self.recording = self.replay.said
         self.calls, self.violations = collections.Counter(), []
         self.allow = set(allow)      # "second subscription", "second HID client"
         self.lock = threading.RLock()
@@ -368,9 +362,9 @@ class Mac:
         return self.replay.ns(step) + self.clock_offset + self.replay.slept(step) + self.slept_offset
 
     def unix(self):
-        step, clock = self.step(), self.recording["time"]
+        step = self.step()
         passed = self.replay.ns(step) - self.replay.ns(0) + self.replay.slept(step) - self.replay.slept(0)
-        return clock.get("unix", 0.0) + (passed + self.slept_offset + self.clock_offset) / 1e9
+        return self.recording["time"]["unix"] + (passed + self.slept_offset + self.clock_offset) / 1e9
 
     def at(self, series):
         return self.replay.at(series, self.step())
@@ -409,7 +403,7 @@ class Mac:
         if letter == "s":
             return self.new("CFString", value, maker, client, held)
         if letter == "x":
-            return self.new("CFData", bytes.fromhex(value) if isinstance(value, str) else value, maker, client, held)
+            return self.new("CFData", value, maker, client, held)
         if letter == "a":
             return self.new("CFArray", list(value), maker, client, held)
         if letter == "d":
@@ -610,8 +604,7 @@ class Mac:
         return any(fault.scope == scope and fault.name == name for fault in self.fault_list)
 
     def groups_refused(self):
-        groups = (self.recording.get("ioreport") or {}).get("groups", {})
-        refused = {name for name, state in groups.items() if state != "ok"}
+        refused = {name for name, state in self.recording["ioreport"]["groups"].items() if state != "ok"}
         return refused | {fault.name for fault in self.fault_list if fault.scope == "group" and fault.kind == "refuses"}
 
     def address(self, symbol):
@@ -683,7 +676,7 @@ class Mac:
             self.release(args[function.consumes], symbol)
         failure = FAILS.get(symbol)
         if fault.kind == "error" and failure is not None:
-            code = number(fault.value) if fault.value else failure[1]
+            code = int(fault.value, 0) if fault.value else failure[1]
             if failure[0] == "kr":
                 return signed32(code & 0xFFFFFFFF)
             ctypes.set_errno(code)
@@ -771,7 +764,6 @@ class Mac:
 
 def shortened(letter, value):
     if letter in ("s", "x") and value:
-        value = bytes.fromhex(value) if letter == "x" and isinstance(value, str) else value
         return value[:len(value) // 2 | (len(value) > 1)][:len(value) - 1]
     if letter == "a":
         return list(value)[:len(value) // 2]
@@ -1182,9 +1174,7 @@ class CoreFoundation:
             return {name: self.plain(inner) for name, inner in value.items()}
         if letter == "a":
             return [self.plain(inner) for inner in value]
-        if letter == "x":
-            return bytes.fromhex(value) if isinstance(value, str) else value
-        return float(value) if letter[0] == "f" else bool(value) if letter == "b" else value
+        return value
 
     @c("p p p q Q p", own="+1")
     def CFPropertyListCreateData(self, allocator, plist, form, options, error):
@@ -1214,9 +1204,8 @@ class CoreFoundation:
 
 class Entry:
     def __init__(self, data):
-        self.data, self.id, self.cls, self.name = data, data["id"], data["class"], data.get("name") or data["class"]
-        self.conforms, self.parent = data.get("conforms") or [], data.get("parent")
-        self.properties, self.series = data.get("properties") or {}, data.get("series") or {}
+        self.id, self.cls, self.name = data["id"], data["class"], data["name"] or data["class"]
+        self.conforms, self.parent, self.properties = data["conforms"], data["parent"], data["properties"]
 
     def is_a(self, name):
         return name in (self.cls, "IOService", "IORegistryEntry", "OSObject") or name in self.conforms
@@ -1229,21 +1218,21 @@ class IOKit:
         self.mac = mac
 
     def start(self):
-        self.entries = [Entry(data) for data in self.mac.replay.recording.nodes]
-        self.smc = self.mac.recording.get("smc")
+        self.entries = [Entry(data) for data in self.mac.recording["registry"]]
+        self.smc = self.mac.recording["smc"]
         if self.smc and not any(entry.is_a("AppleSMC") for entry in self.entries):
-            self.entries.append(Entry({"id": 0x1000001F0, "class": "AppleSMCKeysEndpoint", "conforms": ["AppleSMC"], "name": "AppleSMCKeysEndpoint"}))
+            self.entries.append(Entry({"id": 0x1000001F0, "class": "AppleSMCKeysEndpoint", "conforms": ["AppleSMC"], "name": None,
+                                       "parent": None, "properties": {}}))
         if self.smc:
             self.smc_info = {name: (kind, size) for name, kind, size in self.smc["keys"]}
             self.smc_order = [name for name, kind, size in self.smc["keys"]]
 
     def properties(self, entry):
-        names = list(entry.properties) + [name for name in entry.series if name not in entry.properties]
-        found = {name: self.property(entry, name) for name in names}
+        found = {name: self.property(entry, name) for name in entry.properties}
         return {name: value for name, value in found.items() if value is not None}
 
     def property(self, entry, name):
-        return self.mac.replay.recording.tagged(entry.data, name, self.mac.step())
+        return self.mac.at(entry.properties.get(name))
 
     def give(self, entry, maker):
         return self.mac.new_port("io_object_t", entry, "%s (%s)" % (maker, entry.cls))
@@ -1477,7 +1466,7 @@ class IOKit:
             out[40] = 0x87      # the size must be the key's own
             return
         series = self.smc["values"].get(name)
-        value = bytes.fromhex(self.mac.at(series)) if series else None
+        value = self.mac.at(series) if series else None
         if value is None and name == "#KEY":
             value = struct.pack(">I", len(self.smc_order))
         if value is None:
@@ -1525,7 +1514,7 @@ class HID:
         if client.info is not None:
             wanted = {key: mac.entry(client.info, key).value for key in mac.content(client.info)}
         found = []
-        for service in (mac.recording.get("hid") or {}).get("services", ()):
+        for service in mac.recording["hid"]["services"]:
             properties = service["properties"]
             if all(key in properties and properties[key][1] == value for key, value in wanted.items()):
                 found.append(service)
@@ -1549,7 +1538,7 @@ class HID:
     def IOHIDServiceClientCopyEvent(self, ref, kind, options, stamp):
         service = self.mac.obj(ref, "IOHIDServiceClient").info
         own = 25 if service["properties"].get("PrimaryUsagePage", [0, 0])[1] == 0xFF08 else 15
-        value = self.mac.at(service["value"]) if service.get("value") else None
+        value = self.mac.at(service["value"]) if service["value"] else None
         if value is None or kind != own:
             return None
         made = self.mac.new("IOHIDEvent", None, "IOHIDServiceClientCopyEvent")
@@ -1570,7 +1559,7 @@ class PowerSources:
 
     @c("p", own="+1")
     def IOPSCopyPowerSourcesInfo(self):
-        if not self.mac.recording.get("power"):
+        if self.mac.recording["power"]["providing"] is None:
             return None
         return self.mac.new("IOPSBlob", None, "IOPSCopyPowerSourcesInfo").addr
 
@@ -1582,7 +1571,7 @@ class PowerSources:
     @c("p p", own="+0")
     def IOPSGetProvidingPowerSourceType(self, blob):
         found = self.mac.obj(blob, "IOPSBlob") if blob else None
-        text = self.mac.at((self.mac.recording.get("power") or {}).get("providing") or [[0, "AC Power"]])
+        text = self.mac.at(self.mac.recording["power"]["providing"])
         if found is None:
             return self.mac.libraries[0].constant(text)
         found.value = found.value or [self.mac.new("CFString", text, "IOPSGetProvidingPowerSourceType", 0, 1)]
@@ -1601,13 +1590,13 @@ class IOReport:
         self.mac, self.taken = mac, {}
 
     def start(self):
-        self.groups = (self.mac.recording.get("ioreport") or {}).get("groups", {})
+        self.groups = self.mac.recording["ioreport"]["groups"]
         self.everything = list(self.mac.replay.channels)
         listed = {channel.group for channel in self.everything}
         for group, state in self.groups.items():
             if state != "ok" and group not in listed:      # known to be refused, its channels not recorded
                 self.everything += [Channel({"driver": 1, "channel": number, "group": group, "subgroup": "Perf Counters", "name": name, "type": 0x1000010001,
-                                             "unit": 0x0900820000000000, "rows": [None]}) for number, name in enumerate(("DCS RD", "DCS WR"))]
+                                             "unit": 0x0900820000000000, "states": (), "rows": None}) for number, name in enumerate(("DCS RD", "DCS WR"))]
         self.items_at, self.items = None, {}
 
     def forked(self):
@@ -1868,7 +1857,7 @@ class System:
         self.mac, self.host, self.blocks, self.tokens = mac, None, {}, {}
 
     def start(self):
-        self.processes = {process["pid"]: process for process in (self.mac.recording.get("libproc") or {}).get("processes", ())}
+        self.processes = {process["pid"]: process for process in self.mac.recording["libproc"]["processes"]}
 
     def forked(self):
         self.host, self.tokens = None, {}
@@ -1886,11 +1875,10 @@ class System:
     def sysctlbyname(self, name, old, length, new, new_length):
         if new:
             raise Violation("sysctlbyname writes %s" % self.mac.text(name))
-        series = (self.mac.recording.get("sysctl") or {}).get(self.mac.text(name).decode())
-        value = self.mac.at(series) if series else None
-        if value is None:
+        changes = self.mac.recording["sysctl"].get(self.mac.text(name).decode())
+        if changes is None:
             return self.fail(errno.ENOENT)
-        data = bytes.fromhex(value)
+        data = self.mac.at(changes)
         if self.mac.short:
             data = data[:len(data) // 2]
         if not length:
@@ -1930,7 +1918,7 @@ class System:
             return 4      # KERN_INVALID_ARGUMENT
         if not buffer or not count:
             raise Violation("NULL where Apple's code crashes: host_statistics64")
-        data = bytes.fromhex(self.mac.at(self.mac.recording["mach"]["vm_statistics64"]))
+        data = self.mac.at(self.mac.recording["mach"]["vm_statistics64"])
         if self.mac.short:
             data = data[:len(data) // 8 * 4]
         room = ctypes.c_uint32.from_address(count)
@@ -1953,8 +1941,7 @@ class System:
         self.mac.port(host, "host port")
         if flavor != 2:
             return 4
-        series = self.mac.recording["mach"]["cpu_load"]
-        data = self.mac.replay.counters(series, self.mac.step(), range(0, len(series[0][1]) // 2, 4), 4)
+        data = self.mac.at(self.mac.recording["mach"]["cpu_load"])
         if self.mac.short:
             data = data[:len(data) // 2]
         block = ctypes.create_string_buffer(data, max(1, len(data)))
@@ -2016,17 +2003,16 @@ class System:
             return self.fail(errno.ESRCH, 0)
         if name is None:
             return self.fail(errno.EINVAL, 0)
-        if process.get(name) is None:
+        if process[name] is None:
             return self.fail(errno.EPERM, 0)
         if size < length:
             return self.fail(errno.ENOMEM, 0)
-        counters = library()._TASK_COUNTERS if flavor == 4 else ()
-        return self.fill(buffer, length, self.mac.replay.counters(process[name], self.mac.step(), counters))
+        return self.fill(buffer, length, self.mac.at(process[name]))
 
     @c("i i p I")
     def proc_pidpath(self, pid, buffer, size):
         process = self.processes.get(pid)
-        if process is None or not process.get("path"):
+        if process is None or not process["path"]:
             return self.fail(errno.ESRCH, 0)
         if size > 4096:
             return self.fail(errno.EOVERFLOW, 0)
@@ -2050,10 +2036,10 @@ class System:
         process = self.processes.get(pid)
         if process is None:
             return self.fail(errno.ESRCH)
-        if process.get("rusage") is None:
+        if process["rusage"] is None:
             return self.fail(errno.EPERM)
         sizes = {0: 96, 1: 144, 2: 160, 3: 232, 4: 296, 5: 304, 6: 464}
-        data = self.mac.replay.counters(process["rusage"], self.mac.step(), library()._RUSAGE_COUNTERS)
+        data = self.mac.at(process["rusage"])
         if flavor not in sizes or sizes[flavor] > max(len(data), 296):
             return self.fail(errno.EINVAL)
         self.fill(buffer, sizes[flavor], data)
@@ -2075,8 +2061,8 @@ class System:
     def notify_get_state(self, token, slot):
         if token not in self.tokens:
             raise Violation("bad handle: notify token %d" % token)
-        series = (self.mac.recording.get("notify") or {}).get(self.tokens[token])
-        self.mac.put(slot, struct.pack("<Q", self.mac.at(series) if series else 0))
+        changes = self.mac.recording["notify"].get(self.tokens[token])
+        self.mac.put(slot, struct.pack("<Q", self.mac.at(changes) if changes else 0))
         return 0
 
     @c("I/i i")
@@ -2117,8 +2103,8 @@ class ObjC:
         self.sends = {}
 
     def start(self):
-        metal = self.mac.recording.get("metal") or {}
-        self.devices, self.default = metal.get("devices") or [], metal.get("default")
+        metal = self.mac.recording["metal"]
+        self.devices, self.default = metal["devices"], metal["default"]
         for name in ("NSObject", "NSString", "NSArray", "NSAutoreleasePool", "NSProcessInfo", "MTLFakeDevice", "MTLArchitecture"):
             self.class_of(name)
 
@@ -2555,7 +2541,7 @@ class Patches:
         self.set(platform, "machine", lambda: "arm64")
         self.set(platform, "system", lambda: "Darwin")
         self.set(platform, "processor", lambda: "arm")
-        version = str(mac.recording.get("macos", "27.0"))
+        version = mac.recording["macos"] or "27.0"
         self.set(platform, "mac_ver", lambda release="", versioninfo=("", "", ""), machine="": (version, ("", "", ""), "arm64"))
         real_uname = os.uname()
         self.set(os, "uname", lambda: os.uname_result(("Darwin", real_uname.nodename, "25.0.0", "Darwin Kernel Version", "arm64")))

@@ -481,7 +481,7 @@ def uninstall():
 def attach(mac):
     """Give a running fakemac.Mac the whole of Metal, with the device of its recording."""
     fake = install(platform=False)
-    devices = (mac.recording.get("metal") or {}).get("devices") or []
+    devices = mac.recording["metal"]["devices"]
     if devices:
         fake.device(devices[0])
     else:
