@@ -45,13 +45,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from array import array
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from functools import partial
     from typing import Any, NamedTuple, NoReturn, TypeVar
 
     _Pure = TypeVar("_Pure", bound=Callable[..., Any])
-    _Shape = tuple[Any, ...]            # of an untrusted value: the function that reads it, and its limits
+    _Shape = Callable[[Any], Any]       # of an untrusted value; reads it, or raises what is wrong with it
     _Field = tuple[str, str, str, str]  # a row of _query_table: heading, source, unit, what it is
 
 if not TYPE_CHECKING:
+    from _functools import partial      # what functools would give, without its imports
+
     def array(code, values):
         """array.array, imported at its first use: it brings collections along, a fifth of what importing this file costs."""
         global array
@@ -3153,13 +3156,7 @@ _PLATFORM_CLASS = "IOPlatformExpertDevice"
 
 # ---- counters go on when a recording starts again: each is carried forward by what it gained in the whole recording ----
 
-# Counters by their offset in a C structure (facts: xnu proc_info.h, resource.h).
-_TASK_COUNTERS = (16, 24)                                       # proc_taskinfo: total_user, total_system
-_RUSAGE_COUNTERS = (16, 24, 248, 256, 264, 272, 288,            # rusage_info_v4: times, instructions, cycles, energy
-                    304, 312, 320, 328, 336, 344)               # v6: P-core times, instructions, cycles, energy_nj
-
-
-def _grown_structure(now: bytes, first: bytes, last: bytes, rounds: int, offsets: tuple[int, ...]) -> bytes:
+def _grown_structure(offsets: tuple[int, ...], now: bytes, first: bytes, last: bytes, rounds: int) -> bytes:
     """A C structure, its 64-bit counters at `offsets` carried forward; they never fall."""
     out = bytearray(now)
     for at in offsets:
@@ -3167,6 +3164,13 @@ def _grown_structure(now: bytes, first: bytes, last: bytes, rounds: int, offsets
             value, a, b = (int.from_bytes(raw[at:at + 8], "little") for raw in (now, first, last))
             out[at:at + 8] = ((value + rounds * max(0, b - a)) % (1 << 64)).to_bytes(8, "little")
     return bytes(out)
+
+
+# Where the counters are (facts: xnu proc_info.h, resource.h).
+_grown_task = partial(_grown_structure, (16, 24))               # proc_taskinfo: total_user, total_system
+_grown_rusage = partial(_grown_structure, (
+    16, 24, 248, 256, 264, 272, 288,                            # rusage_info_v4: times, instructions, cycles, energy
+    304, 312, 320, 328, 336, 344))                              # v6: P-core times, instructions, cycles, energy_nj
 
 
 def _grown_words(now: bytes, first: bytes, last: bytes, rounds: int) -> bytes:
@@ -3220,35 +3224,33 @@ def _need(fine: bool, what: str) -> None:
         raise _Wrong(what)
 
 
-def _read_by(value: Any, shape: _Shape) -> Any:
-    """A shape is one of the functions below with what it is told of a value. It returns what the player uses, or says what
-    is wrong."""
-    function, *told = shape
-    return function(value, *told)
-
-
 def _read_all(items: Iterable[tuple[Any, _Shape, Any]]) -> dict[Any, Any]:
-    """The values of a container, given as (key, shape, value)."""
+    """The values of a container, given as (key, shape, value). A shape is one of the functions below, told its limits: it
+    returns what the player uses, or says what is wrong."""
     out: dict[Any, Any] = {}
     key = None
     try:
         for key, shape, value in items:
-            out[key] = shape[0](value, *shape[1:])
+            out[key] = shape(value)
     except _Wrong as wrong:
         wrong.args += (str(key)[:64],)
         raise
     return out
 
 
-def _read_number(value: Any, low: float, high: float, *kinds: type) -> Any:
-    if type(value) not in (kinds or (int,)) or not low <= value <= high:
-        raise _Wrong("is not a %snumber from %s to %s" % ("" if kinds else "whole ", low, high))
+def _read_number(low: float, high: float, value: Any) -> Any:
+    if type(value) is not int or not low <= value <= high:
+        raise _Wrong("is not a whole number from %d to %d" % (low, high))
     return value
 
 
-def _read_text(value: Any, most: int, or_null: bool = False) -> str | None:
-    if value is None and or_null:
-        return None
+def _read_real(low: float, high: float, value: Any) -> float:
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise _Wrong("is not a number from %g to %g" % (low, high))
+    return float(value)
+
+
+def _read_text(most: int, value: Any) -> str:
     if type(value) is not str or len(value) > most:
         raise _Wrong("is not text of at most %d characters" % most)
     if not value.isprintable() and any(c < " " or "\x7f" <= c < "\xa0" or "\ud800" <= c < "\ue000" for c in value):
@@ -3256,12 +3258,16 @@ def _read_text(value: Any, most: int, or_null: bool = False) -> str | None:
     return value
 
 
-def _read_choice(value: Any, *allowed: Any) -> Any:
+def _read_name_or_null(value: Any) -> str | None:
+    return None if value is None else _read_text(256, value)
+
+
+def _read_choice(allowed: tuple[Any, ...], value: Any) -> Any:
     _need(type(value) is type(allowed[0]) and value in allowed, "is not one of " + ", ".join(map(repr, allowed)))
     return value
 
 
-def _read_hex(value: Any, least: int, most: int, multiple: int = 1) -> bytes:
+def _read_hex(least: int, most: int, multiple: int, value: Any) -> bytes:
     try:
         data = bytes.fromhex(value) if type(value) is str else None
     except ValueError:
@@ -3278,65 +3284,61 @@ def _read_word(value: Any) -> int:
     return int(digits, 16)
 
 
-def _read_list(value: Any, shape: _Shape, least: int, most: int) -> list[Any]:
+def _read_list(shape: _Shape, least: int, most: int, value: Any) -> list[Any]:
     _need(type(value) is list and least <= len(value) <= most, "is not a list of %d to %d" % (least, most))
-    return list(_read_all((i, shape, item) for i, item in enumerate(value)).values())
+    return list(_read_all([(i, shape, item) for i, item in enumerate(value)]).values())
 
 
-def _read_numbers(value: Any, instants: int) -> list[list[int] | None]:
+def _read_numbers(instants: int, value: Any) -> list[list[int] | None]:
     """One row of 64-bit numbers or null per instant. They are most of a recording: looked at all together, one by one
     only to say which is wrong."""
     from itertools import chain
     _need(type(value) is list and len(value) <= instants, "is not a list of 0 to %d" % instants)
-    rows = [row for row in value if row is not None]
-    flat: list[Any] = list(chain.from_iterable(rows)) if set(map(type, rows)) <= {list} else [""]
-    if (set(map(type, flat)) - {int} or not INT64_MIN <= min(flat, default=0) <= max(flat, default=0) < -INT64_MIN
-            or not set(map(len, rows)) <= set(range(2, 1026))):
-        shape = _read_list, (_read_number, INT64_MIN, -INT64_MIN - 1), 2, 1025
-        _read_all((i, shape, row) for i, row in enumerate(value) if row is not None)
+    rows: list[Any] = [row for row in value if row is not None]
+    sizes = list(map(len, rows)) if set(map(type, rows)) <= {list} else [0]
+    flat: list[Any] = list(chain.from_iterable(rows)) if {2 <= size <= 1025 for size in sizes} <= {True} else [""]
+    if set(map(type, flat)) - {int} or not INT64_MIN <= min(flat, default=0) <= max(flat, default=0) < -INT64_MIN:
+        one_row = partial(_read_list, partial(_read_number, INT64_MIN, -INT64_MIN - 1), 2, 1025)
+        _read_all((i, one_row, row) for i, row in enumerate(value) if row is not None)
     return list(value)
 
 
-def _read_table(value: Any, shape: _Shape, most: int = 4096) -> dict[str, Any]:
+def _read_table(shape: _Shape, most: int, value: Any) -> dict[str, Any]:
     _need(type(value) is dict and len(value) <= most, "is not an object of at most %d" % most)
     for key in value:
-        _read_text(key, 256)
-    return _read_all((key, shape, item) for key, item in value.items())
+        _read_text(256, key)
+    return _read_all([(key, shape, item) for key, item in value.items()])
 
 
 def _object(fields: dict[str, _Shape]) -> _Shape:
-    """The shape of an object with these fields. Those spelt with a ? may be missing or null: then a list or table is empty
-    and all else None. Other fields are not looked at."""
+    """An object with these fields. Those spelt with a ? may be missing or null: then a list or table is empty and all else
+    None. Other fields are not looked at."""
     empty: dict[Any, Any] = {_read_list: (), _read_table: {}}
-    shapes = {key.rstrip("?"): shape for key, shape in fields.items()}
-    return _read_object, shapes, {key[:-1]: empty.get(shape[0]) for key, shape in fields.items() if key[-1] == "?"}
+    absent = {key[:-1]: empty.get(getattr(shape, "func", None)) for key, shape in fields.items() if key[-1] == "?"}
+    return partial(_read_object, {key.rstrip("?"): shape for key, shape in fields.items()}, absent)
 
 
-def _read_object(value: Any, shapes: dict[str, _Shape], absent: dict[str, Any]) -> dict[str, Any]:
+def _read_object(shapes: dict[str, _Shape], absent: dict[str, Any], value: Any) -> dict[str, Any]:
     _need(type(value) is dict, "is not an object")
     for key in shapes.keys() - absent.keys() - value.keys():
         raise _Wrong("has no %r" % key)
-    said = [(key, shape, value[key]) for key, shape in shapes.items() if value.get(key) is not None or key not in absent]
-    return {**absent, **_read_all(said)}
+    here = [(key, shapes[key], item) for key, item in value.items() if key in shapes and (item is not None or key not in absent)]
+    return {**absent, **_read_all(here)}
 
 
 class _Changes(NamedTuple):
-    """What is said at some instants, each until the next. Counters in it are carried forward by `grown`, a function and
-    what it is told after (value, first, last, rounds)."""
+    """What is said at some instants, each until the next; `grown` carries counters in it forward."""
     instants: list[int]
     values: list[Any]
-    grown: _Shape
+    grown: Callable[..., Any] | None        # of the value now, the first, the last, how many rounds
 
     def at(self, instant: int, rounds: int) -> Any:
         from bisect import bisect_right
         value = self.values[bisect_right(self.instants, instant) - 1]
-        if not rounds or not self.grown:
-            return value
-        grow, *told = self.grown
-        return grow(value, self.values[0], self.values[-1], rounds, *told)
+        return self.grown(value, self.values[0], self.values[-1], rounds) if rounds and self.grown else value
 
 
-def _read_series(value: Any, instants: int, shape: _Shape, grown: _Shape) -> _Changes:
+def _read_series(instants: int, shape: _Shape, grown: Callable[..., Any] | None, value: Any) -> _Changes:
     if type(value) is not list or not 1 <= len(value) <= instants:
         raise _Wrong("is not a list of 1 to %d [instant, value] pairs" % instants)
     before = -1
@@ -3346,33 +3348,31 @@ def _read_series(value: Any, instants: int, shape: _Shape, grown: _Shape) -> _Ch
         if not before < pair[0] < instants or (i == 0 and pair[0]):
             raise _Wrong("must name instants from 0 to %d in ascending order, the first 0" % (instants - 1))
         before = pair[0]
-    said = _read_all((instant, shape, item) for instant, item in value)
+    said = _read_all([(instant, shape, item) for instant, item in value])
     return _Changes(list(said), list(said.values()), grown)
 
 
-def _read_cf(value: Any, depth: int = 0) -> list[Any]:
+def _read_cf(depth: int, value: Any) -> list[Any]:
     """A Core Foundation value in tagged form: ["s", text], ["i64", number], ["x", hex], ["a", [...]] ..."""
     if type(value) is not list or len(value) != 2 or type(value[0]) is not str or depth > 16:
         raise _Wrong("is not a [type, value] pair")
     kind, inner = value
     if kind == "a":
-        return [kind, _read_list(inner, (_read_cf, depth + 1), 0, 65536)]
+        return [kind, _read_list(partial(_read_cf, depth + 1), 0, 65536, inner)]
     if kind == "d":
-        return [kind, _read_table(inner, (_read_cf, depth + 1))]
+        return [kind, _read_table(partial(_read_cf, depth + 1), 4096, inner)]
     _need(kind in _CF_SHAPES, "has the unknown type %.16r" % kind)
-    inner = _read_by(inner, _CF_SHAPES[kind])
-    if kind in _CF_WIDTHS:
-        inner = _signed(inner, _CF_WIDTHS[kind])
-    elif kind in ("f32", "f64"):
-        inner = float(inner) if kind == "f64" else struct.unpack("<f", struct.pack("<f", inner))[0]
-    return [kind, inner]
+    inner = _CF_SHAPES[kind](inner)
+    if kind == "f32":
+        inner = struct.unpack("<f", struct.pack("<f", inner))[0]
+    return [kind, _signed(inner, _CF_WIDTHS[kind]) if kind in _CF_WIDTHS else inner]
 
 
 _CF_WIDTHS = {"i8": 8, "i16": 16, "i32": 32, "i64": 64}
 _CF_SHAPES: dict[str, _Shape] = {
-    "s": (_read_text, 4096), "b": (_read_choice, True, False), "x": (_read_hex, 0, 1 << 20),
-    "f32": (_read_number, -3.4e38, 3.4e38, int, float), "f64": (_read_number, -1e300, 1e300, int, float),
-    **{kind: (_read_number, -(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
+    "s": partial(_read_text, 4096), "b": partial(_read_choice, (True, False)), "x": partial(_read_hex, 0, 1 << 20, 1),
+    "f32": partial(_read_real, -3.4e38, 3.4e38), "f64": partial(_read_real, -1e300, 1e300),
+    **{kind: partial(_read_number, -(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
 
 
 def _plain(tagged: list[Any]) -> Any:
@@ -3386,7 +3386,7 @@ def _plain(tagged: list[Any]) -> Any:
 def _read_smc_key(value: Any) -> list[Any]:
     _need(type(value) is list and [type(v) for v in value] == [str, str, int] and len(value[0]) == len(value[1]) == 4
           and 0 <= value[2] <= 128, "is not an SMC key: [four characters, four characters, size]")
-    _read_text(value[0] + value[1], 8)
+    _read_text(8, value[0] + value[1])
     return list(value)
 
 
@@ -3427,13 +3427,13 @@ class _Rows:
         return [self.span if stamp else 0, *gains]
 
 
-def _read_node(value: Any, fields: _Shape) -> dict[str, Any]:
-    node: dict[str, Any] = _read_by(value, fields)
+def _read_node(fields: _Shape, value: Any) -> dict[str, Any]:
+    node: dict[str, Any] = fields(value)
     return dict(node, properties={**node["properties"], **node.pop("series")})
 
 
-def _read_channel(value: Any, fields: _Shape, ticks: list[int]) -> dict[str, Any]:
-    channel: dict[str, Any] = _read_by(value, fields)
+def _read_channel(fields: _Shape, ticks: list[int], value: Any) -> dict[str, Any]:
+    channel: dict[str, Any] = fields(value)
     kind, states, rows = channel["type"] & 0xFF, channel["states"], channel["rows"]
     _need(kind in (1, 3) or (kind == 2 and states), "is of no known format, or a state channel without states")
     sizes = {len(row) for row in rows if row is not None}
@@ -3445,42 +3445,47 @@ def _read_channel(value: Any, fields: _Shape, ticks: list[int]) -> dict[str, Any
 
 def _recording_shape(ticks: list[int]) -> _Shape:
     """What a recording with these instants must look like."""
-    def series(shape: _Shape, *grown: Any) -> _Shape:
-        return _read_series, len(ticks), shape, grown
+    def series(shape: _Shape, grown: Callable[..., Any] | None = None) -> _Shape:
+        return partial(_read_series, len(ticks), shape, grown)
 
-    def structure(least: int, most: int, *grown: Any, multiple: int = 1) -> _Shape:
-        return series((_read_hex, least, most, multiple), *grown)
-    name, label, number = (_read_text, 256), (_read_text, 128), (_read_number, 0, (1 << 64) - 1)
-    size, table, word = (_read_number, 0, (1 << 63) - 1), (_read_table, (_read_cf,)), (_read_word,)
-    node = _read_node, _object({
-        "id": number, "class": name, "name?": name, "conforms?": (_read_list, name, 0, 64), "parent?": number,
-        "properties?": table, "series?": (_read_table, series((_read_cf,), _grown_usage))})
+    def structure(least: int, most: int, grown: Callable[..., Any] | None = None, multiple: int = 1) -> _Shape:
+        return series(partial(_read_hex, least, most, multiple), grown)
+
+    def listed(shape: _Shape, most: int = 20000, least: int = 0) -> _Shape:
+        return partial(_read_list, shape, least, most)
+
+    def table(shape: _Shape, most: int = 4096) -> _Shape:
+        return partial(_read_table, shape, most)
+    name, label, number = partial(_read_text, 256), partial(_read_text, 128), partial(_read_number, 0, (1 << 64) - 1)
+    size, property = partial(_read_number, 0, (1 << 63) - 1), partial(_read_cf, 0)
+    node = _object({
+        "id": number, "class": name, "name?": name, "conforms?": listed(name, 64), "parent?": number,
+        "properties?": table(property), "series?": table(series(property, _grown_usage))})
     channel = _object({
-        "driver": word, "channel": word, "group": label, "subgroup": label, "name?": label, "type": word, "unit": word,
-        "rows": (_read_numbers, len(ticks)), "states?": (_read_list, label, 1, 1024)})
+        "driver": _read_word, "channel": _read_word, "group": label, "subgroup": label, "name?": label, "type": _read_word,
+        "unit": _read_word, "rows": partial(_read_numbers, len(ticks)), "states?": listed(label, 1024, 1)})
     process = _object({
-        "pid": (_read_number, -1, (1 << 31) - 1), "name?": name, "path?": (_read_text, 1024),
-        "short_info?": structure(64, 256), "task_info?": structure(96, 256, _grown_structure, _TASK_COUNTERS),
-        "rusage?": structure(296, 1024, _grown_structure, _RUSAGE_COUNTERS)})
+        "pid": partial(_read_number, -1, (1 << 31) - 1), "name?": name, "path?": partial(_read_text, 1024),
+        "short_info?": structure(64, 256), "task_info?": structure(96, 256, _grown_task),
+        "rusage?": structure(296, 1024, _grown_rusage)})
     device = _object({
         "name": name, "registryID": number, "recommendedMaxWorkingSetSize?": size, "maxBufferLength?": size,
-        "hasUnifiedMemory?": (_read_choice, True, False), "maxThreadgroupMemoryLength?": size, "architecture?": name,
-        "supportsFamily:?": (_read_list, (_read_number, 0, 99999), 0, 256)})
+        "hasUnifiedMemory?": partial(_read_choice, (True, False)), "maxThreadgroupMemoryLength?": size,
+        "architecture?": name, "supportsFamily:?": listed(partial(_read_number, 0, 99999), 256)})
     return _object({
-        "registry": (_read_list, node, 0, 20000),
-        "ioreport": _object({"groups": (_read_table, (_read_choice, "ok", "refuses")),
-                             "channels": (_read_list, (_read_channel, channel, ticks), 0, 20000)}),
-        "smc?": _object({"keys": (_read_list, (_read_smc_key,), 0, 20000),
-                         "values?": (_read_table, structure(0, 128), 20000)}),
-        "hid": _object({"services": (_read_list, _object({
-            "properties": table, "value?": series((_read_number, -1e9, 1e9, int, float))}), 0, 4096)}),
-        "sysctl?": (_read_table, structure(0, 4096)),
-        "mach?": _object({"page_size": (_read_number, 1, 1 << 30), "vm_statistics64": structure(152, 4096, multiple=4),
-                          "cpu_load": structure(16, 65536, _grown_words, multiple=16)}),
-        "libproc": _object({"processes": (_read_list, process, 0, 20000)}),
-        "notify?": (_read_table, series(number)),
-        "power": _object({"providing?": series((_read_text, 256, True))}),
-        "metal": _object({"devices": (_read_list, device, 0, 64), "default?": (_read_number, 0, 63)}),
+        "registry": listed(partial(_read_node, node)),
+        "ioreport": _object({"groups": table(partial(_read_choice, ("ok", "refuses"))),
+                             "channels": listed(partial(_read_channel, channel, ticks))}),
+        "smc?": _object({"keys": listed(_read_smc_key), "values?": table(structure(0, 128), 20000)}),
+        "hid": _object({"services": listed(_object({
+            "properties": table(property), "value?": series(partial(_read_real, -1e9, 1e9))}), 4096)}),
+        "sysctl?": table(structure(0, 4096)),
+        "mach?": _object({"page_size": partial(_read_number, 1, 1 << 30), "vm_statistics64": structure(152, 4096, None, 4),
+                          "cpu_load": structure(16, 65536, _grown_words, 16)}),
+        "libproc": _object({"processes": listed(process)}),
+        "notify?": table(series(number)),
+        "power": _object({"providing?": series(_read_name_or_null)}),
+        "metal": _object({"devices": listed(device, 64), "default?": partial(_read_number, 0, 63)}),
         "title?": name, "macos?": name, "chip?": name,
     })
 
@@ -3492,10 +3497,10 @@ _NOTHING_SAID = {"registry": [], "ioreport": {"groups": {}, "channels": []}, "hi
 
 def _read_time(value: Any) -> dict[str, Any]:
     """Before everything else: it says how many instants there are."""
-    moments = _read_list, (_read_number, 0, 1 << 56), 1, 100000
-    clock = _read_by(value, _object({
-        "timebase": (_read_list, (_read_number, 1, 1 << 31), 2, 2), "ticks": moments, "slept?": moments,
-        "unix?": (_read_number, 0, 1e11, int, float)}))
+    moments = partial(_read_list, partial(_read_number, 0, 1 << 56), 1, 100000)
+    clock: dict[str, Any] = _object({
+        "timebase": partial(_read_list, partial(_read_number, 1, 1 << 31), 2, 2), "ticks": moments, "slept?": moments,
+        "unix?": partial(_read_real, 0, 1e11)})(value)
     ticks, slept = clock["ticks"], clock["slept"]
     _need(ticks == sorted(set(ticks)), "must have ascending ticks")
     _need(not slept or (len(slept) == len(ticks) and slept == sorted(slept)),
@@ -3524,9 +3529,9 @@ def _read_recording(data: Any) -> dict[str, Any]:
     _need(type(data) is dict and type(data.get("format")) is int, "is not a recording: it has no \"format\"")
     _need(data["format"] == _RECORDING_FORMAT, "has format %d; this version reads format %d%s" % (
         data["format"], _RECORDING_FORMAT, ", get a newer pyapplegpu" * (data["format"] > _RECORDING_FORMAT)))
-    clock: dict[str, Any] = _read_by(data, _object({"time": (_read_time,)}))
+    clock: dict[str, Any] = _object({"time": _read_time})(data)
     parts = {**_NOTHING_SAID, **{key: part for key, part in data.items() if part is not None}}
-    said: dict[str, Any] = _read_by(parts, _recording_shape(clock["time"]["ticks"]))
+    said: dict[str, Any] = _recording_shape(clock["time"]["ticks"])(parts)
     _check_links(said)
     _add_platform(said["registry"], _content_uuid(data))
     return {**said, **clock}
@@ -10935,7 +10940,7 @@ def _attribute(name: str) -> Any:
 def _all() -> list[str]:
     """__all__, made when a star import asks for it."""
     hidden = {"annotations", "ctypes", "os", "struct", "sys", "time", "WeakSet", "itemgetter", "mul", "sub", "RLock",
-              "allocate_lock", "get_ident", "array", "TYPE_CHECKING", "NamedTuple", "main"}
+              "allocate_lock", "get_ident", "array", "partial", "TYPE_CHECKING", "NamedTuple", "main"}
     found = {one for one in list(_nvml_open()) if one[0] != "_" and one not in hidden}
     # gpustat, nvitop and zeus look for these; with them even a pynvml.py of one star import will do
     found |= {"__version__", "_nvmlGetFunctionPointer", "_nvmlGetFunctionPointer_cache", "_nvmlCheckReturn",
