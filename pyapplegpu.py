@@ -3996,12 +3996,11 @@ _UNIT_WORDS = {"mJ": 0x0300007C00000000, "uJ": 0x0300007900000000, "nJ": 0x03000
 
 
 def _asked(function: Callable[..., Any], *args: Any) -> Any:
-    """An answer, or None where there is none; bytes as hex."""
+    """An answer, or None where there is none."""
     try:
-        value = function(*args)
+        return function(*args)
     except AppleGPUError:
         return None
-    return value.hex() if isinstance(value, bytes) else value
 
 
 def _printable(text: str) -> str:
@@ -4017,7 +4016,7 @@ def _as_cf(value: Any) -> Any:
         pairs = [(_printable(str(key)), _as_cf(item)) for key, item in value.items()]
         return ["d", {key: item for key, item in pairs if item is not None}]
     if isinstance(value, (bytes, str)):
-        return ["x", value.hex()] if isinstance(value, bytes) else ["s", _printable(value)]
+        return ["x", value] if isinstance(value, bytes) else ["s", _printable(value)]
     if isinstance(value, int):
         return ["b", value] if isinstance(value, bool) else ["i64", _signed(value)]
     return ["f64", value] if isinstance(value, float) and abs(value) <= 1e300 else None
@@ -4075,11 +4074,9 @@ class _Recorder:
         self.groups: dict[str, str] = {}
         self.subscriptions: list[Any] = []
         for kind in ("IOAccelerator", "H11ANEIn", "AppleSmartBattery"):
-            for entry in _asked(machine.registry.services, kind) or ():
-                self._add_entry(entry, kind)
-        for name in ("pmgr", "sgx") + tuple("cpu%d" % n for n in range(64)):
-            for entry in _asked(machine.registry.named, name) or ():
-                self._add_entry(entry, name.rstrip("0123456789"), name)
+            self._add_entries(_asked(machine.registry.services, kind), kind)
+        for name in ("pmgr", "sgx", *("cpu%d" % n for n in range(64))):
+            self._add_entries(_asked(machine.registry.named, name), name.rstrip("0123456789"), name)
         for group in _RECORDED_GROUPS:
             self._subscribe(group)
         keys = [_asked(machine.smc.key_at, i) for i in range(min(_asked(machine.smc.count) or 0, 20000))]
@@ -4087,13 +4084,14 @@ class _Recorder:
         self.smc_keys = [[key, kind, size] for key, (size, kind) in infos
                          if len(key) == len(kind) == 4 and (key + kind).isprintable() and 0 <= size <= 128]
 
-    def _add_entry(self, entry: Any, kind: str, name: str | None = None, parent: int | None = None) -> None:
+    def _add_entries(self, entries: list[Any] | None, kind: str, name: str | None = None, parent: int | None = None) -> None:
         registry = self.machine.registry
-        number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
-        if number is not None and class_name is not None and number not in self.nodes:
-            conforms = [kind] if name is None and parent is None and kind != class_name else []
-            self.nodes[number] = entry, kind, {"id": number, "class": _printable(class_name), "parent": parent,
-                                               "name": name or _printable(class_name), "conforms": conforms}
+        for entry in entries or ():
+            number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
+            if number is not None and class_name is not None and number not in self.nodes:
+                conforms = [kind] if name is None and parent is None and kind != class_name else []
+                self.nodes[number] = entry, kind, {"id": number, "class": _printable(class_name), "parent": parent,
+                                                   "name": name or _printable(class_name), "conforms": conforms}
 
     def _subscribe(self, group: str) -> None:
         kept = _kept_subscriptions(self.machine)
@@ -4156,15 +4154,12 @@ class _Recorder:
     def _registry(self, frame: dict[Any, Any]) -> None:
         registry = self.machine.registry
         for number, (entry, kind, _) in list(self.nodes.items()):
-            for child in kind == "IOAccelerator" and _asked(registry.children, entry) or ():
-                if _asked(registry.get, child, "IOUserClientCreator"):
-                    self._add_entry(child, "UserClient", None, number)
+            children = kind == "IOAccelerator" and _asked(registry.children, entry) or ()
+            clients = [child for child in children if _asked(registry.get, child, "IOUserClientCreator")]
+            self._add_entries(clients, "UserClient", None, number)
         for number, (entry, kind, _) in self.nodes.items():
             for key in _RECORDED_PROPERTIES[kind] if kind != "pmgr" or not self.frames else ():    # tables never change
-                try:
-                    value = registry.get(entry, key)
-                except AppleGPUError:
-                    value = None
+                value = _asked(registry.get, entry, key)
                 value = self._client(number, value) if key == "IOUserClientCreator" else _permitted(key, value)
                 frame["registry", number, key] = _as_cf(value)
         for pid in self._busy(frame):
@@ -4194,11 +4189,11 @@ class _Recorder:
     def _process(self, frame: dict[Any, Any], pid: int) -> None:
         libproc = self.machine.libproc
         short, usage = _asked(libproc.short_info, pid), _asked(libproc.rusage, pid)
-        if short is not None and len(short) >= 64:      # proc_bsdshortinfo: name @16, 16 bytes
-            name = self._shown(pid, bytes.fromhex(short[32:64]).split(b"\0")[0].decode("utf-8", "replace"))
-            short = short[:32] + name.encode("utf-8", "replace")[:15].ljust(16, b"\0").hex() + short[64:]
+        if short is not None and len(short) >= 32:      # proc_bsdshortinfo: name @16, 16 bytes
+            name = self._shown(pid, short[16:32].split(b"\0")[0].decode("utf-8", "replace"))
+            short = short[:16] + name.encode("utf-8", "replace")[:15].ljust(16, b"\0") + short[32:]
         frame["libproc", pid, "short_info"], frame["libproc", pid, "task_info"] = short, _asked(libproc.task_info, pid)
-        frame["libproc", pid, "rusage"] = usage and bytes(16).hex() + usage[32:]        # ri_uuid @0
+        frame["libproc", pid, "rusage"] = usage and bytes(16) + usage[16:]      # ri_uuid @0
 
     # -- the file --
 
@@ -4206,7 +4201,7 @@ class _Recorder:
         """Every second frame goes until it is small enough."""
         import json
         while True:
-            text = json.dumps(self._file(), separators=(",", ":"), allow_nan=False)
+            text = json.dumps(self._file(), separators=(",", ":"), allow_nan=False, default=bytes.hex)
             if len(text) <= _RECORDING_AIM or len(self.frames) < 3:
                 return text
             self.frames = self.frames[::2]
@@ -4253,14 +4248,21 @@ class _Recorder:
                     series={k: s for k, s in found if len(s) > 1})
 
     def _channels(self) -> list[dict[str, Any]]:
-        out = []
-        for i, subscription in enumerate(self.subscriptions):
-            for k, channel in enumerate(subscription.channels):
-                rows = [frame["row", i, k] for frame in self.frames]
-                while len(rows) > 1 and rows[-1] == rows[-2]:       # the last row goes on
-                    rows.pop()
-                out.append(_channel_entry(channel, rows))
-        return out
+        return [self._channel(channel, [frame["row", i, k] for frame in self.frames])
+                for i, subscription in enumerate(self.subscriptions) for k, channel in enumerate(subscription.channels)]
+
+    @staticmethod
+    def _channel(channel: _Channel, rows: list[Any]) -> dict[str, Any]:
+        """Where a source does not tell the type and unit words they are made of what it tells."""
+        while len(rows) > 1 and rows[-1] == rows[-2]:       # the last row goes on
+            rows.pop()
+        elements = max([len(row) - 1 for row in rows if row] or [1])
+        kind = channel.type_word or (elements << 32 | 2 << 16 | channel.format)
+        unit = channel.unit_word or _UNIT_WORDS.get(channel.unit, 0)
+        out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel, "group": _printable(channel.group),
+               "subgroup": _printable(channel.subgroup), "name": _printable(channel.name), "type": "0x%x" % kind,
+               "unit": "0x%x" % unit, "rows": rows}
+        return dict(out, states=[_printable(state) for state in channel.states]) if channel.states else out
 
     def _sensors(self) -> dict[str, Any] | None:
         keys = dict.fromkeys(key for frame in self.frames for key in frame if key[0] == "hid")
@@ -4284,34 +4286,18 @@ class _Recorder:
         return {"devices": [device], "default": 0}
 
 
-def _channel_entry(channel: _Channel, rows: list[Any]) -> dict[str, Any]:
-    """Where a source does not tell the type and unit words they are made of what it tells."""
-    elements = max([len(row) - 1 for row in rows if row] or [1])
-    kind = channel.type_word or (elements << 32 | 2 << 16 | channel.format)
-    unit = channel.unit_word or _UNIT_WORDS.get(channel.unit, 0)
-    out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel, "group": _printable(channel.group),
-           "subgroup": _printable(channel.subgroup), "name": _printable(channel.name), "type": "0x%x" % kind,
-           "unit": "0x%x" % unit, "rows": rows}
-    return dict(out, states=[_printable(state) for state in channel.states]) if channel.states else out
-
-
 def _write_whole(path: str, text: str | None) -> None:
-    """All of it or nothing: a temporary file beside it, then its name. None for the text only tries whether that can be."""
+    """All of it or nothing: a temporary file beside it, then its name. A device or a pipe is written to, never replaced by a
+    file; a folder refuses. None for the text only tries whether that can be."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            _write_special(path, text)
-        else:
+        if not os.path.exists(path) or os.path.isfile(path):
             _write_beside(os.path.realpath(path), text)     # a link stays a link
+        elif text is not None or os.path.isdir(path):
+            with open(path, "wb") as file:
+                file.write((text or "").encode("ascii") + b"\n")
     except (OSError, ValueError) as error:      # ValueError: a NUL in the path
         raise _fail(ERROR_OPERATING_SYSTEM, REASON_SOURCE_FAILED, "recording",
                     "cannot write %s: %s" % (path, getattr(error, "strerror", None) or error)) from None
-
-
-def _write_special(target: str, text: str | None) -> None:
-    """A device or a pipe is written to, never replaced by a file; a folder refuses."""
-    if text is not None or os.path.isdir(target):
-        with open(target, "wb") as file:
-            file.write((text or "").encode("ascii") + b"\n")
 
 
 def _write_beside(target: str, text: str | None) -> None:
