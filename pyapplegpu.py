@@ -2168,7 +2168,6 @@ def _raw_clock(name: str) -> int:
 
 # Each class answers from the system itself; the player in the next section answers the same methods from a file.
 # Methods return plain data or raise an AppleGPUError; None means that the system said "there is no such thing".
-# One lock per source stands around native calls; an RLock, as a signal handler of the host may call in between.
 
 _NOT_PRIVILEGED, _NOT_PERMITTED, _UNSUPPORTED = 0xE00002C1, 0xE00002E2, 0xE00002C7      # IOReturn
 _INVALID_DEST, _NOT_OPEN = 0x10000003, 0xE00002CD                                       # the other side is gone
@@ -2198,13 +2197,25 @@ def _host_reason() -> str:
     return REASON_VIRTUAL_MACHINE if _Sysctl().number("kern.hv_vmm_present") else REASON_MACOS
 
 
-class _Sysctl:
-    """sysctlbyname."""
+def _with_errno(function: Callable[..., int], *arguments: Any) -> tuple[int, int]:
+    """A C function's result, and errno."""
+    ctypes.set_errno(0)
+    return function(*arguments), ctypes.get_errno()
+
+
+class _Source:
+    """One lock stands around native calls: an RLock, as a signal handler of the host may call in between."""
 
     def __init__(self) -> None:
         self.lock = RLock()
 
-    forked = __init__
+    def forked(self) -> None:
+        """In a forked child: begins anew, with a lock that nobody holds."""
+        type(self).__init__(self)
+
+
+class _Sysctl(_Source):
+    """sysctlbyname."""
 
     def raw(self, name: str) -> bytes | None:
         """The bytes of a name, None where this macOS does not know it."""
@@ -2245,13 +2256,8 @@ class _Sysctl:
         return int.from_bytes(data, "little")
 
 
-class _Registry:
+class _Registry(_Source):
     """The IO registry. An entry is an owned port: keep it as long as it is needed, drop it to release it."""
-
-    def __init__(self) -> None:
-        self.lock = RLock()
-
-    forked = __init__
 
     def services(self, class_name: str) -> list[Any]:
         """Registered services of a class and of those that conform to it."""
@@ -2267,16 +2273,16 @@ class _Registry:
         """Children in the service plane; user clients are found only so, matching does not list them."""
         with self.lock:
             found = _c.IOObject()
-            self._check("IORegistryEntryGetChildIterator",
-                        _c.IORegistryEntryGetChildIterator(self._port(entry), b"IOService", ctypes.byref(found)))
+            _io_check("registry", "IORegistryEntryGetChildIterator",
+                      _c.IORegistryEntryGetChildIterator(self._port(entry), b"IOService", ctypes.byref(found)))
             return self._walk(found)
 
     def _matching(self, matching: Any) -> list[Any]:
         if not matching:
             raise _broken("registry", "no matching dictionary")
         found = _c.IOObject()
-        self._check("IOServiceGetMatchingServices",
-                    _c.IOServiceGetMatchingServices(0, matching, ctypes.byref(found)))
+        _io_check("registry", "IOServiceGetMatchingServices",
+                  _c.IOServiceGetMatchingServices(0, matching, ctypes.byref(found)))
         return self._walk(found)
 
     def _walk(self, iterator: Any) -> list[Any]:
@@ -2297,14 +2303,14 @@ class _Registry:
         """The registry entry id, never reused while the Mac runs."""
         number = ctypes.c_uint64()
         with self.lock:
-            self._check("IORegistryEntryGetRegistryEntryID",
-                        _c.IORegistryEntryGetRegistryEntryID(self._port(entry), ctypes.byref(number)))
+            _io_check("registry", "IORegistryEntryGetRegistryEntryID",
+                      _c.IORegistryEntryGetRegistryEntryID(self._port(entry), ctypes.byref(number)))
         return number.value
 
     def class_name(self, entry: Any) -> str:
         name = ctypes.create_string_buffer(128)
         with self.lock:
-            self._check("IOObjectGetClass", _c.IOObjectGetClass(self._port(entry), name))
+            _io_check("registry", "IOObjectGetClass", _c.IOObjectGetClass(self._port(entry), name))
         return name.value.decode("utf-8", "replace")
 
     def get(self, entry: Any, key: str) -> Any:
@@ -2327,10 +2333,6 @@ class _Registry:
         if not entry.armed:     # a parent's port: its number may name something else here
             raise _fail(ERROR_NOT_READY, REASON_FORKED_CHILD, "registry", "this entry belongs to the parent process")
         return entry
-
-    @staticmethod
-    def _check(call: str, code: int) -> None:
-        _io_check("registry", call, code)
 
 
 class _Channel(NamedTuple):
@@ -2376,11 +2378,6 @@ def _layout_of(channel: _Channel, size: int) -> struct.Struct | None:
     states = len(channel.states) or count if channel.format == _STATE else count
     fits = count == (1 if channel.format == _SIMPLE else states)
     return _record_layout(channel.format, count) if count and size % _RECORD == 0 and fits else None
-
-
-def _record_identity(records: bytes) -> tuple[int, int]:
-    """(driver, channel) of raw records."""
-    return struct.unpack_from("<QQ", records)
 
 
 class _Place:
@@ -2497,7 +2494,7 @@ class _Subscription:
 
     @staticmethod
     def _identity(item: Any, records: bytes) -> tuple[int, int]:
-        return _record_identity(records) if records else (0, _c.IOReportChannelGetChannelID(item) if item else 0)
+        return struct.unpack_from("<QQ", records) if records else (0, _c.IOReportChannelGetChannelID(item) if item else 0)
 
     # ---- the first sample, and one whose list changed
 
@@ -2580,14 +2577,12 @@ def _channel_of(item: Any) -> _Channel:
                     unit, tuple(state or "" for state in states) if any(states) else ())
 
 
-class _IOReport:
+class _IOReport(_Source):
     """libIOReport: counters of drivers. No block is needed: a sample is a dictionary that holds a list of channels."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        super().__init__()
         self.made: dict[Any, _Subscription] = {}        # one for the same question, whoever asks again
-
-    forked = __init__
 
     def subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
                   keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _Subscription | None:
@@ -2676,14 +2671,12 @@ def _smc_answer(data: bytes) -> tuple[str, int, str, int, bytes]:
     return key.to_bytes(4, "big").decode("latin-1"), size, kind.to_bytes(4, "big").decode("latin-1"), result, value
 
 
-class _SMC:
+class _SMC(_Source):
     """The system management controller. Its connection is kept; reading needs no root."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        super().__init__()
         self.infos: dict[str, tuple[int, str] | None] = {}
-
-    forked = __init__
 
     def count(self) -> int:
         """How many keys there are."""
@@ -2698,9 +2691,9 @@ class _SMC:
 
     def info(self, key: str) -> tuple[int, str] | None:
         """(size, type) of a key, asked once."""
+        if len(key) != 4 or max(key) > "\xff":
+            return None
         if key not in self.infos:
-            if not self._possible(key):
-                return None
             answer = self._ask(_smc_request(_SMC_INFO, key), key)
             self.infos[key] = None if answer is None else _smc_answer(answer)[1:3]
         return self.infos[key]
@@ -2713,10 +2706,6 @@ class _SMC:
             raise _broken("smc", "%s has %d bytes" % (key, info[0]))
         answer = self._ask(_smc_request(_SMC_READ, key, info[0]), key)
         return None if answer is None else answer[48:48 + info[0]]
-
-    @staticmethod
-    def _possible(key: str) -> bool:
-        return len(key) == 4 and max(key) <= "\xff"
 
     def _ask(self, request: bytes, what: str) -> bytes | None:
         """The 80 bytes of the answer, None for result 132 (no such key)."""
@@ -2759,7 +2748,7 @@ def _task_self() -> int:
     return ctypes.c_uint32.from_address(_c.address("System", "mach_task_self_")).value
 
 
-class _HID:
+class _HID(_Source):
     """Temperature sensors of the HID event system. One client, kept: making it repeatedly has crashed (sysinfo 1279)."""
 
     _PAGE, _USAGE = 0xFF00, 5               # kHIDPage_AppleVendor, temperature sensor
@@ -2767,12 +2756,10 @@ class _HID:
     _REFRESH = 5_000_000_000                # ns between two looks at which services there are
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        super().__init__()
         self.services: Any = None
         self.known: list[tuple[int, str, int]] = []
         self.looked = 0
-
-    forked = __init__
 
     def temperatures(self) -> list[tuple[str, int, float | None]]:
         """(product, location, degrees) of every sensor; names repeat, and a sensor may have no value."""
@@ -2817,17 +2804,15 @@ class _Words(ctypes.Structure):
         return bool(self.start)
 
 
-class _Mach:
+class _Mach(_Source):
     """Memory and CPU counters of the kernel."""
 
     _VM_INFO64, _CPU_LOAD = 4, 2            # flavors
     _ROOM, _LEAST = 256, 38                 # ints; macOS 27 refuses a buffer of exactly 38, the size until macOS 15
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        super().__init__()
         self.words: Any = None
-
-    forked = __init__
 
     @staticmethod
     def _host() -> int:
@@ -2883,38 +2868,31 @@ class _Mach:
         return pair[0], pair[1]
 
 
-class _Libproc:
+class _Libproc(_Source):
     """Processes. For another user's, everything but short_info and path raises NoPermission (xnu proc_info.c)."""
 
     _TASK_INFO, _SHORT_INFO = (4, 96), (13, 64)     # flavor and size
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        super().__init__()
         self.flavor = 6                             # of rusage_info; before macOS 13 it is 4
-
-    forked = __init__
 
     def pids(self) -> list[int]:
         """Every process id. proc_listallpids answers with a count of ids, not of bytes."""
         with self.lock:
             room = 0
             for _ in range(4):      # processes may start between the two calls
-                ctypes.set_errno(0)
                 room = max(room, _c.proc_listallpids(None, 0)) + 64
                 ids = (ctypes.c_int32 * room)()
-                count = _c.proc_listallpids(ids, ctypes.sizeof(ids))
+                count, code = _with_errno(_c.proc_listallpids, ids, ctypes.sizeof(ids))
+                if count <= 0 and code == _EPERM:
+                    raise _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, "libproc",
+                                "the App Sandbox hides the list of processes")
                 if count <= 0:
-                    raise self._list_error()
+                    raise _broken("libproc", "proc_listallpids: errno %d" % code)
                 if count < room:
                     break
         return list(ids[:count])
-
-    @staticmethod
-    def _list_error() -> AppleGPUError:
-        code = ctypes.get_errno()
-        if code == _EPERM:
-            return _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, "libproc", "the App Sandbox hides the list of processes")
-        return _broken("libproc", "proc_listallpids: errno %d" % code)
 
     @staticmethod
     def _error(pid: int, call: str, code: int) -> AppleGPUError:
@@ -2927,9 +2905,7 @@ class _Libproc:
     def _info(self, pid: int, flavor: int, size: int) -> bytes:
         data = ctypes.create_string_buffer(size)
         with self.lock:
-            ctypes.set_errno(0)
-            got = _c.proc_pidinfo(pid, flavor, 0, data, size)
-            code = ctypes.get_errno()
+            got, code = _with_errno(_c.proc_pidinfo, pid, flavor, 0, data, size)
         if got != size:
             raise self._error(pid, "proc_pidinfo (%d of %d bytes)" % (got, size), code)
         return data.raw
@@ -2959,10 +2935,8 @@ class _Libproc:
     def _rusage(self, pid: int, flavor: int) -> tuple[int, bytes]:
         data = ctypes.create_string_buffer(1024)        # the buffer itself, though the header says rusage_info_t *
         with self.lock:
-            ctypes.set_errno(0)
-            failed = _c.proc_pid_rusage(pid, flavor, data)
-            code = ctypes.get_errno() or -1
-        return (code, b"") if failed else (0, data.raw[:464 if flavor == 6 else 296])
+            failed, code = _with_errno(_c.proc_pid_rusage, pid, flavor, data)
+        return (code or -1, b"") if failed else (0, data.raw[:464 if flavor == 6 else 296])
 
     def path(self, pid: int) -> str | None:
         text = ctypes.create_string_buffer(4096)        # PROC_PIDPATHINFO_MAXSIZE
@@ -2974,14 +2948,12 @@ class _Libproc:
         return os.getpid()
 
 
-class _Notify:
+class _Notify(_Source):
     """notify(3) states; no run loop needed, unlike NSProcessInfo's, which grow stale without one."""
 
     def __init__(self) -> None:
-        self.lock = RLock()
+        super().__init__()
         self.tokens: dict[str, int] = {}
-
-    forked = __init__
 
     def state(self, name: str) -> int:
         value = ctypes.c_uint64()
@@ -3002,13 +2974,8 @@ class _Notify:
         return self.tokens[name]
 
 
-class _Power:
+class _Power(_Source):
     """What the Mac runs on."""
-
-    def __init__(self) -> None:
-        self.lock = RLock()
-
-    forked = __init__
 
     def providing(self) -> str | None:
         """"AC Power", "Battery Power", or None where macOS names no source."""
@@ -3019,18 +2986,17 @@ class _Power:
             return _cf_text(_c.IOPSGetProvidingPowerSourceType(info))
 
 
-class _MetalDevice:
+class _MetalDevice(_Source):
     """The few figures that only Metal has. A device is made, asked and released in one call; never a command queue."""
 
     _FAMILIES = tuple(range(1001, 1016)) + (2002, 3001, 3002, 3003, 5001, 5002, 5003)
     _WORDS = ("registryID", "recommendedMaxWorkingSetSize", "maxBufferLength", "maxThreadgroupMemoryLength")
 
-    def __init__(self) -> None:
-        self.lock = RLock()
-        self.child = False
+    child = False
 
     def forked(self) -> None:
-        self.lock, self.child = RLock(), True
+        super().forked()
+        self.child = True
 
     def device(self, registry_id: int | None = None) -> dict[str, Any]:
         """What the device of this registry id says of itself; the only one there is, where none has it."""
@@ -3087,13 +3053,10 @@ def _message_text(string: Any) -> str | None:
     return None if text is None else text.decode("utf-8", "replace")
 
 
-class _Clock:
+class _Clock(_Source):
     """Time. CLOCK_UPTIME_RAW is mach_absolute_time, the clock of the drivers' stamps; it stands still in sleep."""
 
-    def __init__(self) -> None:
-        self.ticks = 0
-
-    forked = __init__
+    ticks = 0
 
     def now(self) -> tuple[int, int]:
         """(uptime, uptime with sleep) in ns; their difference grows by what the Mac slept."""
@@ -3138,9 +3101,9 @@ class _LiveMachine:
     def forked(self) -> None:
         """In a forked child: forget, never release, and begin anew with new locks."""
         _c.forked()
-        for source in (self.registry, self.ioreport, self.smc, self.hid, self.sysctl, self.mach, self.libproc,
-                       self.notify, self.power, self.metal, self.clock):
-            source.forked()
+        for source in list(vars(self).values()):
+            if isinstance(source, _Source):
+                source.forked()
 
 
 # ======================================================================================================================
