@@ -3358,9 +3358,9 @@ class _Rows:
 
     __slots__ = ("rows", "quantity", "published", "ticks", "span", "gains")
 
-    def __init__(self, rows: list[list[int] | None], quantity: int, published: bool, ticks: list[int]) -> None:
+    def __init__(self, rows: list[list[int] | None], quantity: int, simple: bool, ticks: list[int]) -> None:
         self.rows, self.quantity, self.ticks, self.span = rows, quantity, ticks, ticks[-1] - ticks[0]
-        self.published = published      # an energy counter: its stamp is some time before the sample
+        self.published = quantity == 3 and simple       # an energy counter: its stamp is some time before the sample
         self.gains: list[int] = []      # what one round adds: to the stamp, to each value
 
     def at(self, instant: int, rounds: int) -> tuple[int, tuple[int, ...]] | None:
@@ -3396,14 +3396,30 @@ def _read_node(fields: _Shape, value: Any) -> dict[str, Any]:
 
 
 def _read_channel(fields: _Shape, ticks: list[int], value: Any) -> dict[str, Any]:
-    channel: dict[str, Any] = fields(value)
-    kind, states, rows = channel["type"] & 0xFF, channel["states"], channel["rows"]
-    _need(kind in (1, 3) or (kind == 2 and states), "is of no known format, or a state channel without states")
+    said: dict[str, Any] = fields(value)
+    number, kind, unit, states, rows = said["channel"], said["type"], said["unit"], said["states"], said["rows"]
+    format = kind & 0xFF
+    _need(format in (1, 3) or (format == 2 and states), "is of no known format, or a state channel without states")
     sizes = {len(row) for row in rows if row is not None}
-    size = 1 if kind == 1 else len(states)
+    size = 1 if format == 1 else len(states)
     _need(len(sizes) < 2 and (not size or sizes <= {1 + size}), "has rows of the wrong length")
-    quantity = channel["unit"] >> 56
-    return dict(channel, rows=_Rows(rows, quantity, quantity == 3 and not states, ticks))
+    about = _Channel(said["driver"], number, said["group"], said["subgroup"],
+                     _channel_name(number) if said["name"] is None else said["name"], format, _unit_text(unit),
+                     tuple(states) if format == _STATE else (), kind, unit)
+    return {"about": about, "name": said["name"], "states": states, "rows": _Rows(rows, unit >> 56, not states, ticks)}
+
+
+def _unit_text(word: int) -> str:
+    """IOReport's label of a unit word: quantity, powers of ten and two, constant (facts: xnu IOReportTypes.h)."""
+    quantity, two, ten, number = word >> 56, word >> 40 & 0xFF, word >> 32 & 0xFF, word & 0x7FFFFFFF
+    if quantity == 100:
+        return "events"
+    if quantity == 9:       # counted in bits: 2^3 is a byte
+        return {130: "B", 140: "KiB", 150: "MiB", 160: "GiB"}.get(two, "")
+    if quantity == 1 and word >> 31 & 1:
+        return "%dMticks" % number if ten == 121 else ""
+    prefix = {0: "", 118: "n", 121: "u", 124: "m", 127: "", 130: "k"}.get(ten)
+    return "" if prefix is None or quantity not in (1, 2, 3) else prefix + " sWJ"[quantity]
 
 
 def _recording_shape(ticks: list[int]) -> _Shape:
@@ -3476,7 +3492,7 @@ def _check_links(said: dict[str, Any]) -> None:
     ioreport, smc, metal, mach = (said[part] or {} for part in ("ioreport", "smc", "metal", "mach"))
     for what, key, items in (("registry id", "id", said["registry"]), ("pid", "pid", said["libproc"]["processes"])):
         _need(len({item[key] for item in items}) == len(items), "has the same %s twice" % what)
-    for group in {channel["group"] for channel in ioreport["channels"]} - set(ioreport["groups"]):
+    for group in {channel["about"].group for channel in ioreport["channels"]} - set(ioreport["groups"]):
         raise _Wrong("has channels of the group %.64r that ioreport.groups does not name" % group)
     sizes = {key: size for key, _, size in smc.get("keys", ())}
     for key, series in smc.get("values", {}).items():
@@ -3624,27 +3640,6 @@ class _Recording:
 
 # ---- the sources, answered from a recording ----
 
-def _unit_text(word: int) -> str:
-    """IOReport's label of a unit word: quantity, powers of ten and two, constant (facts: xnu IOReportTypes.h)."""
-    quantity, two, ten, number = word >> 56, word >> 40 & 0xFF, word >> 32 & 0xFF, word & 0x7FFFFFFF
-    if quantity == 100:
-        return "events"
-    if quantity == 9:       # counted in bits: 2^3 is a byte
-        return {130: "B", 140: "KiB", 150: "MiB", 160: "GiB"}.get(two, "")
-    if quantity == 1 and word >> 31 & 1:
-        return "%dMticks" % number if ten == 121 else ""
-    prefix = {0: "", 118: "n", 121: "u", 124: "m", 127: "", 130: "k"}.get(ten)
-    return "" if prefix is None or quantity not in (1, 2, 3) else prefix + " sWJ"[quantity]
-
-
-def _replayed_channel(raw: dict[str, Any]) -> _Channel:
-    number, kind, unit = raw["channel"], raw["type"], raw["unit"]
-    name = _channel_name(number) if raw["name"] is None else raw["name"]
-    states = tuple(raw["states"]) if kind & 0xFF == _STATE else ()
-    return _Channel(raw["driver"], number, raw["group"], raw["subgroup"], name, kind & 0xFF, _unit_text(unit), states, kind,
-                    unit)
-
-
 def _replay_speed(speed: float) -> float:
     if type(speed) not in (int, float) or not (speed == 0 or 0.001 <= speed <= 1e6):
         raise _bad("speed must be 0, or from 0.001 to 1000000, not %r" % (speed,))
@@ -3713,13 +3708,13 @@ class _ReplayClock:
 class _ReplayedSubscription:
     note = ""
 
-    def __init__(self, recording: _Recording, clock: _ReplayClock, raw: list[dict[str, Any]],
-                 channels: list[_Channel]) -> None:
-        self._recording, self._clock, self._raw, self.channels = recording, clock, raw, channels
+    def __init__(self, recording: _Recording, clock: _ReplayClock, found: list[dict[str, Any]]) -> None:
+        self._recording, self._clock, self._rows = recording, clock, [channel["rows"] for channel in found]
+        self.channels: list[_Channel] = [channel["about"] for channel in found]
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
         step = self._clock.current()
-        return [self._recording.at(channel["rows"], step) for channel in self._raw]
+        return [self._recording.at(rows, step) for rows in self._rows]
 
 
 class _Replayed(_Sysctl):
@@ -3766,22 +3761,21 @@ class _Replayed(_Sysctl):
     def subscribe(self, groups: Iterable[tuple[str, str | None]], want: Callable[[str, str, str, str], bool],
                   keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _ReplayedSubscription | None:
         part, refused = self._said["ioreport"], ""
-        chosen: dict[int, _Channel] = {}        # by position
+        channels: list[_Channel] = [channel["about"] for channel in part["channels"]]
+        places: list[int] = []
         for group, subgroup in groups:
-            state = part["groups"].get(group)       # None: the group does not exist, and is skipped
-            found = {i: _replayed_channel(c) for i, c in enumerate(part["channels"])
-                     if state and c["group"] == group and subgroup in (None, c["subgroup"])}
-            wanted = {i: c for i, c in found.items() if want(group, c.subgroup, c.name, c.unit) and i not in chosen}
-            if state == "refuses" and (wanted or not found):
+            found = [i for i, c in enumerate(channels) if c.group == group and subgroup in (None, c.subgroup)]
+            wanted = [i for i in found if want(group, channels[i].subgroup, channels[i].name, channels[i].unit)]
+            if part["groups"].get(group) == "ok":
+                places += [i for i in wanted if i not in places]
+            elif group in part["groups"] and (wanted or not found):     # a group that does not exist is skipped
                 refused = refused or group
-            elif state != "refuses":
-                chosen.update(wanted)
-        if refused and not chosen:      # one that refuses leaves the others
+        if refused and not places:      # one that refuses leaves the others
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
-        places, channels = list(chosen), list(chosen.values())
-        kept = range(len(places)) if keep is None else keep(channels)
-        raw = [part["channels"][places[i]] for i in kept]
-        return _ReplayedSubscription(self._recording, self._clock, raw, [channels[i] for i in kept]) if raw else None
+        if keep is not None:
+            places = [places[i] for i in keep([channels[i] for i in places])]
+        raw = [part["channels"][i] for i in places]
+        return _ReplayedSubscription(self._recording, self._clock, raw) if raw else None
 
     # -- SMC, HID --
 

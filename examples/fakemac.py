@@ -129,13 +129,11 @@ def library():
 class Channel:
     """One IOReport channel of the recording."""
 
-    def __init__(self, data):
-        self.rows, self.driver, self.id = data["rows"], data["driver"], data["channel"]
-        self.group, self.subgroup, self.name = data["group"], data["subgroup"], data["name"]
-        self.type, self.unit = data["type"], data["unit"]
-        self.format, self.states = self.type & 0xFF, tuple(data["states"])
-        self.key = (self.driver, self.id)
-        self.label = library()._unit_text(self.unit)
+    def __init__(self, about, name, states, rows):
+        self.rows, self.driver, self.id = rows, about.driver, about.channel
+        self.group, self.subgroup, self.name = about.group, about.subgroup, name
+        self.type, self.unit, self.label = about.type_word, about.unit_word, about.unit
+        self.format, self.states, self.key = about.format, tuple(states), (about.driver, about.channel)
         self.parts, self.layout, self.entries = [], None, None
 
     def records(self, stamp, values):
@@ -164,7 +162,7 @@ class Replay:
         self.rate = recording.ticks_per_second
         self.numer, self.denom = self.said["time"]["timebase"]
         self.ticks, self.slept, self.at = recording.ticks, recording.slept, recording.at
-        self.channels = [Channel(entry) for entry in self.said["ioreport"]["channels"]]
+        self.channels = [Channel(**entry) for entry in self.said["ioreport"]["channels"]]
 
     def ns(self, step):
         return self.ticks(step) * 1000000000 // self.rate
@@ -1595,8 +1593,8 @@ class IOReport:
         listed = {channel.group for channel in self.everything}
         for group, state in self.groups.items():
             if state != "ok" and group not in listed:      # known to be refused, its channels not recorded
-                self.everything += [Channel({"driver": 1, "channel": number, "group": group, "subgroup": "Perf Counters", "name": name, "type": 0x1000010001,
-                                             "unit": 0x0900820000000000, "states": (), "rows": None}) for number, name in enumerate(("DCS RD", "DCS WR"))]
+                about = library()._Channel(1, 0, group, "Perf Counters", "", 1, "B", (), 0x1000010001, 0x0900820000000000)
+                self.everything += [Channel(about._replace(channel=number), name, (), None) for number, name in enumerate(("DCS RD", "DCS WR"))]
         self.items_at, self.items = None, {}
 
     def forked(self):
