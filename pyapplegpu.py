@@ -3252,7 +3252,7 @@ def _read_list(shape: _Shape, least: int, most: int, value: Any) -> list[Any]:
     return list(_read_all([(i, shape, item) for i, item in enumerate(value)]).values())
 
 
-def _read_numbers(instants: int, value: Any) -> list[list[int] | None]:
+def _read_numbers(instants: int, value: Any) -> Any:
     """One row of 64-bit numbers or null per instant. They are most of a recording: looked at all together, one by one
     only to say which is wrong."""
     from itertools import chain
@@ -3263,7 +3263,7 @@ def _read_numbers(instants: int, value: Any) -> list[list[int] | None]:
     if set(map(type, flat)) - {int} or not INT64_MIN <= min(flat, default=0) <= max(flat, default=0) < -INT64_MIN:
         one_row = partial(_read_list, partial(_read_number, INT64_MIN, -INT64_MIN - 1), 2, 1025)
         _read_all((i, one_row, row) for i, row in enumerate(value) if row is not None)
-    return list(value)
+    return value
 
 
 def _read_table(shape: _Shape, most: int, value: Any) -> dict[str, Any]:
@@ -3762,16 +3762,17 @@ class _Replayed(_Sysctl):
                   keep: Callable[[Sequence[Any]], Sequence[int]] | None = None) -> _ReplayedSubscription | None:
         part, refused = self._said["ioreport"], ""
         channels: list[_Channel] = [channel["about"] for channel in part["channels"]]
-        places: list[int] = []
+        chosen: dict[int, None] = {}        # positions, in the order they are wanted in
         for group, subgroup in groups:
             found = [i for i, c in enumerate(channels) if c.group == group and subgroup in (None, c.subgroup)]
             wanted = [i for i in found if want(group, channels[i].subgroup, channels[i].name, channels[i].unit)]
             if part["groups"].get(group) == "ok":
-                places += [i for i in wanted if i not in places]
+                chosen.update(dict.fromkeys(wanted))
             elif group in part["groups"] and (wanted or not found):     # a group that does not exist is skipped
                 refused = refused or group
-        if refused and not places:      # one that refuses leaves the others
+        if refused and not chosen:      # one that refuses leaves the others
             raise _fail(ERROR_NOT_SUPPORTED, REASON_MACOS, "ioreport:" + refused, "refused")
+        places = list(chosen)
         if keep is not None:
             places = [places[i] for i in keep([channels[i] for i in places])]
         raw = [part["channels"][i] for i in places]
