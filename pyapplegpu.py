@@ -1569,7 +1569,10 @@ def _forwards(kind: int, parent: int | None) -> bool:
 
 
 def _selector_of(name: bytes) -> int:
-    return int(_c.sel_registerName(name))
+    selector: int | None = _c.sel_registerName(name)
+    if not selector:
+        raise _broken("objc", "no selector %s" % name.decode("utf-8", "replace"))
+    return selector
 
 
 def _method_of(kind: int | None, name: bytes) -> int | None:
@@ -3029,7 +3032,7 @@ class _MetalDevice(_Source):
         said["hasUnifiedMemory"] = bool(_message(device, "hasUnifiedMemory", "B"))
         said["families"] = tuple(f for f in self._FAMILIES if _message(device, "supportsFamily:", "B", "q", f))
         said["architecture"] = None
-        if _message(device, "respondsToSelector:", "B", "p", _message_selector("architecture")):       # macOS 14
+        if _message(device, "respondsToSelector:", "B", "p", _selector_of(b"architecture")):       # macOS 14
             architecture = _message(device, "architecture", "p")
             said["architecture"] = _message_text(_message(architecture, "name", "p")) if architecture else None
         return said
@@ -3037,14 +3040,7 @@ class _MetalDevice(_Source):
 
 def _message(receiver: Any, selector: str, result: str, arguments: str = "", *values: Any) -> Any:
     """One Objective-C message of known signature; BOOL is read as a byte (C bool on arm64, signed char on x86_64)."""
-    return _c.send(result, arguments)(receiver, _message_selector(selector), *values)
-
-
-def _message_selector(name: str) -> int:
-    selector: int | None = _c.sel_registerName(name.encode())
-    if not selector:
-        raise _broken("objc", "no selector %s" % name)
-    return selector
+    return _c.send(result, arguments)(receiver, _selector_of(selector.encode()), *values)
 
 
 def _message_text(string: Any) -> str | None:
@@ -3435,14 +3431,14 @@ def _recording_shape(ticks: list[int]) -> _Shape:
 
     def table(shape: _Shape, most: int = 4096) -> _Shape:
         return partial(_read_table, shape, most)
-    name, label, number = partial(_read_text, 256), partial(_read_text, 128), partial(_read_number, 0, (1 << 64) - 1)
-    size, property = partial(_read_number, 0, (1 << 63) - 1), partial(_read_cf, 0)
+    name, number, size = partial(_read_text, 256), partial(_read_number, 0, (1 << 64) - 1), partial(_read_number, 0, (1 << 63) - 1)
+    property = partial(_read_cf, 0)
     node = _object({
         "id": number, "class": name, "name?": name, "conforms?": listed(name, 64), "parent?": number,
         "properties?": table(property), "series?": table(series(property, _grown_usage))})
     channel = _object({
-        "driver": _read_word, "channel": _read_word, "group": label, "subgroup": label, "name?": label, "type": _read_word,
-        "unit": _read_word, "rows": partial(_read_numbers, len(ticks)), "states?": listed(label, 1024, 1)})
+        "driver": _read_word, "channel": _read_word, "group": name, "subgroup": name, "name?": name, "type": _read_word,
+        "unit": _read_word, "rows": partial(_read_numbers, len(ticks)), "states?": listed(name, 1024, 1)})
     process = _object({
         "pid": partial(_read_number, -1, (1 << 31) - 1), "name?": name, "path?": partial(_read_text, 1024),
         "short_info?": structure(64, 256), "task_info?": structure(96, 256, _grown_task),
@@ -4106,7 +4102,7 @@ class _Recorder:
             same = 0
             while ("hid", product, location, same) in frame:        # names may repeat
                 same += 1
-            frame["hid", product, location, same] = celsius
+            frame["hid", product, location, same] = celsius if celsius is not None and abs(celsius) <= 1e9 else None
         return frame
 
     def _registry(self, frame: dict[Any, Any]) -> None:

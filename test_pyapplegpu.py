@@ -3932,6 +3932,17 @@ def test_the_recorder_survives_sources_that_fail():
             everything(ag._RecordedMachine(name, 0))
 
 
+def test_a_sensor_that_says_nonsense_is_not_written():
+    m = machine(loop=False)
+    inf, nan = float("inf"), float("nan")
+    m.hid = type("HID", (), {"temperatures": lambda self: [("a", 1, nan), ("b", 2, inf), ("c", 3, -1e30), ("d", 4, 40.5), ("e", 5, None)]})()
+    with folder() as path:
+        name = os.path.join(path, "a.json")
+        record(m, name)
+        assert ag._RecordedMachine(name, 0).hid.temperatures() == [
+            ("a", 1, None), ("b", 2, None), ("c", 3, None), ("d", 4, 40.5), ("e", 5, None)]
+
+
 def test_recording_again_subscribes_no_more():
     m, made = machine(), []
     real = m.ioreport.subscribe
