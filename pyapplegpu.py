@@ -3418,6 +3418,22 @@ def _unit_text(word: int) -> str:
     return "" if prefix is None or quantity not in (1, 2, 3) else prefix + " sWJ"[quantity]
 
 
+def _list_of(shape: _Shape, most: int = 20000, least: int = 0) -> _Shape:
+    return partial(_read_list, shape, least, most)
+
+
+def _table_of(shape: _Shape, most: int = 4096) -> _Shape:
+    return partial(_read_table, shape, most)
+
+
+_NAME, _WORD, _SIZE = partial(_read_text, 256), partial(_read_number, 0, (1 << 64) - 1), partial(_read_number, 0, (1 << 63) - 1)
+_PROPERTY = partial(_read_cf, 0)
+_METAL_DEVICE = _object({
+    "name": _NAME, "registryID": _WORD, "recommendedMaxWorkingSetSize?": _SIZE, "maxBufferLength?": _SIZE,
+    "hasUnifiedMemory?": partial(_read_choice, (True, False)), "maxThreadgroupMemoryLength?": _SIZE,
+    "architecture?": _NAME, "supportsFamily:?": _list_of(partial(_read_number, 0, 99999), 256)})
+
+
 def _recording_shape(ticks: list[int]) -> _Shape:
     """What a recording with these instants must look like."""
     def series(shape: _Shape, grown: Callable[..., Any] | None = None) -> _Shape:
@@ -3425,43 +3441,31 @@ def _recording_shape(ticks: list[int]) -> _Shape:
 
     def structure(least: int, most: int, grown: Callable[..., Any] | None = None, multiple: int = 1) -> _Shape:
         return series(partial(_read_hex, least, most, multiple), grown)
-
-    def listed(shape: _Shape, most: int = 20000, least: int = 0) -> _Shape:
-        return partial(_read_list, shape, least, most)
-
-    def table(shape: _Shape, most: int = 4096) -> _Shape:
-        return partial(_read_table, shape, most)
-    name, number, size = partial(_read_text, 256), partial(_read_number, 0, (1 << 64) - 1), partial(_read_number, 0, (1 << 63) - 1)
-    property = partial(_read_cf, 0)
     node = _object({
-        "id": number, "class": name, "name?": name, "conforms?": listed(name, 64), "parent?": number,
-        "properties?": table(property), "series?": table(series(property, _grown_usage))})
+        "id": _WORD, "class": _NAME, "name?": _NAME, "conforms?": _list_of(_NAME, 64), "parent?": _WORD,
+        "properties?": _table_of(_PROPERTY), "series?": _table_of(series(_PROPERTY, _grown_usage))})
     channel = _object({
-        "driver": _read_word, "channel": _read_word, "group": name, "subgroup": name, "name?": name, "type": _read_word,
-        "unit": _read_word, "rows": partial(_read_numbers, len(ticks)), "states?": listed(name, 1024, 1)})
+        "driver": _read_word, "channel": _read_word, "group": _NAME, "subgroup": _NAME, "name?": _NAME, "type": _read_word,
+        "unit": _read_word, "rows": partial(_read_numbers, len(ticks)), "states?": _list_of(_NAME, 1024, 1)})
+    sensor = _object({"properties": _table_of(_PROPERTY), "value?": series(partial(_read_real, -1e9, 1e9))})
     process = _object({
-        "pid": partial(_read_number, -1, (1 << 31) - 1), "name?": name, "path?": partial(_read_text, 1024),
+        "pid": partial(_read_number, -1, (1 << 31) - 1), "name?": _NAME, "path?": partial(_read_text, 1024),
         "short_info?": structure(64, 256), "task_info?": structure(96, 256, _grown_task),
         "rusage?": structure(296, 1024, _grown_rusage)})
-    device = _object({
-        "name": name, "registryID": number, "recommendedMaxWorkingSetSize?": size, "maxBufferLength?": size,
-        "hasUnifiedMemory?": partial(_read_choice, (True, False)), "maxThreadgroupMemoryLength?": size,
-        "architecture?": name, "supportsFamily:?": listed(partial(_read_number, 0, 99999), 256)})
     return _object({
-        "registry": listed(partial(_read_node, node)),
-        "ioreport": _object({"groups": table(partial(_read_choice, ("ok", "refuses"))),
-                             "channels": listed(partial(_read_channel, channel, ticks))}),
-        "smc?": _object({"keys": listed(_read_smc_key), "values?": table(structure(0, 128), 20000)}),
-        "hid": _object({"services": listed(_object({
-            "properties": table(property), "value?": series(partial(_read_real, -1e9, 1e9))}), 4096)}),
-        "sysctl?": table(structure(0, 4096)),
+        "registry": _list_of(partial(_read_node, node)),
+        "ioreport": _object({"groups": _table_of(partial(_read_choice, ("ok", "refuses"))),
+                             "channels": _list_of(partial(_read_channel, channel, ticks))}),
+        "smc?": _object({"keys": _list_of(_read_smc_key), "values?": _table_of(structure(0, 128), 20000)}),
+        "hid": _object({"services": _list_of(sensor, 4096)}),
+        "sysctl?": _table_of(structure(0, 4096)),
         "mach?": _object({"page_size": partial(_read_number, 1, 1 << 30), "vm_statistics64": structure(152, 4096, None, 4),
                           "cpu_load": structure(16, 65536, _grown_words, 16)}),
-        "libproc": _object({"processes": listed(process)}),
-        "notify?": table(series(number)),
+        "libproc": _object({"processes": _list_of(process)}),
+        "notify?": _table_of(series(_WORD)),
         "power": _object({"providing?": series(_read_name_or_null)}),
-        "metal": _object({"devices": listed(device, 64), "default?": partial(_read_number, 0, 63)}),
-        "title?": name, "macos?": name, "chip?": name,
+        "metal": _object({"devices": _list_of(_METAL_DEVICE, 64), "default?": partial(_read_number, 0, 63)}),
+        "title?": _NAME, "macos?": _NAME, "chip?": _NAME,
     })
 
 
@@ -3472,9 +3476,9 @@ _NOTHING_SAID = {"registry": [], "ioreport": {"groups": {}, "channels": []}, "hi
 
 def _read_time(value: Any) -> dict[str, Any]:
     """Before everything else: it says how many instants there are."""
-    moments = partial(_read_list, partial(_read_number, 0, 1 << 56), 1, 100000)
+    moments = _list_of(partial(_read_number, 0, 1 << 56), 100000, 1)
     clock: dict[str, Any] = _object({
-        "timebase": partial(_read_list, partial(_read_number, 1, 1 << 31), 2, 2), "ticks": moments, "slept?": moments,
+        "timebase": _list_of(partial(_read_number, 1, 1 << 31), 2, 2), "ticks": moments, "slept?": moments,
         "unix?": partial(_read_real, 0, 1e11)})(value)
     ticks, slept = clock["ticks"], clock["slept"]
     _need(ticks == sorted(set(ticks)), "must have ascending ticks")
