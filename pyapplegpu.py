@@ -3395,9 +3395,9 @@ def _read_channel(fields: _Shape, ticks: list[int], value: Any) -> dict[str, Any
     said: dict[str, Any] = fields(value)
     number, kind, unit, states, rows = said["channel"], said["type"], said["unit"], said["states"], said["rows"]
     format = kind & 0xFF
-    _need(format in (1, 3) or (format == 2 and states), "is of no known format, or a state channel without states")
+    _need(format in (_SIMPLE, _HISTOGRAM) or (format == _STATE and states), "is of no known format, or a state channel without states")
     sizes = {len(row) for row in rows if row is not None}
-    size = 1 if format == 1 else len(states)
+    size = 1 if format == _SIMPLE else len(states)
     _need(len(sizes) < 2 and (not size or sizes <= {1 + size}), "has rows of the wrong length")
     about = _Channel(said["driver"], number, said["group"], said["subgroup"],
                      _channel_name(number) if said["name"] is None else said["name"], format, _unit_text(unit),
