@@ -2190,7 +2190,9 @@ def _io_error(source: str, call: str, code: int) -> AppleGPUError:
     return _broken(source, detail)
 
 
-def _io_check(source: str, call: str, code: int) -> None:
+def _done(source: str, call: str, *arguments: Any) -> None:
+    """Calls a function that returns kern_return_t or IOReturn."""
+    code = getattr(_c, call)(*arguments)
     if code:
         raise _io_error(source, call, code)
 
@@ -2198,12 +2200,6 @@ def _io_check(source: str, call: str, code: int) -> None:
 def _host_reason() -> str:
     """Why a service that every Mac has is missing here: a guest has none of them."""
     return REASON_VIRTUAL_MACHINE if _Sysctl().number("kern.hv_vmm_present") else REASON_MACOS
-
-
-def _with_errno(function: Callable[..., int], *arguments: Any) -> tuple[int, int]:
-    """A C function's result, and errno."""
-    ctypes.set_errno(0)
-    return function(*arguments), ctypes.get_errno()
 
 
 class _Source:
@@ -2276,16 +2272,14 @@ class _Registry(_Source):
         """Children in the service plane; user clients are found only so, matching does not list them."""
         with self.lock:
             found = _c.IOObject()
-            _io_check("registry", "IORegistryEntryGetChildIterator",
-                      _c.IORegistryEntryGetChildIterator(self._port(entry), b"IOService", ctypes.byref(found)))
+            _done("registry", "IORegistryEntryGetChildIterator", self._port(entry), b"IOService", ctypes.byref(found))
             return self._walk(found)
 
     def _matching(self, matching: Any) -> list[Any]:
         if not matching:
             raise _broken("registry", "no matching dictionary")
         found = _c.IOObject()
-        _io_check("registry", "IOServiceGetMatchingServices",
-                  _c.IOServiceGetMatchingServices(0, matching, ctypes.byref(found)))
+        _done("registry", "IOServiceGetMatchingServices", 0, matching, ctypes.byref(found))
         return self._walk(found)
 
     def _walk(self, iterator: Any) -> list[Any]:
@@ -2306,14 +2300,13 @@ class _Registry(_Source):
         """The registry entry id, never reused while the Mac runs."""
         number = ctypes.c_uint64()
         with self.lock:
-            _io_check("registry", "IORegistryEntryGetRegistryEntryID",
-                      _c.IORegistryEntryGetRegistryEntryID(self._port(entry), ctypes.byref(number)))
+            _done("registry", "IORegistryEntryGetRegistryEntryID", self._port(entry), ctypes.byref(number))
         return number.value
 
     def class_name(self, entry: Any) -> str:
         name = ctypes.create_string_buffer(128)
         with self.lock:
-            _io_check("registry", "IOObjectGetClass", _c.IOObjectGetClass(self._port(entry), name))
+            _done("registry", "IOObjectGetClass", self._port(entry), name)
         return name.value.decode("utf-8", "replace")
 
     def get(self, entry: Any, key: str) -> Any:
@@ -2694,9 +2687,9 @@ class _SMC(_Source):
 
     def info(self, key: str) -> tuple[int, str] | None:
         """(size, type) of a key, asked once."""
-        if len(key) != 4 or max(key) > "\xff":
-            return None
         if key not in self.infos:
+            if len(key) != 4 or max(key) > "\xff":
+                return None
             answer = self._ask(_smc_request(_SMC_INFO, key), key)
             self.infos[key] = None if answer is None else _smc_answer(answer)[1:3]
         return self.infos[key]
@@ -2718,7 +2711,7 @@ class _SMC(_Source):
             if code & 0xFFFFFFFF in (_INVALID_DEST, _NOT_OPEN):
                 _c.kept.pop("smc", None)    # gone: opened again by the next call
         if code:
-            _io_check("smc", "reading %s" % what, code)
+            raise _io_error("smc", "reading %s" % what, code)
         if size.value != 80:
             raise _broken("smc", "%s: an answer of %d bytes" % (what, size.value))
         read = answer.raw
@@ -2729,8 +2722,7 @@ class _SMC(_Source):
     def _connected(self) -> Any:
         if "smc" not in _c.kept:
             connection = _c.IOConnection()
-            _io_check("smc", "IOServiceOpen",
-                      _c.IOServiceOpen(self._service(), _task_self(), 0, ctypes.byref(connection)))
+            _done("smc", "IOServiceOpen", self._service(), _task_self(), 0, ctypes.byref(connection))
             if not connection:
                 raise _broken("smc", "IOServiceOpen gave no connection")
             _c.kept["smc"] = connection
@@ -2832,8 +2824,7 @@ class _Mach(_Source):
         """vm_statistics64, 152 bytes or more. The kernel gives fresh numbers only a few times a second."""
         data, count = (ctypes.c_int32 * self._ROOM)(), ctypes.c_uint32(self._ROOM)
         with self.lock:
-            _io_check("mach", "host_statistics64",
-                      _c.host_statistics64(self._host(), self._VM_INFO64, data, ctypes.byref(count)))
+            _done("mach", "host_statistics64", self._host(), self._VM_INFO64, data, ctypes.byref(count))
         if not self._LEAST <= count.value <= self._ROOM:
             raise _broken("mach", "host_statistics64 gave %d words" % count.value)
         return bytes(data)[:count.value * 4]
@@ -2843,9 +2834,8 @@ class _Mach(_Source):
         cpus = ctypes.c_uint32()
         with self.lock:
             words = self._words()()
-            _io_check("mach", "host_processor_info",
-                      _c.host_processor_info(self._host(), self._CPU_LOAD, ctypes.byref(cpus), ctypes.byref(words),
-                                             ctypes.byref(words, _Words.count.offset)))
+            _done("mach", "host_processor_info", self._host(), self._CPU_LOAD, ctypes.byref(cpus), ctypes.byref(words),
+                  ctypes.byref(words, _Words.count.offset))
             if not words or not 0 < words.count == cpus.value * 4:
                 raise _broken("mach",
                             "host_processor_info gave %d words for %d CPUs" % (words.count, cpus.value))
@@ -2860,14 +2850,14 @@ class _Mach(_Source):
     def page_size(self) -> int:
         size = ctypes.c_uint64()
         with self.lock:
-            _io_check("mach", "host_page_size", _c.host_page_size(self._host(), ctypes.byref(size)))
+            _done("mach", "host_page_size", self._host(), ctypes.byref(size))
         return size.value
 
     def timebase(self) -> tuple[int, int]:
         """Nanoseconds per mach tick as a fraction: 125/3 natively, 1/1 under Rosetta."""
         pair = (ctypes.c_uint32 * 2)()
         with self.lock:
-            _io_check("mach", "mach_timebase_info", _c.mach_timebase_info(pair))
+            _done("mach", "mach_timebase_info", pair)
         return pair[0], pair[1]
 
 
@@ -2887,7 +2877,8 @@ class _Libproc(_Source):
             for _ in range(4):      # processes may start between the two calls
                 room = max(room, _c.proc_listallpids(None, 0)) + 64
                 ids = (ctypes.c_int32 * room)()
-                count, code = _with_errno(_c.proc_listallpids, ids, ctypes.sizeof(ids))
+                ctypes.set_errno(0)
+                count, code = _c.proc_listallpids(ids, ctypes.sizeof(ids)), ctypes.get_errno()
                 if count <= 0 and code == _EPERM:
                     raise _fail(ERROR_NO_PERMISSION, REASON_SANDBOX, "libproc",
                                 "the App Sandbox hides the list of processes")
@@ -2908,7 +2899,8 @@ class _Libproc(_Source):
     def _info(self, pid: int, flavor: int, size: int) -> bytes:
         data = ctypes.create_string_buffer(size)
         with self.lock:
-            got, code = _with_errno(_c.proc_pidinfo, pid, flavor, 0, data, size)
+            ctypes.set_errno(0)
+            got, code = _c.proc_pidinfo(pid, flavor, 0, data, size), ctypes.get_errno()
         if got != size:
             raise self._error(pid, "proc_pidinfo (%d of %d bytes)" % (got, size), code)
         return data.raw
@@ -2938,7 +2930,8 @@ class _Libproc(_Source):
     def _rusage(self, pid: int, flavor: int) -> tuple[int, bytes]:
         data = ctypes.create_string_buffer(1024)        # the buffer itself, though the header says rusage_info_t *
         with self.lock:
-            failed, code = _with_errno(_c.proc_pid_rusage, pid, flavor, data)
+            ctypes.set_errno(0)
+            failed, code = _c.proc_pid_rusage(pid, flavor, data), ctypes.get_errno()
         return (code or -1, b"") if failed else (0, data.raw[:464 if flavor == 6 else 296])
 
     def path(self, pid: int) -> str | None:
