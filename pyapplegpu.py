@@ -3597,7 +3597,7 @@ class _Recording:
             raise _bad("%s: the clock makes %d ticks per second, not 1 to 1000 million" % (self.path, rate))
         return rate
 
-    def _place(self, step: int) -> tuple[int, int]:
+    def place(self, step: int) -> tuple[int, int]:
         """Instant and round of a step."""
         if self.loop:
             rounds, instant = divmod(step, max(1, self.instants - 1))
@@ -3607,12 +3607,12 @@ class _Recording:
         return step, 0
 
     def ticks(self, step: int) -> int:
-        instant, rounds = self._place(step)
+        instant, rounds = self.place(step)
         return self._ticks[instant] + rounds * self.span
 
     def slept(self, step: int) -> int:
         """Nanoseconds asleep."""
-        instant, rounds = self._place(step)
+        instant, rounds = self.place(step)
         return self._slept[instant] + rounds * (self._slept[-1] - self._slept[0])
 
     def steps_for(self, ticks: int) -> int:
@@ -3628,7 +3628,7 @@ class _Recording:
 
     def at(self, said: Any, step: int) -> Any:
         """What is said at a step: of a part that may change, at the instant of that step."""
-        return said.at(*self._place(step)) if isinstance(said, (_Changes, _Rows)) else said
+        return said.at(*self.place(step)) if isinstance(said, _Changes) else said
 
 
 # ---- the sources, answered from a recording ----
@@ -3706,8 +3706,8 @@ class _ReplayedSubscription:
         self.channels: list[_Channel] = [channel["about"] for channel in found]
 
     def sample(self) -> list[tuple[int, tuple[int, ...]] | None]:
-        step = self._clock.current()
-        return [self._recording.at(rows, step) for rows in self._rows]
+        instant, rounds = self._recording.place(self._clock.current())
+        return [rows.at(instant, rounds) for rows in self._rows]
 
 
 class _Replayed(_Sysctl):

@@ -168,7 +168,7 @@ class Replay:
         return self.ticks(step) * 1000000000 // self.rate
 
     def row(self, channel, step):
-        return self.at(channel.rows, step)
+        return channel.rows and channel.rows.at(*self.recording.place(step))
 
 
 # ======================================================================================================================
