@@ -53,13 +53,17 @@ if TYPE_CHECKING:
     _Field = tuple[str, str, str, str]  # a row of _query_table: heading, source, unit, what it is
 
 if not TYPE_CHECKING:
-    from _functools import partial      # what functools would give, without its imports
-
     def array(code, values):
         """array.array, imported at its first use: it brings collections along, a fifth of what importing this file costs."""
         global array
         from array import array
         return array(code, values)
+
+    def partial(function, *limits):
+        """functools.partial, likewise."""
+        global partial
+        from _functools import partial
+        return partial(function, *limits)
 
 __version__ = "0.1.0"
 
@@ -3119,10 +3123,9 @@ def _grown_structure(offsets: tuple[int, ...], now: bytes, first: bytes, last: b
 
 
 # Where the counters are (facts: xnu proc_info.h, resource.h).
-_grown_task = partial(_grown_structure, (16, 24))               # proc_taskinfo: total_user, total_system
-_grown_rusage = partial(_grown_structure, (
-    16, 24, 248, 256, 264, 272, 288,                            # rusage_info_v4: times, instructions, cycles, energy
-    304, 312, 320, 328, 336, 344))                              # v6: P-core times, instructions, cycles, energy_nj
+_TASK_COUNTERS = (16, 24)                                       # proc_taskinfo: total_user, total_system
+_RUSAGE_COUNTERS = (16, 24, 248, 256, 264, 272, 288,            # rusage_info_v4: times, instructions, cycles, energy
+                    304, 312, 320, 328, 336, 344)               # v6: P-core times, instructions, cycles, energy_nj
 
 
 def _grown_words(now: bytes, first: bytes, last: bytes, rounds: int) -> bytes:
@@ -3313,18 +3316,19 @@ def _read_cf(depth: int, value: Any) -> list[Any]:
         return [kind, _read_list(partial(_read_cf, depth + 1), 0, 65536, inner)]
     if kind == "d":
         return [kind, _read_table(partial(_read_cf, depth + 1), 4096, inner)]
-    _need(kind in _CF_SHAPES, "has the unknown type %.16r" % kind)
-    inner = _CF_SHAPES[kind](inner)
+    _need(kind in _CF_LEAVES, "has the unknown type %.16r" % kind)
+    read, *limits = _CF_LEAVES[kind]
+    inner = read(*limits, inner)
     if kind == "f32":
         inner = struct.unpack("<f", struct.pack("<f", inner))[0]
     return [kind, _signed(inner, _CF_WIDTHS[kind]) if kind in _CF_WIDTHS else inner]
 
 
 _CF_WIDTHS = {"i8": 8, "i16": 16, "i32": 32, "i64": 64}
-_CF_SHAPES: dict[str, _Shape] = {
-    "s": partial(_read_text, 4096), "b": partial(_read_choice, (True, False)), "x": partial(_read_hex, 0, 1 << 20, 1),
-    "f32": partial(_read_real, -3.4e38, 3.4e38), "f64": partial(_read_real, -1e300, 1e300),
-    **{kind: partial(_read_number, -(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
+_CF_LEAVES: dict[str, tuple[Any, ...]] = {       # how each is read, and its limits
+    "s": (_read_text, 4096), "b": (_read_choice, (True, False)), "x": (_read_hex, 0, 1 << 20, 1),
+    "f32": (_read_real, -3.4e38, 3.4e38), "f64": (_read_real, -1e300, 1e300),
+    **{kind: (_read_number, -(1 << bits - 1), (1 << bits) - 1) for kind, bits in _CF_WIDTHS.items()}}
 
 
 def _plain(tagged: list[Any]) -> Any:
@@ -3419,12 +3423,12 @@ def _table_of(shape: _Shape, most: int = 4096) -> _Shape:
     return partial(_read_table, shape, most)
 
 
-_NAME, _WORD, _SIZE = partial(_read_text, 256), partial(_read_number, 0, (1 << 64) - 1), partial(_read_number, 0, (1 << 63) - 1)
-_PROPERTY = partial(_read_cf, 0)
-_METAL_DEVICE = _object({
-    "name": _NAME, "registryID": _WORD, "recommendedMaxWorkingSetSize?": _SIZE, "maxBufferLength?": _SIZE,
-    "hasUnifiedMemory?": partial(_read_choice, (True, False)), "maxThreadgroupMemoryLength?": _SIZE,
-    "architecture?": _NAME, "supportsFamily:?": _list_of(partial(_read_number, 0, 99999), 256)})
+def _metal_device(name: _Shape, word: _Shape) -> _Shape:
+    size = partial(_read_number, 0, (1 << 63) - 1)
+    return _object({
+        "name": name, "registryID": word, "recommendedMaxWorkingSetSize?": size, "maxBufferLength?": size,
+        "hasUnifiedMemory?": partial(_read_choice, (True, False)), "maxThreadgroupMemoryLength?": size,
+        "architecture?": name, "supportsFamily:?": _list_of(partial(_read_number, 0, 99999), 256)})
 
 
 def _recording_shape(ticks: list[int]) -> _Shape:
@@ -3434,17 +3438,18 @@ def _recording_shape(ticks: list[int]) -> _Shape:
 
     def structure(least: int, most: int, grown: Callable[..., Any] | None = None, multiple: int = 1) -> _Shape:
         return series(partial(_read_hex, least, most, multiple), grown)
+    name, word, tagged = partial(_read_text, 256), partial(_read_number, 0, (1 << 64) - 1), partial(_read_cf, 0)
     node = _object({
-        "id": _WORD, "class": _NAME, "name?": _NAME, "conforms?": _list_of(_NAME, 64), "parent?": _WORD,
-        "properties?": _table_of(_PROPERTY), "series?": _table_of(series(_PROPERTY, _grown_usage))})
+        "id": word, "class": name, "name?": name, "conforms?": _list_of(name, 64), "parent?": word,
+        "properties?": _table_of(tagged), "series?": _table_of(series(tagged, _grown_usage))})
     channel = _object({
-        "driver": _read_word, "channel": _read_word, "group": _NAME, "subgroup": _NAME, "name?": _NAME, "type": _read_word,
-        "unit": _read_word, "rows": partial(_read_numbers, len(ticks)), "states?": _list_of(_NAME, 1024, 1)})
-    sensor = _object({"properties": _table_of(_PROPERTY), "value?": series(partial(_read_real, -1e9, 1e9))})
+        "driver": _read_word, "channel": _read_word, "group": name, "subgroup": name, "name?": name, "type": _read_word,
+        "unit": _read_word, "rows": partial(_read_numbers, len(ticks)), "states?": _list_of(name, 1024, 1)})
+    sensor = _object({"properties": _table_of(tagged), "value?": series(partial(_read_real, -1e9, 1e9))})
     process = _object({
-        "pid": partial(_read_number, -1, (1 << 31) - 1), "name?": _NAME, "path?": partial(_read_text, 1024),
-        "short_info?": structure(64, 256), "task_info?": structure(96, 256, _grown_task),
-        "rusage?": structure(296, 1024, _grown_rusage)})
+        "pid": partial(_read_number, -1, (1 << 31) - 1), "name?": name, "path?": partial(_read_text, 1024),
+        "short_info?": structure(64, 256), "task_info?": structure(96, 256, partial(_grown_structure, _TASK_COUNTERS)),
+        "rusage?": structure(296, 1024, partial(_grown_structure, _RUSAGE_COUNTERS))})
     return _object({
         "registry": _list_of(partial(_read_node, node)),
         "ioreport": _object({"groups": _table_of(partial(_read_choice, ("ok", "refuses"))),
@@ -3455,10 +3460,10 @@ def _recording_shape(ticks: list[int]) -> _Shape:
         "mach?": _object({"page_size": partial(_read_number, 1, 1 << 30), "vm_statistics64": structure(152, 4096, None, 4),
                           "cpu_load": structure(16, 65536, _grown_words, 16)}),
         "libproc": _object({"processes": _list_of(process)}),
-        "notify?": _table_of(series(_WORD)),
+        "notify?": _table_of(series(word)),
         "power": _object({"providing?": series(_read_name_or_null)}),
-        "metal": _object({"devices": _list_of(_METAL_DEVICE, 64), "default?": partial(_read_number, 0, 63)}),
-        "title?": _NAME, "macos?": _NAME, "chip?": _NAME,
+        "metal": _object({"devices": _list_of(_metal_device(name, word), 64), "default?": partial(_read_number, 0, 63)}),
+        "title?": name, "macos?": name, "chip?": name,
     })
 
 
