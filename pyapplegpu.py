@@ -2494,7 +2494,9 @@ class _Subscription:
 
     @staticmethod
     def _identity(item: Any, records: bytes) -> tuple[int, int]:
-        return struct.unpack_from("<QQ", records) if records else (0, _c.IOReportChannelGetChannelID(item) if item else 0)
+        if records:
+            return struct.unpack_from("<QQ", records)
+        return 0, _c.IOReportChannelGetChannelID(item) if item else 0
 
     # ---- the first sample, and one whose list changed
 
@@ -3110,7 +3112,7 @@ _RECORDING_PARTS = ("registry", "ioreport", "smc", "hid", "sysctl", "mach", "lib
 _PLATFORM_CLASS = "IOPlatformExpertDevice"
 
 
-# ---- counters go on when a recording starts again: each is carried forward by what it gained in the whole recording ----
+# ---- counters go on when a recording starts again: carried forward by what they gained in the whole of it ----
 
 def _grown_structure(offsets: tuple[int, ...], now: bytes, first: bytes, last: bytes, rounds: int) -> bytes:
     """A C structure, its 64-bit counters at `offsets` carried forward; they never fall."""
@@ -3141,8 +3143,8 @@ def _usage_times(tagged: Any) -> list[int | None]:
 
 
 def _grown_usage(now: Any, first: Any, last: Any, rounds: int) -> Any:
-    """AppUsage, its accumulatedGPUTime carried forward where an entry is there from the first instant to the last; other
-    properties are gauges."""
+    """AppUsage, its accumulatedGPUTime carried forward where an entry is there from the first instant to the last;
+    other properties are gauges."""
     if not now[0] == first[0] == last[0] == "a":
         return now
     items = list(now[1])
@@ -3168,7 +3170,7 @@ def _span_gain(rows: Sequence[Sequence[int]], span: int, gain: int) -> int:
     return (last[1] - a[1] - (b[1] - a[1]) * (begin - a[0]) // (b[0] - a[0])) * span // (last[0] - begin)
 
 
-# ---- a recording is untrusted: it is read once, by one table of shapes and limits; what comes out needs no second look ----
+# ---- a recording is untrusted: it is read once, by one table of shapes and limits, and not looked at again ----
 
 class _Wrong(Exception):
     """What is wrong with a value; then its place, innermost first: each container on the way out adds one key."""
@@ -3180,8 +3182,8 @@ def _need(fine: bool, what: str) -> None:
 
 
 def _read_all(items: Iterable[tuple[Any, _Shape, Any]]) -> dict[Any, Any]:
-    """The values of a container, given as (key, shape, value). A shape is one of the functions below, told its limits: it
-    returns what the player uses, or says what is wrong."""
+    """The values of a container, given as (key, shape, value). A shape is one of the functions below, told its limits:
+    it returns what the player uses, or says what is wrong."""
     out: dict[Any, Any] = {}
     key = None
     try:
@@ -3266,8 +3268,8 @@ def _read_table(shape: _Shape, most: int, value: Any) -> dict[str, Any]:
 
 
 def _object(fields: dict[str, _Shape]) -> _Shape:
-    """An object with these fields. Those spelt with a ? may be missing or null: then a list or table is empty and all else
-    None. Other fields are not looked at."""
+    """An object with these fields. Those spelt with a ? may be missing or null: then a list or table is empty and all
+    else None. Other fields are not looked at."""
     empty: dict[Any, Any] = {_read_list: (), _read_table: {}}
     absent = {key[:-1]: empty.get(getattr(shape, "func", None)) for key, shape in fields.items() if key[-1] == "?"}
     return partial(_read_object, {key.rstrip("?"): shape for key, shape in fields.items()}, absent)
@@ -3277,7 +3279,8 @@ def _read_object(shapes: dict[str, _Shape], absent: dict[str, Any], value: Any) 
     _need(type(value) is dict, "is not an object")
     for key in shapes.keys() - absent.keys() - value.keys():
         raise _Wrong("has no %r" % key)
-    here = [(key, shapes[key], item) for key, item in value.items() if key in shapes and (item is not None or key not in absent)]
+    here = [(key, shapes[key], item) for key, item in value.items()
+            if key in shapes and (item is not None or key not in absent)]
     return {**absent, **_read_all(here)}
 
 
@@ -3392,7 +3395,8 @@ def _read_channel(fields: _Shape, ticks: list[int], value: Any) -> dict[str, Any
     said: dict[str, Any] = fields(value)
     number, kind, unit, states, rows = said["channel"], said["type"], said["unit"], said["states"], said["rows"]
     format = kind & 0xFF
-    _need(format in (_SIMPLE, _HISTOGRAM) or (format == _STATE and states), "is of no known format, or a state channel without states")
+    _need(format in (_SIMPLE, _HISTOGRAM) or (format == _STATE and states),
+          "is of no known format, or a state channel without states")
     sizes = {len(row) for row in rows if row is not None}
     size = 1 if format == _SIMPLE else len(states)
     _need(len(sizes) < 2 and (not size or sizes <= {1 + size}), "has rows of the wrong length")
@@ -3457,12 +3461,14 @@ def _recording_shape(ticks: list[int]) -> _Shape:
         "smc?": _object({"keys": _list_of(_read_smc_key), "values?": _table_of(structure(0, 128), 20000)}),
         "hid": _object({"services": _list_of(sensor, 4096)}),
         "sysctl?": _table_of(structure(0, 4096)),
-        "mach?": _object({"page_size": partial(_read_number, 1, 1 << 30), "vm_statistics64": structure(152, 4096, None, 4),
+        "mach?": _object({"page_size": partial(_read_number, 1, 1 << 30),
+                          "vm_statistics64": structure(152, 4096, None, 4),
                           "cpu_load": structure(16, 65536, _grown_words, 16)}),
         "libproc": _object({"processes": _list_of(process)}),
         "notify?": _table_of(series(word)),
         "power": _object({"providing?": series(_read_name_or_null)}),
-        "metal": _object({"devices": _list_of(_metal_device(name, word), 64), "default?": partial(_read_number, 0, 63)}),
+        "metal": _object({"devices": _list_of(_metal_device(name, word), 64),
+                          "default?": partial(_read_number, 0, 63)}),
         "title?": name, "macos?": name, "chip?": name,
     })
 
@@ -3515,8 +3521,8 @@ def _read_recording(data: Any) -> dict[str, Any]:
 
 
 def _content_uuid(data: dict[str, Any]) -> str:
-    """Stands for IOPlatformUUID, which no recording holds: made of what the file says of the Mac, which leaves out what the
-    file expects of this library."""
+    """Stands for IOPlatformUUID, which no recording holds: made of what the file says of the Mac, which leaves out what
+    the file expects of this library."""
     import hashlib
     import json
     try:
@@ -4040,7 +4046,8 @@ class _Recorder:
         self.smc_keys = [[key, kind, size] for key, (size, kind) in infos
                          if len(key) == len(kind) == 4 and (key + kind).isprintable() and 0 <= size <= 128]
 
-    def _add_entries(self, entries: list[Any] | None, kind: str, name: str | None = None, parent: int | None = None) -> None:
+    def _add_entries(self, entries: list[Any] | None, kind: str, name: str | None = None,
+                     parent: int | None = None) -> None:
         registry = self.machine.registry
         for entry in entries or ():
             number, class_name = _asked(registry.identity, entry), _asked(registry.class_name, entry)
@@ -4215,9 +4222,9 @@ class _Recorder:
         elements = max([len(row) - 1 for row in rows if row] or [1])
         kind = channel.type_word or (elements << 32 | 2 << 16 | channel.format)
         unit = channel.unit_word or _UNIT_WORDS.get(channel.unit, 0)
-        out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel, "group": _printable(channel.group),
-               "subgroup": _printable(channel.subgroup), "name": _printable(channel.name), "type": "0x%x" % kind,
-               "unit": "0x%x" % unit, "rows": rows}
+        out = {"driver": "0x%x" % channel.driver, "channel": "0x%x" % channel.channel,
+               "group": _printable(channel.group), "subgroup": _printable(channel.subgroup),
+               "name": _printable(channel.name), "type": "0x%x" % kind, "unit": "0x%x" % unit, "rows": rows}
         return dict(out, states=[_printable(state) for state in channel.states]) if channel.states else out
 
     def _sensors(self) -> dict[str, Any] | None:
@@ -4243,8 +4250,8 @@ class _Recorder:
 
 
 def _write_whole(path: str, text: str | None) -> None:
-    """All of it or nothing: a temporary file beside it, then its name. A device or a pipe is written to, never replaced by a
-    file; a folder refuses. None for the text only tries whether that can be."""
+    """All of it or nothing: a temporary file beside it, then its name. A device or a pipe is written to, never replaced
+    by a file; a folder refuses. None for the text only tries whether that can be."""
     try:
         if not os.path.exists(path) or os.path.isfile(path):
             _write_beside(os.path.realpath(path), text)     # a link stays a link
