@@ -7,6 +7,7 @@ Raw output of real Macs is read from the folder that PYAPPLEGPU_RAW names; tests
 from __future__ import annotations
 
 import ast
+import functools
 import glob
 import inspect
 import json
@@ -1013,7 +1014,9 @@ def test_what_only_a_longer_window_kept_is_not_the_last_poll(ages_ms, chosen_ms,
 
 
 SAMPLING_TESTS = [value for name, value in sorted(globals().items()) if name.startswith("test_")]
-SAMPLING_TESTS.sort(key=lambda test: test in (test_energy_channel_on_any_stamps_and_values, test_a_half_hour_rail_is_waited_for_once))    # slow: last
+SLOW_ONES = (test_a_caller_with_a_long_window_does_not_coarsen_the_others, test_a_rail_is_slow_for_who_asks_not_for_who_has_asked,
+             test_energy_channel_on_any_stamps_and_values, test_a_half_hour_rail_is_waited_for_once)
+SAMPLING_TESTS.sort(key=lambda test: test in SLOW_ONES)      # last
 MUTATIONS = [       # (text of the library, what it is changed to): each must make a case above fail
     ("_WINDOW = _NS ", "_WINDOW = 2 * _NS "), ("_WINDOW = _NS ", "_WINDOW = _NS // 2 "),
     ("_SHORTEST = 50 *", "_SHORTEST = 30 *"), ("_SHORTEST = 50 *", "_SHORTEST = 90 *"),
@@ -1107,17 +1110,35 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
 ]
 
 
-@pytest.mark.parametrize("old, new", MUTATIONS, ids=lambda text: text[:40])
-def test_each_constant_and_rule_matters(old, new):
+@functools.lru_cache(None)
+def statements():
+    """What sampling needs, and what stands above it: [(text, code)] of each statement. A mutant differs in one of them."""
     text = source()
-    text = text[:text.index("# API\n")]         # what sampling needs, and what stands above it
-    assert old in text
+    lines = text[:text.index("# API\n")].splitlines(True)
+    starts = [min([node.lineno] + [d.lineno for d in getattr(node, "decorator_list", ())]) - 1 for node in ast.parse("".join(lines)).body]
+    texts = ["".join(lines[start:end]) for start, end in zip(starts, starts[1:] + [len(lines)])]
+    return [(text, compile(text, "mutant", "exec")) for text in texts]
+
+
+def failing_cases(old="", new=""):
+    """The sampling tests that fail over the library with one text changed, one by one."""
+    changed = next(i for i, (text, _) in enumerate(statements()) if old in text)
     mutant = types.ModuleType("mutant")
     sys.modules["mutant"] = mutant
-    exec(compile(text.replace(old, new, 1), "mutant", "exec"), mutant.__dict__)
+    for i, (text, code) in enumerate(statements()):
+        exec(compile(text.replace(old, new, 1), "mutant", "exec") if i == changed else code, mutant.__dict__)
     with pytest.MonkeyPatch.context() as swapped:
         swapped.setitem(globals(), "ag", mutant)
-        assert any(fails(test) for test in SAMPLING_TESTS)
+        yield from filter(fails, SAMPLING_TESTS)
+
+
+@pytest.mark.parametrize("old, new", MUTATIONS, ids=lambda text: text[:40])
+def test_each_constant_and_rule_matters(old, new):
+    assert any(failing_cases(old, new))
+
+
+def test_with_nothing_changed_no_case_fails():
+    assert not any(failing_cases())
 
 
 def fails(test):
