@@ -1181,15 +1181,14 @@ def plain(value):
     return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def same(got, wanted):
-    """Exact, but for floats: 1e-3 of the wanted value."""
-    if isinstance(got, list) and isinstance(wanted, list):
-        return len(got) == len(wanted) and all(map(same, got, wanted))
-    if isinstance(got, dict) and isinstance(wanted, dict):
-        return got.keys() == wanted.keys() and all(same(got[k], wanted[k]) for k in wanted)
-    if isinstance(got, float) or isinstance(wanted, float):
-        return isinstance(got, (int, float)) and isinstance(wanted, (int, float)) and abs(got - wanted) <= max(
-            1e-9, 1e-3 * abs(wanted))
+def same(got, wanted, tolerance=1e-3):
+    """Exact, but for floats: a share of the wanted value."""
+    if isinstance(wanted, (list, tuple)):
+        return isinstance(got, (list, tuple)) and len(got) == len(wanted) and all(same(g, w, tolerance) for g, w in zip(got, wanted))
+    if isinstance(wanted, dict):
+        return isinstance(got, dict) and got.keys() == wanted.keys() and all(same(got[k], wanted[k], tolerance) for k in wanted)
+    if isinstance(wanted, float) and isinstance(got, (int, float)) and not isinstance(got, bool):
+        return abs(got - wanted) <= tolerance * max(1e-12, abs(wanted))
     return type(got) is type(wanted) and got == wanted
 
 
@@ -1215,7 +1214,6 @@ def disagreement(module, case, source):
     """None when the case holds, else both sides."""
     got = answer(module, case, source)
     if "matches" in case:
-        import re
         good = isinstance(got, str) and re.search(case["matches"], got)
     elif "error" in case:
         good = got == (case["error"], case["reason"])
@@ -1226,7 +1224,10 @@ def disagreement(module, case, source):
 
 
 @pytest.mark.parametrize("mac", sorted(MACS))
-def test_expected_over_the_player(mac):
+def test_expected_over_the_player(mac, monkeypatch):
+    """Each case over an engine of its own; the file is read and checked once."""
+    machine, held = ag._RecordedMachine, ag._RecordedMachine(recording(mac)).recording
+    monkeypatch.setattr(ag, "_RecordedMachine", lambda path, **more: machine(held, **more))
     wrong = [disagreement(ag, case, recording(mac)) for case in MACS[mac]["expected"]]
     assert [w for w in wrong if w] == []
 
@@ -4169,14 +4170,6 @@ def test_expects_something_of_every_function(name):
     assert all(args[0] in pids or args[0] == 99998 for call in asked for args in asked[call] if call.startswith("ProcessGet"))
 
 
-def alike(got, want, tolerance):
-    if isinstance(want, list):
-        return isinstance(got, (list, tuple)) and len(got) == len(want) and all(alike(g, w, tolerance) for g, w in zip(got, want))
-    if isinstance(want, float) and isinstance(got, (int, float)) and not isinstance(got, bool):
-        return abs(got - want) <= max(tolerance * abs(want), 1e-9)
-    return type(got) is type(want) and got == want
-
-
 # ---- M1 on macOS 11, against its registry dump ----
 
 M1 = "m1-macos11"
@@ -4919,13 +4912,11 @@ def test_throttling_does_not_need_the_notification(tmp_path):
 # ======================================================================================================================
 
 MODULE = os.path.join(HERE, "pyapplegpu.py")
-cli_RECORDINGS = os.path.join(HERE, "examples", "recordings")
-cli_NAMES = sorted(name[:-5] for name in os.listdir(cli_RECORDINGS) if name.endswith(".json"))
 COLOURS = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "PYAPPLEGPU_RECORDING")
 
 
 def path_of(name):
-    return name if os.sep in name else os.path.join(cli_RECORDINGS, name + ".json")
+    return name if os.sep in name else recording(name)
 
 
 @contextlib.contextmanager
@@ -5016,7 +5007,7 @@ def test_view_of_the_m5_max():
         assert text in view, text
 
 
-@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 @pytest.mark.parametrize("width", (40, 60, 79, 80, 100, 119, 120, 200))
 def test_view_fits(name, width):
     lines = good(recording=name, COLUMNS=width).splitlines()
@@ -5027,7 +5018,7 @@ def test_view_fits(name, width):
     assert all(line.isprintable() for line in lines)
 
 
-@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_view_clips_nothing_at_80_and_120(name):
     for width in (80, 120):
         for line in good(recording=name, COLUMNS=width).splitlines():
@@ -5146,7 +5137,7 @@ def test_a_comma_in_a_name_stays_one_field(tmp_path):
 # ---- lists and queries
 
 def test_list_gpus():
-    for name in cli_NAMES:
+    for name in sorted(MACS):
         assert re.fullmatch(r"GPU 0: Apple .+ \(UUID: GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\)\n", good("-L", recording=name))
     assert good("--list-gpus") == good("-L")
 
@@ -5216,7 +5207,7 @@ def test_every_field_answers_everywhere():
     table = ag._query_table()
     assert len(table) > 230 and len([name for name in table if name.startswith("apple.")]) >= 40
     names = ",".join(table)
-    for recording in cli_NAMES:
+    for recording in sorted(MACS):
         head, row = csv.reader(io.StringIO(good("--query-gpu=" + names, "--format=csv", recording=recording)), skipinitialspace=True)
         assert len(head) == len(row) == len(table) and all(row)
     plain = next(csv.reader(io.StringIO(good("--query-gpu=" + names, "--format=csv,noheader,nounits", recording="m4-macos27")),
@@ -5266,7 +5257,7 @@ def test_query_compute_apps():
     assert good("--query-compute-apps=gpu_name", "--format=csv,noheader") == "Apple M4\n" * 3        # no figure of a process
 
 
-@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_query_supported_clocks(name):
     """The list that scripts take the highest or lowest clock of, the same as in -q -d SUPPORTED_CLOCKS."""
     clocks = good("--query-supported-clocks=gr", "--format=csv,noheader,nounits", recording=name).splitlines()
@@ -5277,7 +5268,7 @@ def test_query_supported_clocks(name):
         ["[N/A]", mhz + " MHz"] for mhz in clocks]
 
 
-@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_every_section_of_nvidia_smi(name):
     """-q -d: each field of its table is one of --query-gpu; all sections together, in nvidia-smi's columns."""
     known = re.search(r"-d takes, with commas, (.*)\. Please", cli("-q", "-d", "nothing")[2]).group(1).replace(" ", "")
@@ -5300,7 +5291,7 @@ def test_sections():
     assert good("-q", "-d", "PIDS", recording="vm-macos15").endswith("    Processes\n\n")
 
 
-@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_xml(name):
     """What monitoring agents read out of nvidia-smi -q -x."""
     import xml.etree.ElementTree as tree
@@ -5475,7 +5466,7 @@ NESTED = {
     "system_power_source": "source battery_percent charging battery_power_mw cycle_count battery_celsius"}
 
 
-@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_json_schema(name):
     data = json.loads(good("--json", recording=name))
     assert set(KEYS) <= set(data) and data["schema"] == 1
@@ -5509,7 +5500,7 @@ def test_jsonl():
 
 # ---- doctor, selftest, recorder
 
-@pytest.mark.parametrize("name", cli_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_selftest(name):
     out = good("--selftest", recording=name)
     last = out.splitlines()[-1]
@@ -5535,7 +5526,7 @@ def test_doctor():
     for source in ("registry", "ioreport:AMC Stats", "smc", "hid", "sysctl", "mach", "libproc", "notify", "power", "metal"):
         assert re.search(r"^%s +(ok|macos|chip) +\d" % source, out, re.M), source
     assert re.search(r"^ioreport:AMC Stats +macos .*refused", out, re.M) and "  AMC Stats: Not Supported: refused" in out
-    assert "  PMP0 / DCS BW: " in out and "GPU-" not in out and cli_RECORDINGS not in out
+    assert "  PMP0 / DCS BW: " in out and "GPU-" not in out and os.path.dirname(recording("")) not in out
     assert re.search(r"^snapshot: \d+ figures, \d+ missing, \d+ ms", out, re.M)
 
 
@@ -5903,19 +5894,8 @@ def test_the_picture_is_what_is_printed():
 # ======================================================================================================================
 
 EXAMPLES = os.path.join(HERE, "examples")
-sys.path[:0] = [HERE, EXAMPLES]
-
-
-proof_RECORDINGS = os.path.join(EXAMPLES, "recordings")
 LEVEL = int(os.environ.get("PROOF", "0"))      # 0 = a glance, 1 = all, 2 = longer runs
-
-
-def proof_recording(name):
-    with open(os.path.join(proof_RECORDINGS, name + ".json"), encoding="utf-8") as file:
-        return json.load(file)
-
-
-proof_M4 = proof_recording("m4-macos27")
+REPLAY = fakemac.Replay(MACS["m4-macos27"])
 
 
 def forget():
@@ -5927,7 +5907,7 @@ def forget():
 
 
 @contextlib.contextmanager
-def proof_mac(data=proof_M4, **options):
+def proof_mac(data=REPLAY, **options):
     """A Mac with a library that has seen no other."""
     forget()
     with fakemac.Mac(data, **options) as made:
@@ -5943,9 +5923,9 @@ def device():
     return ag.LibraryInitDeviceByIndex(0)
 
 
-def figures(data):
+def figures(mac):
     """Every function with the arguments of the recording's expectations."""
-    return list(dict.fromkeys((case["call"], tuple(case["args"])) for case in data["expected"]))
+    return list(dict.fromkeys((case["call"], tuple(case["args"])) for case in MACS[mac]["expected"]))
 
 
 def proof_ask(call, arguments, dev):
@@ -5961,7 +5941,7 @@ NATIVE = {
     "native:path": lambda machine: machine.libproc.path(machine.libproc.pids()[0]),
     "native:timebase": lambda machine: machine.mach.timebase(),
 }
-EXTRA = [(name, ()) for name in NATIVE] + [("LibraryDiagnose", ()), ("DeviceGetSnapshot", ())]
+CALLS = figures("m4-macos27") + [(name, ()) for name in NATIVE] + [("LibraryDiagnose", ()), ("DeviceGetSnapshot", ())]
 
 
 def outcome(call, arguments, dev):
@@ -5978,32 +5958,19 @@ def outcome(call, arguments, dev):
 
 # ---- `expected` of every recording, over the player and over the C ABI ----
 
-def proof_same(want, got, tolerance):
-    if isinstance(want, (list, tuple)):
-        return isinstance(got, (list, tuple)) and len(want) == len(got) and all(map(proof_same, want, got, [tolerance] * len(want)))
-    if isinstance(want, dict):
-        return isinstance(got, dict) and want.keys() == got.keys() and all(proof_same(want[k], got[k], tolerance) for k in want)
-    if isinstance(want, float) and isinstance(got, (int, float)):
-        return abs(want - got) <= tolerance * max(1e-12, abs(want))
-    return type(want) is type(got) and want == got
-
-
 def as_expected(case, got):
     if "error" in case:
         return got[:3] == ("error", case["error"], case["reason"])
     if got[0] != "value":
         return False
-    return bool(re.search(case["matches"], str(got[1]))) if "matches" in case else proof_same(case["value"], got[1], case.get("tolerance", 1e-3))
+    return bool(re.search(case["matches"], str(got[1]))) if "matches" in case else same(got[1], case["value"], case.get("tolerance", 1e-3))
 
 
-proof_NAMES = sorted(name[:-5] for name in os.listdir(proof_RECORDINGS) if name.endswith(".json"))
-
-
-@pytest.mark.parametrize("name", proof_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_expected_over_the_stand_ins(name):
-    data, wrong = proof_recording(name), []
-    for case in data.get("expected", ()):
-        with proof_mac(data) as made:
+    replay, wrong = fakemac.Replay(MACS[name]), []
+    for case in MACS[name]["expected"]:
+        with proof_mac(replay) as made:
             got = outcome(case["call"], tuple(case["args"]), device())
         if not as_expected(case, got):
             wrong.append((case["call"], case["args"], case.get("value", case.get("reason")), got))
@@ -6011,30 +5978,29 @@ def test_expected_over_the_stand_ins(name):
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", proof_NAMES)
+@pytest.mark.parametrize("name", sorted(MACS))
 def test_player_and_stand_ins_agree(name):
     """The same calls in the same order: what the player answers, the ctypes code answers over C."""
-    data = proof_recording(name)
-    with proof_mac(data):
+    with proof_mac(MACS[name]):
         dev = device()
-        over_c = {case: outcome(*case, dev)[:3] for case in figures(data)}
-    ag.LibraryInit(recording=os.path.join(proof_RECORDINGS, name + ".json"), speed=0)
+        over_c = {case: outcome(*case, dev)[:3] for case in figures(name)}
+    ag.LibraryInit(recording=recording(name), speed=0)
     dev = ag.LibraryInitDeviceByIndex(0)
     clock = ag._library.engine.machine.clock
     clock.step = lambda: None      # a Mac's clock does not step by itself
-    played = {case: outcome(*case, dev)[:3] for case in figures(data)}
+    played = {case: outcome(*case, dev)[:3] for case in figures(name)}
     forget()
-    assert [(case, played[case], over_c[case]) for case in played if not proof_same(list(played[case]), list(over_c[case]), 1e-6)] == []
+    assert [(case, played[case], over_c[case]) for case in played if not same(over_c[case], played[case], 1e-6)] == []
 
 
 # ---- 1. all native functions x all faults ----
 
 STAGES = {      # where a function is needed: (recording, what is wrong already)
-    "as recorded": (proof_M4, ()),
-    "no SMC": (dict(proof_M4, smc=None), ()),
-    "unknown record layout": (proof_M4, ("IOReportCreateSamples=newlayout",)),
-    "Metal lists nothing": (proof_M4, ("MTLCopyAllDevices=short",)),
-    "no property lists": (proof_M4, ("CFPropertyListCreateData=null",)),
+    "as recorded": (REPLAY, ()),
+    "no SMC": (fakemac.Replay(dict(MACS["m4-macos27"], smc=None)), ()),
+    "unknown record layout": (REPLAY, ("IOReportCreateSamples=newlayout",)),
+    "Metal lists nothing": (REPLAY, ("MTLCopyAllDevices=short",)),
+    "no property lists": (REPLAY, ("CFPropertyListCreateData=null",)),
 }
 # Served by the Objective-C runtime stand-in and proven there; or never called in a healthy process.
 ELSEWHERE = {"sel_getName", "objc_getProtocol", "class_getName", "class_getSuperclass", "class_isMetaClass", "class_getInstanceMethod",
@@ -6062,7 +6028,6 @@ ERRORS = {      # (function, code) -> (class, reason) that must be among the err
     ("IORegistryEntryGetRegistryEntryID", 0xE00002BC): ("OperatingSystem", "source_failed"),
     ("IORegistryEntryGetChildIterator", 0xE00002E2): ("NoPermission", "sandbox"),
 }
-_baselines = {}
 _ran = {"cases": 0, "answers": 0}
 
 
@@ -6088,23 +6053,26 @@ def proof_tour(data, passes, calls, faults=()):
     return outcomes, belongings, made
 
 
+@functools.lru_cache(None)
 def baseline(stage):
-    if stage not in _baselines:
-        data, wrong = STAGES[stage]
-        calls = figures(proof_M4) + EXTRA
-        outcomes, belongings, made = proof_tour(data, 3, calls, wrong)
-        assert belongings[1] == belongings[2], stage
-        uses = {}
-        for case in calls:
-            with proof_mac(data, faults=wrong) as alone:
-                outcome(*case, device())
-            uses[case] = set(alone.calls)
-        _baselines[stage] = outcomes, made.calls, uses
-    return _baselines[stage]
+    """Of the Mac without a further fault: outcomes and belongings of each pass, and what was called."""
+    data, wrong = STAGES[stage]
+    outcomes, belongings, made = proof_tour(data, 3, CALLS, wrong)
+    assert belongings[1] == belongings[2], stage
+    return outcomes, belongings, made.calls
+
+
+@functools.lru_cache(None)
+def uses(stage, case):
+    """The native functions behind one figure that nothing was asked for before."""
+    data, wrong = STAGES[stage]
+    with proof_mac(data, faults=wrong) as alone:
+        outcome(*case, device())
+    return set(alone.calls)
 
 
 def stage_of(symbol):
-    return next((stage for stage in STAGES if symbol in baseline(stage)[1]), None)
+    return next((stage for stage in STAGES if symbol in baseline(stage)[2]), None)
 
 
 def faults_of(symbol):
@@ -6126,10 +6094,10 @@ def test_faults(symbol):
     stage = stage_of(symbol)
     assert stage is not None, "no stage calls it"
     data, wrong = STAGES[stage]
-    healthy, _, uses = baseline(stage)
+    healthy = baseline(stage)[0]
     problems = []
     for fault in faults_of(symbol):
-        outcomes, belongings, made = proof_tour(data, 3, figures(proof_M4) + EXTRA, (fault,) + wrong)
+        outcomes, belongings, made = proof_tour(data, 3, CALLS, (fault,) + wrong)
         _ran["cases"] += 1
         tested = next(one for one in made.fault_list if one.text == fault)
         assert tested.seen or tested.scope == "symbol", fault
@@ -6144,7 +6112,7 @@ def test_faults(symbol):
                     errors.add((got[1], got[2]))
                     if got[1] not in ("NotFound", "InvalidArgument", "LibraryNotFound") and not got[2]:
                         problems.append((fault, case, "no reason", got))
-                    if was[0][0] == "value" and symbol not in uses[case] and not symbol.startswith(("IOServiceClose",)):
+                    if was[0][0] == "value" and symbol not in uses(stage, case) and not symbol.startswith(("IOServiceClose",)):
                         problems.append((fault, case, "fails though it does not need it", got))
                     over = turn == 2 and tested.last is not None and made.before_last_pass[fault] >= tested.last
                     if over and was[2][0] == "value" and symbol not in LATCHED:
@@ -6167,9 +6135,8 @@ IMPOSSIBLE = {"CFArrayGetCount", "CFArrayGetValueAtIndex", "CFDictionaryGetCount
 
 @pytest.mark.parametrize("library", sorted({row[0].rstrip("!") for row in ag._PROTOTYPES.values()} | {"CoreGraphics"}))
 def test_a_library_absent(library):
-    calls = figures(proof_M4) + EXTRA
-    outcomes, belongings, made = proof_tour(proof_M4, 3, calls, ("library:%s=absent" % library,))
-    healthy, _, uses = baseline("as recorded")
+    outcomes, belongings, made = proof_tour(REPLAY, 3, CALLS, ("library:%s=absent" % library,))
+    healthy = baseline("as recorded")[0]
     own = {symbol for symbol, row in ag._PROTOTYPES.items() if row[0].rstrip("!") == library}
     if library in ("objc", "CoreGraphics"):
         own |= {"objc_msgSend", "MTLCopyAllDevices"}
@@ -6177,8 +6144,8 @@ def test_a_library_absent(library):
         own |= {"IOServiceOpen"}      # mach_task_self_ is data of libSystem
     for case, got in outcomes[0].items():
         assert got[0] in ("value", "error"), (case, got)
-        if got[0] == "error" and case in uses and healthy[0][case][0] == "value":
-            assert uses[case] & own, (case, got)
+        if got[0] == "error" and case in healthy[0] and healthy[0][case][0] == "value":
+            assert uses("as recorded", case) & own, (case, got)
             assert got[1] in ("NotSupported", "NotReady", "NoData"), (case, got)
     assert not belongings or belongings[1] == belongings[2]
 
@@ -6186,12 +6153,12 @@ def test_a_library_absent(library):
 @pytest.mark.parametrize("group", ["Energy Model", "GPU Stats", "CPU Stats", "PMP0", "AMC Stats"])
 @pytest.mark.parametrize("how", ["refuses", "absent"])
 def test_a_group_refused_or_absent(group, how):
-    outcomes, belongings, _ = proof_tour(proof_M4, 3, figures(proof_M4) + EXTRA, ("group:%s=%s" % (group, how),))
-    healthy, _, uses = baseline("as recorded")
+    outcomes, belongings, _ = proof_tour(REPLAY, 3, CALLS, ("group:%s=%s" % (group, how),))
+    healthy = baseline("as recorded")[0]
     for case, got in outcomes[2].items():
         assert got[0] in ("value", "error"), (case, got)
         if got[0] == "error" and healthy[2][case][0] == "value":
-            assert "IOReportCopyChannelsInGroup" in uses[case] and got[1] in ("NotSupported", "NotReady", "NoData") and got[2], (case, got)
+            assert "IOReportCopyChannelsInGroup" in uses("as recorded", case) and got[1] in ("NotSupported", "NotReady", "NoData") and got[2], (case, got)
     assert belongings[1] == belongings[2]
 
 
@@ -6205,7 +6172,7 @@ def test_functions_called_on_errors_only(first, second):
     if second == "=error" and "error" not in fakemac.fault_kinds(symbol):
         return
     faults = (fault,) + ((symbol + second,) if second == "=error" else ("symbol:%s=absent" % symbol,) if second else ())
-    outcomes, belongings, made = proof_tour(proof_M4, 3, figures(proof_M4) + EXTRA, faults)
+    outcomes, belongings, made = proof_tour(REPLAY, 3, CALLS, faults)
     assert second == "absent" or made.calls[symbol], "it was not called"
     for answers in outcomes:
         assert not [got for got in answers.values() if got[0] not in ("value", "error")]
@@ -6218,8 +6185,7 @@ def test_functions_called_on_errors_only(first, second):
 @pytest.mark.parametrize("layout", ["", "IOReportCreateSamples=newlayout"])
 def test_histogram_channels(layout):
     """No flat function needs a histogram channel; the recorder does. By raw records, and by the accessors."""
-    data = proof_recording("m1-macos11")
-    with proof_mac(data, faults=(layout,) if layout else ()) as made:
+    with proof_mac(MACS["m1-macos11"], faults=(layout,) if layout else ()) as made:
         ag.LibraryInit()
         subscription = ag._library.live.ioreport.subscribe((("GPU Stats", None),), lambda *channel: True)
         formats = [channel.format for channel in subscription.channels]
@@ -6313,7 +6279,7 @@ def ownership_tour(data, wrong):
         with fakemac.Mac(data, faults=wrong) as made:
             dev = device()
             for _ in range(2):
-                for case in figures(proof_M4) + EXTRA:
+                for case in CALLS:
                     with contextlib.suppress(ag.AppleGPUError):
                         proof_ask(*case, dev)
                 made.advance(8)
@@ -6342,7 +6308,7 @@ def interrupted_tour(data, wrong, symbol):
                     dev = device()
                     break
             for _ in range(2):
-                for case in figures(proof_M4) + EXTRA:
+                for case in CALLS:
                     with contextlib.suppress(ag.AppleGPUError, KeyboardInterrupt):
                         proof_ask(*case, dev)
                 made.advance(8)
@@ -6354,7 +6320,16 @@ def interrupted_tour(data, wrong, symbol):
         forget()
 
 
-_owned = {}
+@functools.lru_cache(None)
+def owned(stage):
+    account = ownership_tour(*STAGES[stage])
+    assert account != "violation" and ownership_tour(*STAGES[stage]) == account, "the account itself wavers"
+    return account
+
+
+@functools.lru_cache(None)
+def owned_after_interrupt(stage, symbol):
+    return interrupted_tour(*STAGES[stage], symbol)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -6364,13 +6339,13 @@ def test_each_ownership_flag_matters(symbol, where, monkeypatch):
     stage = stage_of(symbol)
     if stage is None:
         pytest.skip("only called on errors" if symbol in ON_ERRORS_ONLY else "served by the Objective-C runtime stand-in")
-    data, wrong = STAGES[stage]
-    if stage not in _owned:
-        _owned[stage] = ownership_tour(data, wrong)
-        assert _owned[stage] != "violation" and ownership_tour(data, wrong) == _owned[stage], "the account itself wavers"
-    interrupted = interrupted_tour(data, wrong, symbol)
-    monkeypatch.setitem(ag._PROTOTYPES, symbol, flipped(symbol, where))
-    assert ownership_tour(data, wrong) != _owned[stage] or interrupted_tour(data, wrong, symbol) != interrupted, "nobody noticed"
+    healthy = owned(stage)
+    with monkeypatch.context() as turned:
+        turned.setitem(ag._PROTOTYPES, symbol, flipped(symbol, where))
+        if ownership_tour(*STAGES[stage]) != healthy:
+            return
+        then = interrupted_tour(*STAGES[stage], symbol)
+    assert then != owned_after_interrupt(stage, symbol), "nobody noticed"
 
 
 MAKERS = [symbol for symbol, row in ag._PROTOTYPES.items() if symbol in fakemac.SYMBOLS and row[1] in "COE"]
@@ -6379,9 +6354,7 @@ MAKERS = [symbol for symbol, row in ag._PROTOTYPES.items() if symbol in fakemac.
 @pytest.mark.parametrize("symbol", MAKERS)
 def test_interrupted_between_a_maker_and_its_owner(symbol):
     stage = stage_of(symbol)
-    data, wrong = STAGES[stage]
-    outcomes, belongings, _ = proof_tour(data, 2, figures(proof_M4) + EXTRA, wrong)
-    assert interrupted_tour(data, wrong, symbol) == belongings[1]
+    assert owned_after_interrupt(stage, symbol) == baseline(stage)[1][1]
 
 
 @pytest.mark.parametrize("call", ["DeviceGetUtilization", "DeviceGetTemperature", "DeviceGetProcesses", "MemoryGetTotal", "SystemGetPowerSource", "SystemGetMemoryInfo"])
@@ -6520,7 +6493,7 @@ def test_init_storm():
 
 
 def test_private_engines_share_the_mac():
-    path = os.path.join(proof_RECORDINGS, "m1-macos11.json")
+    path = recording("m1-macos11")
     with proof_mac() as made:
         dev = device()
         ag.DeviceGetUtilization(dev), NATIVE["native:hid"](ag._library.live)
@@ -6541,7 +6514,7 @@ def test_private_engines_share_the_mac():
 
 def program(text, *options, data="m4-macos27", code=0, timeout=120):
     source = "import sys; sys.path.insert(0, %r)\nimport pyapplegpu as ag, os, time, threading, gc\n" % HERE + textwrap.dedent(text)
-    done = subprocess.run([sys.executable, os.path.join(EXAMPLES, "fakemac.py"), "--recording", os.path.join(proof_RECORDINGS, data + ".json"), "--speed", "0",
+    done = subprocess.run([sys.executable, os.path.join(EXAMPLES, "fakemac.py"), "--recording", recording(data), "--speed", "0",
                            *options, "-c", source], capture_output=True, text=True, timeout=timeout)
     assert done.returncode == code, done.stderr[-3000:]
     return done
@@ -6647,7 +6620,7 @@ def test_garbage_collection_inside_a_native_call():
 
 def test_the_clock_goes_back_and_the_mac_sleeps():
     for fault in ("clock=-5s@9", "clock=+5s@9", "clock=+3600s@9", "sleep=3600@9", "clock=-100000s@12"):
-        outcomes, belongings, _ = proof_tour(proof_M4, 3, figures(proof_M4), (fault,))
+        outcomes, belongings, _ = proof_tour(REPLAY, 3, figures("m4-macos27"), (fault,))
         assert not [got for answers in outcomes for got in answers.values() if got[0] not in ("value", "error")], fault
         assert [case for case, got in outcomes[2].items() if got[0] == "error" and baseline("as recorded")[0][2][case][0] == "value"] == [], fault
 
@@ -6693,8 +6666,7 @@ def test_budget_of_total_memory():
 @pytest.mark.parametrize("name", ["m1-macos11", "m4-macos27", "m1ultra-macos27", "m5max-macos27"])
 def test_budget_of_a_sample(name):
     """10 native calls and 4 per wanted channel, however many are listed; no string is made or read."""
-    data = proof_recording(name)
-    with proof_mac(data) as made:
+    with proof_mac(MACS[name]) as made:
         dev = device()
         outcome("DeviceGetPowerUsage", (), dev)
         feed = ag._library.engine.main

@@ -40,7 +40,7 @@ import threading
 import time
 from _thread import get_ident
 
-__all__ = ["Live", "Mac", "Violation", "fault_kinds", "main"]
+__all__ = ["Live", "Mac", "Replay", "Violation", "fault_kinds", "main"]
 
 EXIT_CODE = 70
 Live = collections.namedtuple("Live", "kind maker count")
@@ -153,12 +153,11 @@ INT64_MIN = -(1 << 63)
 
 
 class Replay:
-    """The recording, step by step."""
+    """The recording, step by step. It never changes: many Macs may be made of one."""
 
     def __init__(self, data):
         self.recording = recording = library()._Recording(data)
         self.said = recording.said
-        self.start = recording.ticks(0)
         self.rate = recording.ticks_per_second
         self.numer, self.denom = self.said["time"]["timebase"]
         self.ticks, self.slept, self.at = recording.ticks, recording.slept, recording.at
@@ -287,9 +286,8 @@ class Mac:
     active = None
 
     def __init__(self, recording=None, *, faults=(), speed=0.0, objc=None, allow=()):
-        data = recording if isinstance(recording, dict) else load(recording)
-        self.replay, self.speed = Replay(data), float(speed)
-        self.recording = self.replay.said
+        replay = recording if isinstance(recording, Replay) else Replay(recording if isinstance(recording, dict) else load(recording))
+        self.recording, self.replay, self.speed = replay.said, replay, float(speed)
         self.calls, self.violations = collections.Counter(), []
         self.allow = set(allow)      # "second subscription", "second HID client"
         self.lock = threading.RLock()
