@@ -26,10 +26,13 @@ def start(name):
     spec = importlib.util.spec_from_file_location(name, os.path.join(os.path.dirname(HERE), "pyapplegpu.py"))
     ag = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ag)
+    gc.collect()
+    gc.freeze()         # what stands by now, of other test files too, is not gone through at each collect of Base
     return ag, fake
 
 
 def stop():
+    gc.unfreeze()
     if not MAC:
         ag._disarm()
         fakeobjc.uninstall()
