@@ -1,13 +1,16 @@
-"""Headless Chromium for the tests, over its debugging pipe: standard library only, no network but the page's own."""
+"""For the tests: headless Chromium over its debugging pipe, and a free port. Standard library only, no network but the page's own."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
+import random
 import select
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from typing import Any
@@ -20,6 +23,16 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
 
 def find() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def free_port() -> int:
+    """A port for a server that must be told one: not of those that systems give to connections, and to servers that ask
+    for any, so that nobody else gets it meanwhile."""
+    for port in random.SystemRandom().sample(range(20000, 32000), 100):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
+    raise OSError("a hundred ports are taken")
 
 
 class Browser:

@@ -804,7 +804,8 @@ class Rack:
     def __init__(self, folder: Any, stack: ExitStack) -> None:
         self.servers = {}
         for host, name in HOSTS.items():
-            self.servers[host] = Server("--no-dashboard", "--interval", "0", recording=name)
+            port = str(_browser.free_port()) if host == "rack-9" else "0"       # the one that comes back at its own port
+            self.servers[host] = Server("--no-dashboard", "--interval", "0", "--port", port, recording=name)
             stack.callback(self.servers[host].stop)
         for server in self.servers.values():
             server.ready()
@@ -1173,12 +1174,6 @@ def panel_queries(interval: str, host: str) -> list[tuple[str, str]]:
             for panel in panels for target in panel["targets"]]
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 class Prometheus:
     """A real one, with the shipped files; only the times are shorter."""
 
@@ -1191,7 +1186,7 @@ class Prometheus:
             (folder / name).write_text(text)
         (folder / "targets").mkdir()
         (folder / "targets" / "rack.json").write_text(json.dumps(targets))
-        self.folder, self.port = folder, free_port()
+        self.folder, self.port = folder, _browser.free_port()
         self.log = open(folder / "log", "wb")
         self.process = subprocess.Popen(
             ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data",
@@ -1282,14 +1277,21 @@ def test_rack_answers_grafana(rack: Rack) -> None:
 def test_rack_cost(rack: Rack, capsys: Any) -> None:
     """Scrape cost: shown, and linear in the number of hosts."""
     lines, costs = [], {}
-    for count in (2, 5, 10):
+    def cost(count: int) -> tuple[float, float]:
+        """Seconds and CPU seconds of a round of scrapes."""
         some = list(rack.servers.values())[:count]
         cpu = sum(s.cpu() for s in some)
         start = time.monotonic()
         for _ in range(30):
             for server in some:
                 server.get("/metrics")
-        costs[count] = ((time.monotonic() - start) / 30, (sum(s.cpu() for s in some) - cpu) / 30)
+        return (time.monotonic() - start) / 30, (sum(s.cpu() for s in some) - cpu) / 30
+
+    for _ in range(5):      # the machine may have had something else to do meanwhile
+        costs = {count: min(costs.get(count, (9.0, 9.0)), cost(count)) for count in (2, 5, 10)}
+        if costs[10][0] / 10 < 2.5 * costs[2][0] / 2 + 0.005:
+            break
+    for count in costs:
         lines.append("%2d hosts: a round of scrapes %.1f ms, %.1f ms of CPU (%.1f ms a host)" % (
             count, 1e3 * costs[count][0], 1e3 * costs[count][1], 1e3 * costs[count][1] / count))
     lines.append("Prometheus: %.1f ms a scrape, %.0f samples a host, %d series" % (
@@ -1309,7 +1311,6 @@ def test_rack_loses_no_counter(rack: Rack, capsys: Any) -> None:
     rack.wait(4)
     before = prometheus.query(ENERGY + key + " and on() vector(1)")[0][1]
     at = time.monotonic()
-    victim.options[victim.options.index("--port") + 1] = str(victim.port)
     victim.stop(signal.SIGKILL)
     assert prometheus.until('up{host="rack-9"} == 0', bool, 10) and prometheus.until(
         'ALERTS{alertname="AppleGpuExporterDown", host="rack-9"}', bool, 10)

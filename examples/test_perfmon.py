@@ -413,7 +413,9 @@ def test_the_fast_lane_reads_only_what_is_cheap(tmp_path):
     began = time.monotonic()
     with perfmon.MetalPerformanceMonitor(config=config, recording=str(RECORDINGS / "m5max-macos27.json"),
                                          speed=20) as monitor:
-        time.sleep(0.6)
+        while monitor.fast.count < 10 or monitor._calls["slow"] < 2:
+            assert time.monotonic() < began + 30
+            time.sleep(0.05)
     spent = time.monotonic() - began
     doc = monitor.document()
     sampling = doc["sampling"]
@@ -971,17 +973,14 @@ def test_prometheus_families():
 
 def test_a_running_command_serves_prometheus(tmp_path):
     pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
-    import socket
     import urllib.request
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _browser.free_port()
     running = start_run(tmp_path, "--listen", str(port))
     wait_for(tmp_path / "r.json")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     text = opener.open("http://127.0.0.1:%d/metrics" % port, timeout=5).read().decode()
     running.send_signal(signal.SIGTERM)
-    assert running.wait(20) == 143
+    assert running.wait(60) == 143
     running.stderr.close()
     assert re.search(r'^metal_gpu_utilization_ratio\{device="[^"]+"\} 1\.0$', text, re.M)
     assert tool("watch", "--listen", "nonsense", "--recording", RECORDINGS / "m4pro.json", "--seconds",
@@ -1040,7 +1039,7 @@ def start_run(tmp_path, *more):
                              sys.executable, "-c", "import time; time.sleep(60)"], stderr=subprocess.PIPE)
 
 
-def wait_for(path, seconds=20):
+def wait_for(path, seconds=60):
     end = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < end, "%s did not come" % path
@@ -1051,7 +1050,7 @@ def test_an_interrupted_run_ends_with_a_report(tmp_path):
     running = start_run(tmp_path, "--script", "none")
     wait_for(tmp_path / "r.json")
     running.send_signal(signal.SIGTERM)
-    assert running.wait(20) == 143, running.stderr.read()
+    assert running.wait(60) == 143, running.stderr.read()
     running.stderr.close()
     doc = json.loads((tmp_path / "r.json").read_text())
     assert doc["state"] == "interrupted" and doc["command"]["exit_code"] == 143
@@ -1062,14 +1061,14 @@ def test_a_killed_run_leaves_the_last_whole_report(tmp_path):
     running = start_run(tmp_path)
     wait_for(tmp_path / "r.html")
     wait_for(tmp_path / "r.json")
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while len(json.loads((tmp_path / "r.json").read_text())["samples"]["t"]) < 2:
         assert time.monotonic() < end
         time.sleep(0.1)
     child = subprocess.run(["ps", "-o", "pid=", "--ppid", str(running.pid)], capture_output=True,
                            text=True).stdout.split() if shutil.which("ps") else []
     running.kill()
-    running.wait(20)
+    running.wait(60)
     running.stderr.close()
     for pid in child:
         os.kill(int(pid), signal.SIGKILL)
@@ -1089,7 +1088,7 @@ def test_watch_ends_by_itself_and_by_ctrl_c(tmp_path):
                                 "--json", str(tmp_path / "r.json"), "--refresh", "200", "--quiet"])
     wait_for(tmp_path / "r.json")
     running.send_signal(signal.SIGINT)
-    assert running.wait(20) == 0 and json.loads((tmp_path / "r.json").read_text())["state"] == "finished"
+    assert running.wait(60) == 0 and json.loads((tmp_path / "r.json").read_text())["state"] == "finished"
 
 
 def test_a_recording_that_ends_is_told_and_what_there_is_reported():
