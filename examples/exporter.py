@@ -31,6 +31,7 @@ import socket
 import ssl
 import sys
 import tempfile
+import threading
 import time
 from array import array
 from collections import deque
@@ -439,10 +440,15 @@ class History:
         self.rings = [{c: array("d", [math.nan]) * slots for c in COLUMNS} for _, slots in tiers]
         self.gaps: dict[str, deque[list[Any]]] = {c: deque(maxlen=50) for c in COLUMNS}
         self.last = 0.0
+        self._lock = threading.Lock()       # the event loop adds while a thread answers: held for a copy only
 
     def add(self, snapshot: ag.Snapshot) -> None:
-        t = snapshot.time_unix_s
         row = {c: figure(snapshot, c) for c in COLUMNS}
+        with self._lock:
+            self._add(snapshot, row)
+
+    def _add(self, snapshot: ag.Snapshot, row: dict[str, float | None]) -> None:
+        t = snapshot.time_unix_s
         for (step, slots), times, rings in zip(self.tiers, self.times, self.rings):
             at = int(t / step) % slots
             times[at] = t
@@ -462,15 +468,17 @@ class History:
 
     def answer(self, seconds: float, points: int = 600, until: float = math.inf) -> dict[str, Any]:
         """Columns over the seconds before `until`, at most about `points` rows, a row of nulls where nobody measured."""
-        until = min(until, self.last)
-        which = 0 if self.last - until + seconds <= self.tiers[0][0] * self.tiers[0][1] else 1
-        step, times, rings = self.tiers[which][0], self.times[which], self.rings[which]
+        with self._lock:
+            until = min(until, self.last)
+            which = 0 if self.last - until + seconds <= self.tiers[0][0] * self.tiers[0][1] else 1
+            step, times, rings = self.tiers[which][0], self.times[which][:], {c: r[:] for c, r in self.rings[which].items()}
+            kept = {c: [list(span) for span in spans] for c, spans in self.gaps.items()}
         rows = sorted((t, i) for i, t in enumerate(times) if until - seconds <= t <= until)
         stride = max(1, -(-len(rows) // max(1, points)))
         places = self._with_breaks(rows[::-1][::stride][::-1], 3.5 * step * stride)
         columns = {c: [None if i is None or math.isnan(ring[i]) else ring[i] for _, i in places]
                    for c, ring in rings.items()}
-        gaps = {c: [g for g in list(spans) if until - seconds <= g[1] and g[0] <= until] for c, spans in self.gaps.items()}
+        gaps = {c: [g for g in spans if until - seconds <= g[1] and g[0] <= until] for c, spans in kept.items()}
         return {"time_unix_s": [round(t, 3) for t, _ in places], "step_s": step * stride, "columns": columns,
                 "gaps": {c: g for c, g in gaps.items() if g}}
 

@@ -327,6 +327,26 @@ def test_history_gaps() -> None:
     assert coarse["step_s"] == 10 and coarse["time_unix_s"][-1] == times[-1]
 
 
+def test_a_history_that_is_read_while_it_grows(monkeypatch: Any) -> None:
+    """It is read in a thread: a sample that comes meanwhile takes the slot of the oldest, whose time it must not stand under."""
+    history = exporter.History(((1.0, 4), (10.0, 4)))
+    snapshot = ag.DeviceGetSnapshot(ag.LibraryOpen(path_of("m1max"), speed=0), timeout=0)
+
+    def add(t: float) -> None:
+        snapshot.time_unix_s, snapshot.memory_used_bytes = t, int(t)
+        history.add(snapshot)
+    for t in range(1000, 1004):
+        add(float(t))
+    choose = history._with_breaks
+
+    def meanwhile(*given: Any) -> Any:
+        add(1004.0)
+        return choose(*given)
+    monkeypatch.setattr(history, "_with_breaks", meanwhile)
+    answer = history.answer(3.5)
+    assert answer["columns"]["memory_used_bytes"] == answer["time_unix_s"] == [1000.0, 1001.0, 1002.0, 1003.0]
+
+
 # ---- options and refusals
 
 
