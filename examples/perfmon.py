@@ -176,7 +176,8 @@ def _finish(publisher: Publisher, args: argparse.Namespace, screen: Any) -> tupl
     monitor = publisher.monitor
     doc = monitor.document()
     fine = Writer(say).write(doc, publisher.configs)        # afresh: what is still not there is said at the end
-    if not args.quiet:
+    if not args.quiet:      # where a report goes to stdout, nothing else does
+        screen = sys.stderr if any(one.output_path == "-" for one in publisher.configs) else screen
         c.tell(reports.terminal(doc).rstrip("\n"), screen)
     if monitor.trouble:
         say("sampling ended early: %s" % monitor.trouble)

@@ -941,6 +941,13 @@ def test_a_saved_run_is_analysed_again(tmp_path):
         assert tool("report", path, *given).returncode == 2
 
 
+@pytest.mark.parametrize("how", [("watch", "--seconds", "0.3"), ("run", "--", sys.executable, "-c", "")])
+def test_a_report_on_stdout_stands_there_alone(how):
+    done = tool(how[0], "--recording", str(RECORDINGS / "m4pro.json"), "--json", "-", *how[1:])
+    assert done.returncode == 0 and json.loads(done.stdout)["state"] == "finished"
+    assert "=== Metal Performance Summary ===" in done.stderr
+
+
 def test_prometheus_families():
     client = pytest.importorskip("prometheus_client", reason="prometheus-client is not installed")
     from prometheus_client.parser import text_string_to_metric_families
