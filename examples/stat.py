@@ -54,6 +54,11 @@ SECTION_FIELDS = {
 }
 
 
+def _patience(text: str) -> float:
+    """A time, or 0: wait for nothing."""
+    return 0.0 if text.strip("0") in ("", ".") and text.strip(".") else c.seconds(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stat.py", description=(__doc__ or "").split("\n\n")[0], epilog="stat.py run --help: "
                                      "measure a command. Exit code: 0 ok, 1 no GPU or an error, 2 wrong usage.")
@@ -82,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-i", "--interval", "--watch", type=c.seconds, nargs="?", const=1.0, metavar="TIME",
                         help="again every TIME (default 1s; 500ms, 2, 1m)")
     parser.add_argument("--count", type=c.count, metavar="N", help="with -i: stop after N looks")
-    parser.add_argument("--timeout", type=lambda text: 0.0 if text == "0" else c.seconds(text), default=2.5, metavar="TIME",
+    parser.add_argument("--timeout", type=_patience, default=2.5, metavar="TIME",
                         help="wait this long for figures that come late: power rails publish every 2 s (default 2.5)")
     parser.add_argument("--debug", action="store_true", help="where every source stands, and tracebacks")
     parser.add_argument("-v", "--version", action="version", version="pyapplegpu " + ag.__version__)
@@ -634,7 +639,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(arguments[1:])
     parser = _parser()
     parser.add_argument("--picture", metavar="FILE", help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
+    args, rest = parser.parse_known_args(arguments)
+    if rest:
+        parser.error("run comes first: stat.py run [options] -- COMMAND" if "run" in rest else
+                     "unrecognized arguments: " + " ".join(rest))
     if bool(args.json) + bool(args.jsonl) + args.csv + args.meta_json > 1:
         parser.error("one of --json, --jsonl, --csv, --meta-json")
     reader = Reader(args)

@@ -425,6 +425,20 @@ def test_no_color_means_no_colour(arguments):
     assert code == 143 and codes <= {b"", b"0", b"1", b"2", b"7", b"39", b"49"}, codes
 
 
+def test_a_signal_after_the_screen_is_gone_still_ends_it():
+    """The interval between the last frame and the end of the process has a handler, but no loop."""
+    pytest.importorskip("textual", reason="the monitor needs textual")
+
+    async def work():
+        app = monitor(device("m4-macos27"), clocked=False)
+        async with app.run_test():
+            return app
+    app = asyncio.run(work())
+    with pytest.raises(SystemExit) as ended:
+        app.end(143)
+    assert ended.value.code == 143
+
+
 @needs_pty
 def test_a_terminal_that_cannot_move_its_cursor():
     pytest.importorskip("textual", reason="the monitor needs textual")
@@ -501,6 +515,20 @@ def test_numbers_that_make_no_sense_are_refused(arguments):
 def test_a_timeout_that_makes_no_sense_is_refused(timeout):
     result = shell("--timeout", timeout, env={"PYAPPLEGPU_RECORDING": recording("m1max")})
     assert result.returncode == 2 and "--timeout" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("timeout", ["0", "0.0", ".0", "0."])
+def test_a_timeout_of_nothing_does_not_wait(capsys, timeout):
+    code, out, _ = run_stat(capsys, "--recording", recording("m1max"), "--timeout", timeout, "--csv")
+    header, row = (line.split(",") for line in out.splitlines())
+    assert code == 0 and dict(zip(header, row))["gpu_active_ratio"] == ""     # a rate: its second sample was not waited for
+
+
+def test_options_before_run_are_told_their_place():
+    result = shell("--recording", recording("m1max"), "run", "--", "true")
+    assert result.returncode == 2 and "run comes first: stat.py run [options] -- COMMAND" in result.stderr
+    result = shell("--nope")
+    assert result.returncode == 2 and "unrecognized arguments: --nope" in result.stderr
 
 
 def test_environment_names_the_recording():

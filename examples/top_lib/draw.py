@@ -372,8 +372,6 @@ def paragraphs(rows: Iterable[tuple[str, str]], width: int, indent: int) -> str:
                      if text else "" for word, text in rows)
 
 
-
-
 def by_reason(rows: Iterable[tuple[str, str]], width: int) -> str:
     """(field, reason) as a paragraph per reason, the fields that share it below, indented."""
     groups: dict[str, list[str]] = {}

@@ -506,7 +506,7 @@ class Top(App):
 
     def end(self, code: int) -> None:
         """End from a signal's handler, which may have interrupted the screen's loop anywhere."""
-        if self._clockwork is None:
+        if self._clockwork is None or self._clockwork.is_closed():
             raise SystemExit(code)
         self._alive = False
         self._clockwork.call_soon_threadsafe(functools.partial(self.exit, return_code=code))
