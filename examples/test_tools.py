@@ -439,6 +439,12 @@ def test_a_signal_after_the_screen_is_gone_still_ends_it():
     assert ended.value.code == 143
 
 
+def test_one_frame_without_rich_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert top.main(["--once", "--recording", recording("m4pro")]) == 1
+    assert capsys.readouterr().err == "top.py needs rich: pip install rich\n"
+
+
 @needs_pty
 def test_a_terminal_that_cannot_move_its_cursor():
     pytest.importorskip("textual", reason="the monitor needs textual")

@@ -26,8 +26,12 @@ from top_lib.state import INTERVALS, RANGES, Model
 
 def _once(device: ag.Device, args: argparse.Namespace, look: Look, export: c.RowWriter | None) -> int:
     """One frame as text, as wide as the terminal; as the interactive frame where rates have settled."""
-    from rich.console import Console
-    from rich.text import Text
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:
+        print("top.py needs rich: pip install rich", file=sys.stderr)
+        return 1
     m = Model(device)
     for number in range(args.samples):
         if number and args.speed:
