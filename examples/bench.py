@@ -295,7 +295,7 @@ def section_readings(quick: bool) -> None:
 
 
 STRINGS = ("CFString", "IOReportChannelGet", "IOReportStateGetName")
-# No budget of the design, but a guard: a fifth more than the largest of these Macs took on 3.11 when this was written.
+# No budget, but a guard: a quarter to a half more than the largest of these Macs took on 3.11 when this was written.
 OPCODES = {"engine utilisation + memory": 1500, "power reading": 15000, "full snapshot": 145000}
 
 

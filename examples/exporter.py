@@ -955,9 +955,10 @@ def _run_once(device: ag.Device, args: argparse.Namespace) -> int:
                 write_textfile(args.textfile, text)
                 written = True
             except OSError as error:        # a full disk may be empty again; until then the old file stays, with its time
+                error.filename = args.textfile      # not that of the file which was to replace it
                 if not written:
                     raise
-                trouble = "%s: %s" % (args.textfile, error.strerror)
+                trouble = common.sentence(error)
         if trouble not in ("", said):
             print("exporter: %s" % trouble, file=sys.stderr, flush=True)
         said = trouble
