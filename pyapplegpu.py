@@ -8831,7 +8831,7 @@ def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObj
             kind = "2DMultisample" if samples != 1 else "3D" if depth != 1 else "2DArray" if layers != 1 else "2D"
         code, size = _constant_of("MTLTextureType", kind), (width, height, depth)
         _check_texture(device, info, code, size, layers, samples)
-        most = 1 if code < 2 or samples > 1 or info.block_width == 2 else max(size).bit_length()
+        most = 1 if code < 2 or samples > 1 or info.block_width == 2 else _index(max(size)).bit_length()
         levels = most if mipmaps is True else mipmaps
         if levels not in range(1, most + 1):
             raise _bad("a texture of %d x %d x %d has 1 to %d levels, not %r" % (*size, most, mipmaps))
@@ -9374,6 +9374,7 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     for n, least in ((count, 1), (instances, 1), (first, 0), (index_offset, 0)):
         if not hasattr(n, "__index__") or not least <= n < 1 << 32:
             raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
+    count, instances, first, index_offset = map(_index, (count, instances, first, index_offset))
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
         theirs, ours = _targets(*pipeline._facts), _targets(*target._facts[2:])
         raise _bad("the pipeline is for %s; the pass has %s" % (theirs, ours))

@@ -734,11 +734,20 @@ class Defects(Base):
     def test_numbers_and_lists_of_other_kinds(self):
         """NumPy's are no int and no float; what can be counted through is a list."""
         from fractions import Fraction
+
+        class Whole(Fraction):
+            __index__ = Fraction.__trunc__
+
+            def __mul__(self, other):
+                raise OverflowError("NumPy's small ones wrap around")
+
         picture, pipeline, work = ag.MetalTexture(8, 8), ag.MetalRenderPipeline(*self.functions()), ag.MetalBegin()
         target = ag.MetalRenderPass(iter([picture]), clear=[Fraction(1, 2), 0, True, Fraction(1)])
         self.assertEqual(target.colorAttachments()[0].clearColor(), (0.5, 0.0, 1.0, 1.0))
         ag.MetalEncodeDraw(work, target, pipeline, 3, viewport=[Fraction(0), 0, 8, 8, 0, 1], scissor=(True, True, 4, 4), textures={picture}, wait={ag.MetalFence(): 1}.keys())
         self.assertBad("whole numbers", ag.MetalEncodeDraw, work, target, pipeline, 3, scissor=(0.0, 0.0, 8.0, 8.0))        # it was a TypeError of MetalCommit
+        ag.MetalEncodeDraw(work, target, pipeline, Whole(3), indices=ag.MetalBuffer(16), index_offset=Whole(2), instances=Whole(1))
+        self.assertEqual(ag.MetalTexture(Whole(8), Whole(4), mipmaps=True).mipmapLevelCount(), 4)
         for instanced in (range(1, 2), frozenset([1]), {1: 0}.keys()):
             layout = ag.MetalVertexLayout({0: ("float3",), 1: ("float4",)}, instanced=instanced)
             self.assertEqual([layout.layouts()[n].stepFunction() for n in (0, 1)], [ag.MTLVertexStepFunctionPerVertex, ag.MTLVertexStepFunctionPerInstance])
