@@ -173,7 +173,7 @@ class Encodings(unittest.TestCase):
         code = ("import sys; sys.path.insert(0, %r); import pyapplegpu as a; assert a._runtime is None and not a._constants and not a._shapes; "
                 "assert not {'atexit', 'mmap', 'typing', 'json', 'ctypes.util'} & set(sys.modules) - before if (before := set()) else 1; "
                 "assert not hasattr(a, 'MTLNoSuchThing') and not [n for n in vars(a) if n.startswith('MTL')]") % ROOT
-        subprocess.run([sys.executable, "-S", "-c", code], check=True)
+        subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=ROOT)
 
 
 class Constants(unittest.TestCase):
