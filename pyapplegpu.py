@@ -8102,7 +8102,7 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
     try:
         size = struct.calcsize(format)
         return view if format == "B" else view[:length // size * size].cast(format)     # type: ignore[no-any-return]
-    except (struct.error, ValueError, ZeroDivisionError):
+    except (struct.error, TypeError, ValueError, ZeroDivisionError):
         raise _bad("a format is one letter of struct's that memoryview knows (\"f\" float, \"I\" uint, \"h\" short), "
                    "not %.80r" % (format,)) from None
 
@@ -8952,7 +8952,7 @@ def _place(texture: MetalObject, region: Any, level: int, slice: int, part: str 
     if facts.mode == 3:
         raise _bad("a memoryless texture has no pixels outside of a pass")
     _whole(slice, 0, facts.slices - 1, "a slice of this texture")
-    parts = (0, 0, 0, *whole) if region is None else tuple(region)
+    parts = (0, 0, 0, *whole) if region is None else _listed(region, "four or six numbers, the region,")
     if len(parts) == 4:
         parts = (parts[0], parts[1], 0, parts[2], parts[3], 1)
     if len(parts) != 6 or not all(hasattr(n, "__index__") and n >= 0 for n in parts):
@@ -9562,6 +9562,7 @@ def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None 
     """Encode dispatches into an indirect command buffer: (pipeline, threads, argument, ...) each, arguments as in
     MetalEncodeDispatch (values are put into a buffer). The pipelines are made with indirect=True. ordered: each waits
     for the one before it. NotSupported in a virtual machine, whose Metal ends the process over them."""
+    commands = _listed(commands, "commands")
     if not 0 < len(commands) <= 16384:
         raise _bad("an indirect command buffer holds 1 to 16384 commands, not %d" % len(commands))
     if not all(isinstance(command, (list, tuple)) for command in commands):

@@ -722,7 +722,7 @@ class Defects(Base):
                 ("clear is None or .red, green, blue, alpha", one, picture, {"clear": (0, 0, 0)}), ("clear is", one, picture, {"clear": "black"}), ("clear is", one, picture, {"clear": 0}), ("a list of MTLTexture", one, 8, 8, {}),
                 ("blend is one of", render, *functions, {"blend": True}), ("MetalVertexLayout makes one", render, *functions, {"vertices": {0: ("float3",)}}), ("a layout is", layout, ["float3"], {}), ("a layout is", layout, {0: "float3"}, {}), ("a layout is", layout, {0: ("float3",)}, {"instanced": 0}), ("a label is a str", draw, work, target, pipeline, 3, {"label": 5}),
                 ("a stencil has", ag.MetalDepthStencil, {"front": "keep"}), ("usage is words of", ag.MetalTexture, 8, 8, {"usage": ["read"]}), ("width is 1 to", ag.MetalTexture, (8, 8), {}), ("picture's width", ag.MetalPng, bytes(4), 1, 1, {}),
-                ("picture's height", ag.MetalPng, 1, 0, b"", {}), ("each command is", ag.MetalIndirect, (pipeline, 8), {}), ("MetalFunction makes one", ag.MetalArchiveAdd, ag.MetalArchive(), "corner", {}),
+                ("picture's height", ag.MetalPng, 1, 0, b"", {}), ("each command is", ag.MetalIndirect, (pipeline, 8), {}), ("a list of commands", ag.MetalIndirect, pipeline, {}), ("four or six numbers", ag.MetalTextureRead, picture, 8, {}), ("MetalFunction makes one", ag.MetalArchiveAdd, ag.MetalArchive(), "corner", {}),
                 ("corner is no kernel", ag.MetalArchiveAdd, ag.MetalArchive(), functions[0], {}), ("corner is no kernel", ag.MetalArchivePipeline, ag.MetalArchive(), functions[0], {}),
                 ("capture scope is wanted", ag.MetalCapture("x.gputrace", 5).__enter__, {})):
             with self.subTest(text):
