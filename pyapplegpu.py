@@ -8454,10 +8454,9 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
                       *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
         try:
-            if encoder is not None:
+            if encoder is not None and encoder.value:
                 (end, key), pointer, encoder.value = encoder.end, encoder.value, None
-                if pointer:
-                    end(pointer, key)
+                end(pointer, key)
         finally:        # when Ctrl-C comes in the lines above, its owner ends the encoding here, before the pool goes;
             encoder = None      # in line, as a function's frame would live on in the traceback and hold the owner
 

@@ -934,6 +934,7 @@ class Odd(Base):
             ag.MetalEncodeDispatch(work, kernel, 16, buffer)
             ag.MetalEncodeFill(work, buffer, 0)
             ag.MetalEncode(work, "blit", lambda encoder: encoder.fillBuffer_range_value_(buffer, (0, 4), 1))
+            ag.MetalEncodeDispatch(work, kernel, 16, buffer)        # is still open at the end
             left, struck = count, False
             try:
                 sys.settrace(interrupt)
