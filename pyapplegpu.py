@@ -1120,7 +1120,7 @@ def _parse_type(text: str) -> _Type:
     rest, const = bare[len(code):], "r" in qualifiers
     if code == "{" and "A" not in qualifiers:
         return _parse_struct(bare, const)
-    if code not in _KINDS or rest and code not in ("@", "@?", "^"):
+    if code not in _KINDS or rest and code != "^" and (code, rest[0]) not in (("@", '"'), ("@?", "<")):
         raise ValueError("type %r is not supported" % text[:12])
     return _Type(code, _KINDS[code], const, rest if code == "^" else rest[1:-1])
 
@@ -8102,7 +8102,7 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
     try:
         size = struct.calcsize(format)
         return view if format == "B" else view[:length // size * size].cast(format)     # type: ignore[no-any-return]
-    except (struct.error, ValueError, ZeroDivisionError):
+    except (struct.error, TypeError, ValueError, ZeroDivisionError):
         raise _bad("a format is one letter of struct's that memoryview knows (\"f\" float, \"I\" uint, \"h\" short), "
                    "not %.80r" % (format,)) from None
 
@@ -8110,21 +8110,24 @@ def MetalContents(buffer: MetalObject, format: str = "B") -> memoryview:
 def MetalRead(buffer: MetalObject, offset: int = 0, length: int | None = None) -> bytes:
     """A copy of bytes of a shared buffer; InvalidArgument outside of it."""
     view = MetalContents(buffer)
-    return bytes(view[offset:offset + _in_buffer(len(view), offset, length)])
+    start, length = _in_buffer(len(view), offset, length)
+    return bytes(view[start:start + length])
 
 
 def MetalWrite(buffer: MetalObject, data: Any, offset: int = 0) -> None:
     """Copy bytes into a shared buffer; InvalidArgument outside of it."""
     view, source = MetalContents(buffer), _bytes_of(data)
-    view[offset:offset + _in_buffer(len(view), offset, len(source))] = source
+    start, length = _in_buffer(len(view), offset, len(source))
+    view[start:start + length] = source
 
 
-def _in_buffer(size: int, offset: Any, length: Any) -> int:
-    """The length of a piece that lies in a buffer; None is the rest of it."""
+def _in_buffer(size: int, offset: Any, length: Any) -> tuple[int, int]:
+    """(offset, length) of a piece that lies in a buffer, as ints that a raw send takes; None is the rest of it."""
     try:
-        piece: int = size - offset if length is None else length.__index__()
-        if 0 <= offset.__index__() <= offset + piece <= size:
-            return piece
+        start = offset.__index__()
+        piece = size - start if length is None else length.__index__()
+        if 0 <= start <= start + piece <= size:
+            return start, piece
     except (AttributeError, TypeError):
         pass
     what = "the bytes" if length is None else "%.80r bytes" % (length,)
@@ -8207,9 +8210,9 @@ def MetalEncodeDispatch(work: MetalWork, pipeline: MetalObject, threads: int | S
                    % (*block, limits.max_threads))
     if update is not None:
         _expect(update, "MTLFence")
-    _check_memory(_work(work), limits, memory)
+    lengths = _check_memory(_work(work), limits, memory)
     size = _struct("MTLSize")
-    _add_to(work, "dispatch", pipeline, _bindings(arguments), size(*grid), size(*block), by_threads, tuple(memory),
+    _add_to(work, "dispatch", pipeline, _bindings(arguments), size(*grid), size(*block), by_threads, lengths,
             _expect_all(textures, "MTLTexture", 128), _expect_all(uses, "MTLResource"), _expect_all(wait, "MTLFence"),
             update, _named(label))
 
@@ -8238,15 +8241,20 @@ def _group(grid: tuple[int, int, int], limits: MetalPipelineLimits, by_threads: 
     return width, height, min(max(most // (width * height), 1), grid[2])
 
 
-def _check_memory(work: MetalWork, limits: MetalPipelineLimits, memory: Sequence[int]) -> None:
-    if memory == ():
-        return
-    if not isinstance(memory, (list, tuple)) or not all(
-            hasattr(length, "__index__") and length > 0 and length % 16 == 0 for length in memory):
+def _check_memory(work: MetalWork, limits: MetalPipelineLimits, memory: Sequence[int]) -> tuple[int, ...]:
+    """The same as ints that a raw send takes."""
+    if memory.__class__ is tuple and not memory:
+        return ()
+    try:
+        lengths = tuple([length.__index__() for length in memory])
+    except (AttributeError, TypeError):
+        lengths = (0,)
+    if not all(length > 0 and length % 16 == 0 for length in lengths):
         raise _bad("threadgroup memory is a list of bytes, each a multiple of 16, not %.80r" % (memory,))
-    wanted, most = limits.threadgroup_memory_bytes + sum(memory), work.queue.device().maxThreadgroupMemoryLength()
+    wanted, most = limits.threadgroup_memory_bytes + sum(lengths), work.queue.device().maxThreadgroupMemoryLength()
     if wanted > most:
         raise _bad("%d bytes of threadgroup memory, %d are there" % (wanted, most))
+    return lengths
 
 
 def _bindings(values: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -8262,10 +8270,10 @@ def _argument(index: int, value: Any) -> tuple[Any, ...]:
         if type(value) is tuple and len(value) == 2 and isinstance(value[0], MetalObject):
             value, offset = value
         if isinstance(value, MetalObject):
-            length = _span(value)[0]
-            if not hasattr(offset, "__index__") or not 0 <= offset < length:
+            length, start = _span(value)[0], offset.__index__() if hasattr(offset, "__index__") else -1
+            if not 0 <= start < length:
                 raise _bad("the offset %r is not inside a buffer of %d bytes" % (offset, length))
-            return index, value, value._pointer, offset
+            return index, value, value._pointer, start
         if isinstance(value, (int, float)):
             letter = "?" if isinstance(value, bool) else "f" if isinstance(value, float) else "i" if value < 0 else "I"
             return index, struct.pack("=" + letter, value)
@@ -8276,7 +8284,7 @@ def _argument(index: int, value: Any) -> tuple[Any, ...]:
     except (struct.error, OverflowError):
         raise _bad("argument %d: %r does not fit 32 bits; pass the bytes of the type that the kernel declares"
                    % (index, value)) from None
-    except AppleGPUError as error:
+    except NVMLError_InvalidArgument as error:
         hint = "; textures= takes textures" if not _gone(value) and _conforms(value, "MTLTexture") else ""
         raise _bad("argument %d: %s%s" % (index, error.detail, hint)) from None
 
@@ -8285,8 +8293,8 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
                     source_offset: int = 0, target_offset: int = 0) -> None:
     """Record a copy between buffers on the GPU, private ones too; offsets and length in bytes, multiples of 4.
     InvalidArgument outside of either buffer."""
-    length = _in_buffer(_span(source)[0], source_offset, length)
-    _in_buffer(_span(target)[0], target_offset, length)
+    source_offset, length = _in_buffer(_span(source)[0], source_offset, length)
+    target_offset, length = _in_buffer(_span(target)[0], target_offset, length)
     if (source_offset | target_offset | length) % 4 or not length:     # macOS aborts on others
         raise _bad("a GPU copy has offsets and a length that are multiples of 4, and is not empty")
     _add_to(work, "blit", "copyFromBuffer:sourceOffset:toBuffer:destinationOffset:size:", source, source_offset, target,
@@ -8296,8 +8304,8 @@ def MetalEncodeCopy(work: MetalWork, source: MetalObject, target: MetalObject, l
 def MetalEncodeFill(work: MetalWork, buffer: MetalObject, value: int, offset: int = 0,
                     length: int | None = None) -> None:
     """Record filling bytes of a buffer with one byte value; offset and length are multiples of 4."""
-    length = _in_buffer(_span(buffer)[0], offset, length)
-    _whole(value, 0, 255, "a fill's value")
+    offset, length = _in_buffer(_span(buffer)[0], offset, length)
+    value = _whole(value, 0, 255, "a fill's value")
     if (offset | length) % 4 or not length:
         raise _bad("a fill has an offset and a length that are multiples of 4, and is not empty")
     _add_to(work, "blit", "fillBuffer:range:value:", buffer, _struct("NSRange")(offset, length), value)
@@ -8446,10 +8454,9 @@ def _encode(buffer: int, operations: list[tuple[Any, ...]], samples: Any) -> Non
                       *[one._pointer if isinstance(one, MetalObject) else one for one in op[2:]])
     finally:
         try:
-            if encoder is not None:
+            if encoder is not None and encoder.value:
                 (end, key), pointer, encoder.value = encoder.end, encoder.value, None
-                if pointer:
-                    end(pointer, key)
+                end(pointer, key)
         finally:        # when Ctrl-C comes in the lines above, its owner ends the encoding here, before the pool goes;
             encoder = None      # in line, as a function's frame would live on in the traceback and hold the owner
 
@@ -8823,7 +8830,7 @@ def MetalTexture(width: int, height: int = 1, data: Any = None, device: MetalObj
             kind = "2DMultisample" if samples != 1 else "3D" if depth != 1 else "2DArray" if layers != 1 else "2D"
         code, size = _constant_of("MTLTextureType", kind), (width, height, depth)
         _check_texture(device, info, code, size, layers, samples)
-        most = 1 if code < 2 or samples > 1 or info.block_width == 2 else max(size).bit_length()
+        most = 1 if code < 2 or samples > 1 or info.block_width == 2 else _index(max(size)).bit_length()
         levels = most if mipmaps is True else mipmaps
         if levels not in range(1, most + 1):
             raise _bad("a texture of %d x %d x %d has 1 to %d levels, not %r" % (*size, most, mipmaps))
@@ -8944,7 +8951,7 @@ def _place(texture: MetalObject, region: Any, level: int, slice: int, part: str 
     if facts.mode == 3:
         raise _bad("a memoryless texture has no pixels outside of a pass")
     _whole(slice, 0, facts.slices - 1, "a slice of this texture")
-    parts = (0, 0, 0, *whole) if region is None else tuple(region)
+    parts = (0, 0, 0, *whole) if region is None else _listed(region, "four or six numbers, the region,")
     if len(parts) == 4:
         parts = (parts[0], parts[1], 0, parts[2], parts[3], 1)
     if len(parts) != 6 or not all(hasattr(n, "__index__") and n >= 0 for n in parts):
@@ -9157,8 +9164,8 @@ def MetalSampler(device: MetalObject | None = None, *, filter: str | int = "line
 def MetalVertexLayout(buffers: Mapping[int, Sequence[str]], instanced: Sequence[int] = ()) -> MetalObject:
     """A vertex descriptor: buffer index -> formats of the attributes in it, in memory one after another:
     {0: ("float3", "float2"), 1: ("float4",)} are [[attribute(0)]] to (2). `instanced` buffers step per instance."""
-    if (not hasattr(buffers, "values") or any(isinstance(formats, str) for formats in buffers.values())
-            or not isinstance(instanced, (list, tuple, set))):
+    if (not hasattr(buffers, "values") or not hasattr(instanced, "__contains__")
+            or any(isinstance(one, str) for one in (*buffers.values(), instanced))):
         raise _bad("a layout is {buffer index: (format, ...)}, a list of indices, not %.80r" % ((buffers, instanced),))
     count = sum(len(formats) for formats in buffers.values())
     if not 0 < count <= 31:
@@ -9302,7 +9309,7 @@ def MetalRenderPass(colors: MetalObject | Sequence[MetalObject], depth: MetalObj
     targets = _expect_all([colors] if isinstance(colors, MetalObject) else colors, "MTLTexture")
     resolves = _expect_all([resolve] if isinstance(resolve, MetalObject) else resolve or (), "MTLTexture")
     if clear is not None:
-        clear = _numbers(clear, 4, "clear is None or (red, green, blue, alpha)")
+        clear = _numbers(clear, _real, 4, "clear is None or (red, green, blue, alpha)")
     if len(targets) > 8 or resolves and len(resolves) != len(targets) or not targets and depth is stencil is None:
         raise _bad("a pass has up to 8 colour textures, or depth or stencil; to resolve, a texture for each")
     with MetalPool():
@@ -9366,6 +9373,7 @@ def MetalEncodeDraw(work: MetalWork, target: MetalObject, pipeline: MetalObject,
     for n, least in ((count, 1), (instances, 1), (first, 0), (index_offset, 0)):
         if not hasattr(n, "__index__") or not least <= n < 1 << 32:
             raise _bad("a draw has at least one vertex and one instance, and no offset below 0: %r" % (n,))
+    count, instances, first, index_offset = map(_index, (count, instances, first, index_offset))
     if target._facts and pipeline._facts and target._facts[2:] != pipeline._facts:
         theirs, ours = _targets(*pipeline._facts), _targets(*target._facts[2:])
         raise _bad("the pipeline is for %s; the pass has %s" % (theirs, ours))
@@ -9390,10 +9398,13 @@ def _targets(colors: Sequence[int], depth: int, stencil: int, samples: int) -> s
         names[stencil] if stencil else "none", samples)
 
 
-def _numbers(values: Any, count: int, what: str) -> tuple[Any, ...]:
-    """A tuple of numbers, of one of Metal's structs too."""
-    numbers = tuple(values) if hasattr(values, "__iter__") else ()
-    if len(numbers) != count or not all(isinstance(n, (int, float)) for n in numbers):
+def _numbers(values: Any, number: Callable[[Any], Any], count: int, what: str) -> tuple[Any, ...]:
+    """A tuple of numbers (_real or _index makes each), of NumPy's and of one of Metal's structs too."""
+    try:
+        numbers = tuple([number(one) for one in values])
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if len(numbers) != count:
         raise _bad("%s, not %.80r" % (what, values))
     return numbers
 
@@ -9442,8 +9453,9 @@ def _window(target: MetalObject, viewport: Any, scissor: Any) -> dict[str, Any]:
     """Viewport and scissor of a draw; by default the whole target, or None for a pass that was made by sends."""
     width, height = target._facts[:2] if target._facts else (1 << 15, 1 << 15)
     view = (0.0, 0.0, float(width), float(height), 0.0, 1.0) if viewport is None else _numbers(
-        viewport, 6, "a viewport is (x, y, width, height, near, far)")
-    cut = (0, 0, width, height) if scissor is None else _numbers(scissor, 4, "a scissor is (x, y, width, height)")
+        viewport, _real, 6, "a viewport is (x, y, width, height, near, far)")
+    cut = (0, 0, width, height) if scissor is None else _numbers(
+        scissor, _index, 4, "a scissor is (x, y, width, height), whole numbers")
     if min(cut) < 0 or cut[0] + cut[2] > width or cut[1] + cut[3] > height:
         raise _bad("the scissor %r is not inside %d x %d" % (cut, width, height))
     return {"setViewport:": view if viewport is not None or target._facts else None,
@@ -9495,9 +9507,7 @@ def MetalHeapPlan(lengths: Sequence[int], device: MetalObject | None = None, *,
                   mode: str = "shared") -> tuple[int, list[int]]:
     """(size of a heap, offsets in it) for buffers of these lengths, as Metal wants them aligned."""
     device, at, offsets = _device(device), 0, []
-    if not isinstance(lengths, (list, tuple)):
-        raise _bad("a list of lengths is wanted, not %.80r" % (lengths,))
-    for length in lengths:
+    for length in _listed(lengths, "lengths"):
         need = device.heapBufferSizeAndAlignWithLength_options_(_checked_length(device, length), _storage(mode, 2) << 4)
         at = -(-at // need.align) * need.align
         offsets.append(at)
@@ -9551,6 +9561,7 @@ def MetalIndirect(commands: Sequence[Sequence[Any]], device: MetalObject | None 
     """Encode dispatches into an indirect command buffer: (pipeline, threads, argument, ...) each, arguments as in
     MetalEncodeDispatch (values are put into a buffer). The pipelines are made with indirect=True. ordered: each waits
     for the one before it. NotSupported in a virtual machine, whose Metal ends the process over them."""
+    commands = _listed(commands, "commands")
     if not 0 < len(commands) <= 16384:
         raise _bad("an indirect command buffer holds 1 to 16384 commands, not %d" % len(commands))
     if not all(isinstance(command, (list, tuple)) for command in commands):
@@ -9601,7 +9612,7 @@ def MetalEncodeIndirect(work: MetalWork, commands: MetalIndirectCommands, first:
     are named with useResource."""
     if not isinstance(commands, MetalIndirectCommands):
         raise _bad("the commands of MetalIndirect are wanted, not %r" % (commands,))
-    count = _in_buffer(commands.count, first, count)
+    first, count = _in_buffer(commands.count, first, count)
     if not count:
         raise _bad("no command to run")
 
@@ -9821,14 +9832,19 @@ def _expect(one: Any, name: str) -> MetalObject:
 
 
 def _expect_all(values: Any, name: str, most: int = _U64) -> tuple[MetalObject, ...]:
-    """Objects of a protocol, from a list or tuple."""
-    if values == ():
+    """Objects of a protocol, from a list, a set, whatever gives one after the other."""
+    if values.__class__ is tuple and not values:
         return ()
-    if not isinstance(values, (list, tuple)):
-        raise _bad("a list of %s objects is wanted, not %.80r" % (name, values))
-    if len(values) > most:
-        raise _bad("at most %d %s objects can be given, not %d" % (most, name, len(values)))
-    return tuple([_expect(one, name) for one in values])
+    objects = _listed(values, "%s objects" % name)
+    if len(objects) > most:
+        raise _bad("at most %d %s objects can be given, not %d" % (most, name, len(objects)))
+    return tuple([_expect(one, name) for one in objects])
+
+
+def _listed(values: Any, what: str) -> tuple[Any, ...]:
+    if getattr(values, "__iter__", None) is None:
+        raise _bad("a list of %s is wanted, not %.80r" % (what, values))
+    return tuple(values)
 
 
 def _given(one: Any, what: str, label: str | None = None) -> MetalObject:

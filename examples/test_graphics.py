@@ -722,7 +722,7 @@ class Defects(Base):
                 ("clear is None or .red, green, blue, alpha", one, picture, {"clear": (0, 0, 0)}), ("clear is", one, picture, {"clear": "black"}), ("clear is", one, picture, {"clear": 0}), ("a list of MTLTexture", one, 8, 8, {}),
                 ("blend is one of", render, *functions, {"blend": True}), ("MetalVertexLayout makes one", render, *functions, {"vertices": {0: ("float3",)}}), ("a layout is", layout, ["float3"], {}), ("a layout is", layout, {0: "float3"}, {}), ("a layout is", layout, {0: ("float3",)}, {"instanced": 0}), ("a label is a str", draw, work, target, pipeline, 3, {"label": 5}),
                 ("a stencil has", ag.MetalDepthStencil, {"front": "keep"}), ("usage is words of", ag.MetalTexture, 8, 8, {"usage": ["read"]}), ("width is 1 to", ag.MetalTexture, (8, 8), {}), ("picture's width", ag.MetalPng, bytes(4), 1, 1, {}),
-                ("picture's height", ag.MetalPng, 1, 0, b"", {}), ("each command is", ag.MetalIndirect, (pipeline, 8), {}), ("MetalFunction makes one", ag.MetalArchiveAdd, ag.MetalArchive(), "corner", {}),
+                ("picture's height", ag.MetalPng, 1, 0, b"", {}), ("each command is", ag.MetalIndirect, (pipeline, 8), {}), ("a list of commands", ag.MetalIndirect, pipeline, {}), ("four or six numbers", ag.MetalTextureRead, picture, 8, {}), ("MetalFunction makes one", ag.MetalArchiveAdd, ag.MetalArchive(), "corner", {}),
                 ("corner is no kernel", ag.MetalArchiveAdd, ag.MetalArchive(), functions[0], {}), ("corner is no kernel", ag.MetalArchivePipeline, ag.MetalArchive(), functions[0], {}),
                 ("capture scope is wanted", ag.MetalCapture("x.gputrace", 5).__enter__, {})):
             with self.subTest(text):
@@ -730,6 +730,28 @@ class Defects(Base):
         self.assertEqual(work.operations, [])
         both = one(picture, depth, clear=ag.MTLClearColor(0, 0, 0, 1))          # Apple's structs are as good as tuples
         draw(work, both, deep, 3, viewport=ag.MTLViewport(0, 0, 8, 8, 0, 1), scissor=ag.MTLScissorRect(0, 0, 8, 8))
+
+    def test_numbers_and_lists_of_other_kinds(self):
+        """NumPy's are no int and no float; what can be counted through is a list."""
+        from fractions import Fraction
+
+        class Whole(Fraction):
+            __index__ = Fraction.__trunc__
+
+            def __mul__(self, other):
+                raise OverflowError("NumPy's small ones wrap around")
+
+        picture, pipeline, work = ag.MetalTexture(8, 8), ag.MetalRenderPipeline(*self.functions()), ag.MetalBegin()
+        target = ag.MetalRenderPass(iter([picture]), clear=[Fraction(1, 2), 0, True, Fraction(1)])
+        self.assertEqual(target.colorAttachments()[0].clearColor(), (0.5, 0.0, 1.0, 1.0))
+        ag.MetalEncodeDraw(work, target, pipeline, 3, viewport=[Fraction(0), 0, 8, 8, 0, 1], scissor=(True, True, 4, 4), textures={picture}, wait={ag.MetalFence(): 1}.keys())
+        self.assertBad("whole numbers", ag.MetalEncodeDraw, work, target, pipeline, 3, scissor=(0.0, 0.0, 8.0, 8.0))        # it was a TypeError of MetalCommit
+        ag.MetalEncodeDraw(work, target, pipeline, Whole(3), indices=ag.MetalBuffer(16), index_offset=Whole(2), instances=Whole(1))
+        self.assertEqual(ag.MetalTexture(Whole(8), Whole(4), mipmaps=True).mipmapLevelCount(), 4)
+        for instanced in (range(1, 2), frozenset([1]), {1: 0}.keys()):
+            layout = ag.MetalVertexLayout({0: ("float3",), 1: ("float4",)}, instanced=instanced)
+            self.assertEqual([layout.layouts()[n].stepFunction() for n in (0, 1)], [ag.MTLVertexStepFunctionPerVertex, ag.MTLVertexStepFunctionPerInstance])
+        self.assertBad("a layout is", ag.MetalVertexLayout, {0: ("float3",)}, instanced="0")
 
     def test_texture_limits(self):
         """Every rule of Metal's own validation of a descriptor, which ends the process."""
@@ -912,6 +934,7 @@ class Odd(Base):
             ag.MetalEncodeDispatch(work, kernel, 16, buffer)
             ag.MetalEncodeFill(work, buffer, 0)
             ag.MetalEncode(work, "blit", lambda encoder: encoder.fillBuffer_range_value_(buffer, (0, 4), 1))
+            ag.MetalEncodeDispatch(work, kernel, 16, buffer)        # is still open at the end
             left, struck = count, False
             try:
                 sys.settrace(interrupt)

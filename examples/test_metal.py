@@ -145,7 +145,7 @@ class Encodings(unittest.TestCase):
     def test_refusals(self):
         for text in ("v32@0:816", "v32@0:8{?=[4]}16", "v24@0:8{x=b3}16", "v24@0:8(u=if)16", "v32@0:8D16", "v32@0:8t16", "v24@0:8{std::vector<int>=Q}16",
                      "v24@0:8{N::T=Q}16", "v24@0:8{opaque}16", "v24@0:8{opaque=}16", "v24@0:8A{x=i}16", "v32@0:8jf16", "v24@0:8?16", "v20@0:8Q16", "v24@0:8i16",
-                     "v21@0:8{p=cI}16", "", "v", "@", "v24@0:8{x=Q16", "v24@0:8v16", "v24@0:8!Q16"):
+                     "v21@0:8{p=cI}16", "", "v", "@", "v24@0:8{x=Q16", "v24@0:8v16", "v24@0:8!Q16", "v32@0:8{x=[2@{y=Q}]}16"):
             with self.assertRaises(ValueError, msg=text):
                 ag._parse_method(text)
 
@@ -173,7 +173,7 @@ class Encodings(unittest.TestCase):
         code = ("import sys; sys.path.insert(0, %r); import pyapplegpu as a; assert a._runtime is None and not a._constants and not a._shapes; "
                 "assert not {'atexit', 'mmap', 'typing', 'json', 'ctypes.util'} & set(sys.modules) - before if (before := set()) else 1; "
                 "assert not hasattr(a, 'MTLNoSuchThing') and not [n for n in vars(a) if n.startswith('MTL')]") % ROOT
-        subprocess.run([sys.executable, "-S", "-c", code], check=True)
+        subprocess.run([sys.executable, "-S", "-c", code], check=True, cwd=ROOT)
 
 
 class Constants(unittest.TestCase):
@@ -1123,7 +1123,7 @@ class Errors(Base):
                 ("a list of MTLTexture objects", encode, work, kernel, 8, buffer, {"textures": texture}), ("a list of MTLFence objects", encode, work, kernel, 8, buffer, {"wait": fence}), ("a list of MTLResource objects", encode, work, kernel, 8, buffer, {"uses": buffer}),
                 ("a list of bytes", encode, work, kernel, 8, buffer, {"memory": 1024}), ("group=", encode, work, kernel, None, buffer, {"groups": 4}), ("beside groups=", encode, work, kernel, 8, buffer, {"groups": 4, "group": 4}),
                 ("three whole numbers", encode, work, kernel, memoryview(b"12"), buffer, {}), ("big-endian numbers: convert", ag.MetalBuffer, swapped, {}), ("big-endian numbers: convert", ag.MetalWrite, buffer, swapped, {}), ("argument 0: the data holds big-endian", encode, work, kernel, 8, swapped, {}),
-                ("Python objects: convert", ag.MetalBuffer, objects, {}), ("ascontiguousarray", ag.MetalBuffer, memoryview(bytes(16))[::2], {}), ('"f" float', ag.MetalContents, buffer, "float32", {}), ("a Metal object is wanted", ag.MetalRelease, [buffer], {}),
+                ("Python objects: convert", ag.MetalBuffer, objects, {}), ("ascontiguousarray", ag.MetalBuffer, memoryview(bytes(16))[::2], {}), ('"f" float', ag.MetalContents, buffer, "float32", {}), ('"f" float', ag.MetalContents, buffer, 4, {}), ("a Metal object is wanted", ag.MetalRelease, [buffer], {}),
                 ("a list of MTLAllocation", ag.MetalResidencySet, buffer, {}), ("members are .id: value.", ag.MetalArgumentBuffer, ag.MetalFunction(library, "through"), 0, [buffer], {}), ("MetalCommit it first", ag.MetalWait, ag.MetalBegin(), {}),
                 ("functions that return a new work", compare, work, work, {}), ("must return a work", compare, lambda: None, lambda: None, {}), ("fewer than 6 runs", compare, print, print, {"n": "30"}), ("warmup is", compare, print, print, {"warmup": -1}),
                 ("there is RGBA8", ag.MetalTexture, 8, 8, {"format": "RGBA8"}), ("a label is a str", ag.MetalBegin, {"label": 5}), ("Label of .*Buffer: NSString is wanted", ag.MetalBuffer, 16, {"label": 5}),
@@ -1143,6 +1143,32 @@ class Errors(Base):
         self.assertEqual(str(ag.MetalError("", 0, "it failed")), "it failed")
         with self.assertRaisesRegex(ag.MetalError, "^[^\\[]+$"):
             ag.MetalArchiveSave(ag.MetalArchive(), "/nonexistent/empty") if not MAC else self.skipTest("Metal's own words")
+
+    def test_numbers_and_lists_of_other_kinds(self):
+        """NumPy's numbers have __index__ and are no int; sets, generators and ranges are as good as lists."""
+        class Whole:
+            def __init__(self, number):
+                self.number = number
+
+            def __index__(self):
+                return self.number
+
+        data, x, out = array.array("f", range(64)), ag.MetalBuffer(512), ag.MetalBuffer(bytes(16))
+        ag.MetalWrite(x, data, Whole(256))
+        work = ag.MetalBegin()
+        ag.MetalEncodeCopy(work, x, x, source_offset=Whole(256))
+        ag.MetalEncodeCopy(work, x, x, Whole(256), source_offset=Whole(0), target_offset=Whole(256))
+        ag.MetalEncodeFill(work, out, Whole(0), Whole(8), Whole(8))
+        fence = ag.MetalFence()
+        ag.MetalEncodeDispatch(work, self.kernel("sums"), Whole(64), (x, Whole(256)), (out, Whole(4)), group=Whole(64), memory=(Whole(n) for n in [1024]),
+                               uses={x, out}, wait=iter([fence]), textures={}.values())
+        self.assertEqual(work.operations[-1][6], (1024,))
+        if not MAC:
+            self.assertEqual(ag.MetalContents(ag.MetalWait(ag.MetalCommit(work)) and out, "f")[1], sum(range(64)))
+        self.assertEqual(ag.MetalRead(x, Whole(508)), data[-1:].tobytes())
+        self.assertEqual(ag.MetalHeapPlan(range(16, 64, 16)), ag.MetalHeapPlan([16, 32, 48]))
+        for memory in (3, "16", [16.0], [0], ag.MetalBuffer(16)):
+            self.assertBad("a list of bytes", ag.MetalEncodeDispatch, work, self.kernel("sums"), 64, x, out, memory=memory)
 
     @unittest.skipIf(MAC, "Metal's validation layer ends the process")
     def test_the_stand_in_survives_a_forgotten_argument(self):
