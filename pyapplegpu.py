@@ -5955,8 +5955,8 @@ class _Engine:
 
     def _is_dead(self, rail: _Rail, energy: _Energy) -> bool:
         """True for a zero since boot that cannot be: on a rail that is never zero, or with no energy at a witness."""
-        return energy.value == 0 and energy.batched and (
-            rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))
+        return energy.value == 0 and (rail.is_never_zero() or energy.batched and not any(
+            e.value for e in self._witnesses(rail.feed)))
 
     def _lane_change(self, rail: _Rail, energy: _Energy, window: int, busy: bool) -> tuple[int, int] | str:
         """The change of a channel, or why there is none. A zero is one where it can be: not on a rail that is never zero,
