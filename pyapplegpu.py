@@ -3787,7 +3787,8 @@ class _Replayed(_Sysctl):
     def _smc(self) -> Any:
         part = self._said["smc"]
         if part is None:
-            guest = (self.raw("kern.hv_vmm_present") or b"")[:1] == b"\x01"
+            said = self._said["sysctl"].get("kern.hv_vmm_present")      # also after the end
+            guest = said is not None and said.values[0][:1] == b"\x01"
             raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE if guest else REASON_NO_SUCH_PART, "smc")
         return part
 

@@ -3591,6 +3591,17 @@ def test_the_end_without_loop():
             call()
 
 
+@pytest.mark.parametrize("guest, reason", [("01000000", ag.REASON_VIRTUAL_MACHINE), ("00000000", ag.REASON_NO_SUCH_PART)])
+def test_why_there_is_no_smc_is_known_also_after_the_end(guest, reason):
+    data = dict(tiny(), smc=None)
+    data["sysctl"]["kern.hv_vmm_present"] = [[0, guest]]
+    m = machine(data, loop=False)
+    for _ in range(6):
+        with raises(ag.ERROR_NOT_SUPPORTED, reason):
+            m.smc.count()
+        m.clock.sleep(1)
+
+
 def test_one_instant_is_a_mac_that_stands_still():
     data = tiny()
     data["time"].update(ticks=[T0], slept=[0])
