@@ -3277,7 +3277,7 @@ def _object(fields: dict[str, _Shape]) -> _Shape:
 
 def _read_object(shapes: dict[str, _Shape], absent: dict[str, Any], value: Any) -> dict[str, Any]:
     _need(type(value) is dict, "is not an object")
-    for key in shapes.keys() - absent.keys() - value.keys():
+    for key in sorted(shapes.keys() - absent.keys() - value.keys()):
         raise _Wrong("has no %r" % key)
     here = [(key, shapes[key], item) for key, item in value.items()
             if key in shapes and (item is not None or key not in absent)]

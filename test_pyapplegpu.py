@@ -3308,7 +3308,7 @@ def put(path, value):
 
 FAULTS = [      # where, what stands there, what the error must name
     ("format", ..., "no \"format\""), ("format", "1", "no \"format\""), ("format", True, "no \"format\""),
-    ("format", 2, "format 2"), ("format", 0, "format 0"), ("time", ..., "'time'"), ("time", None, "time"),
+    ("format", 2, "format 2"), ("format", 0, "format 0"), ("time", ..., "'time'"), ("time", None, "time"), ("time", {}, "has no 'ticks'"),
     ("time/ticks", [], "time.ticks"), ("time/ticks", [1, 1], "ascending"), ("time/ticks", [-1], "time.ticks.0"),
     ("time/ticks/1", "x", "time.ticks.1"), ("time/ticks/1", 1.5, "time.ticks.1"), ("time/timebase", [0, 3], "time.timebase.0"),
     ("time/slept", [0], "slept"), ("time/slept", [0, 9, 3, 9], "slept"), ("time/unix", "now", "time.unix"),
