@@ -3277,7 +3277,7 @@ def _object(fields: dict[str, _Shape]) -> _Shape:
 
 def _read_object(shapes: dict[str, _Shape], absent: dict[str, Any], value: Any) -> dict[str, Any]:
     _need(type(value) is dict, "is not an object")
-    for key in shapes.keys() - absent.keys() - value.keys():
+    for key in sorted(shapes.keys() - absent.keys() - value.keys()):
         raise _Wrong("has no %r" % key)
     here = [(key, shapes[key], item) for key, item in value.items()
             if key in shapes and (item is not None or key not in absent)]
@@ -3787,7 +3787,8 @@ class _Replayed(_Sysctl):
     def _smc(self) -> Any:
         part = self._said["smc"]
         if part is None:
-            guest = (self.raw("kern.hv_vmm_present") or b"")[:1] == b"\x01"
+            said = self._said["sysctl"].get("kern.hv_vmm_present")      # also after the end
+            guest = said is not None and said.values[0][:1] == b"\x01"
             raise _fail(ERROR_NOT_SUPPORTED, REASON_VIRTUAL_MACHINE if guest else REASON_NO_SUCH_PART, "smc")
         return part
 
@@ -5955,8 +5956,8 @@ class _Engine:
 
     def _is_dead(self, rail: _Rail, energy: _Energy) -> bool:
         """True for a zero since boot that cannot be: on a rail that is never zero, or with no energy at a witness."""
-        return energy.value == 0 and energy.batched and (
-            rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))
+        return energy.value == 0 and (rail.is_never_zero() or energy.batched and not any(
+            e.value for e in self._witnesses(rail.feed)))
 
     def _lane_change(self, rail: _Rail, energy: _Energy, window: int, busy: bool) -> tuple[int, int] | str:
         """The change of a channel, or why there is none. A zero is one where it can be: not on a rail that is never zero,

@@ -491,6 +491,9 @@ def test_cpu_energy_of_zero_is_frozen_also_on_one_die_of_two():
     both = (Channel("DIE_0_CPU Energy"), batched(2)), (CPU2, lambda t: (math.floor(t / 2000) * 2000, 0))
     engine, _ = engine_of(*both)
     assert ask(engine, engine.rail_power, "cpu") == "frozen"
+    live_zero = Channel("CPU Energy", unit="nJ"), lambda t: (t, 0)
+    engine, _ = engine_of(live_zero)
+    assert ask(engine, engine.rail_energy, "cpu") == ask(engine, engine.rail_power, "cpu") == "frozen"
 
 
 def test_a_zero_since_boot_is_waited_for_where_it_can_be_true():
@@ -1073,8 +1076,8 @@ MUTATIONS = [       # (text of the library, what it is changed to): each must ma
     ("if rail.is_never_zero() or busy or energy.batched and", "if rail.is_never_zero() or busy or"), ('stands = rail.name == "gpu" and', "stands ="),
     ("return REASON_FIRST if change[1] < _SURE else REASON_FROZEN", "return REASON_FROZEN"),
     ("if self._is_dead(rail, energy):", "if False:"),
-    ("energy.batched and (\n            rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))", "energy.batched"),
-    ("rail.is_never_zero() or not any(e.value for e in self._witnesses(rail.feed)))", "rail.is_never_zero())"), ("min(reasons, key=_BADNESS.index)", "max(reasons, key=_BADNESS.index)"),
+    ("energy.batched and not any(\n            e.value for e in self._witnesses(rail.feed)))", "energy.batched)"),
+    ("rail.is_never_zero() or energy.batched and not any(\n            e.value for e in self._witnesses(rail.feed)))", "rail.is_never_zero())"), ("min(reasons, key=_BADNESS.index)", "max(reasons, key=_BADNESS.index)"),
     ("if error.reason == REASON_STALE and getattr", "if False and getattr"), ("if error.reason not in _WAITABLE:", "if False:"),
     ("return min(until, entered + 2 * timeout)", "return until"),
     ("gone = max(0, ns - before[2]) if before is not None else min(ns, span_ns)", "gone = ns - before[2] if before is not None else min(ns, span_ns)"),
@@ -3305,7 +3308,7 @@ def put(path, value):
 
 FAULTS = [      # where, what stands there, what the error must name
     ("format", ..., "no \"format\""), ("format", "1", "no \"format\""), ("format", True, "no \"format\""),
-    ("format", 2, "format 2"), ("format", 0, "format 0"), ("time", ..., "'time'"), ("time", None, "time"),
+    ("format", 2, "format 2"), ("format", 0, "format 0"), ("time", ..., "'time'"), ("time", None, "time"), ("time", {}, "has no 'ticks'"),
     ("time/ticks", [], "time.ticks"), ("time/ticks", [1, 1], "ascending"), ("time/ticks", [-1], "time.ticks.0"),
     ("time/ticks/1", "x", "time.ticks.1"), ("time/ticks/1", 1.5, "time.ticks.1"), ("time/timebase", [0, 3], "time.timebase.0"),
     ("time/slept", [0], "slept"), ("time/slept", [0, 9, 3, 9], "slept"), ("time/unix", "now", "time.unix"),
@@ -3586,6 +3589,17 @@ def test_the_end_without_loop():
                  lambda: m.smc.read("Tg05"), m.hid.temperatures, lambda: m.libproc.rusage(900)):
         with raises(ag.ERROR_NO_DATA, ag.REASON_RECORDING, "ended"):
             call()
+
+
+@pytest.mark.parametrize("guest, reason", [("01000000", ag.REASON_VIRTUAL_MACHINE), ("00000000", ag.REASON_NO_SUCH_PART)])
+def test_why_there_is_no_smc_is_known_also_after_the_end(guest, reason):
+    data = dict(tiny(), smc=None)
+    data["sysctl"]["kern.hv_vmm_present"] = [[0, guest]]
+    m = machine(data, loop=False)
+    for _ in range(6):
+        with raises(ag.ERROR_NOT_SUPPORTED, reason):
+            m.smc.count()
+        m.clock.sleep(1)
 
 
 def test_one_instant_is_a_mac_that_stands_still():
