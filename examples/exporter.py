@@ -708,16 +708,13 @@ def _static_files() -> dict[str, Static]:
 class EventStream:
     """Server-sent events: each client gets the newest snapshot when it can take one, there is no queue."""
 
-    START: dict[str, Any] = {"type": "http.response.start", "status": 200, "headers": [
-        (b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]}
-
     def __init__(self, sampler: Sampler, most: int) -> None:
         self.sampler, self.most = sampler, most
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.responses import PlainTextResponse
         if scope["method"] == "HEAD":
-            await send(self.START)
+            await self._start(send)
             return await send({"type": "http.response.body", "body": b""})
         if scope["method"] != "GET":
             return await PlainTextResponse("GET only\n", 405, {"allow": "GET, HEAD"})(scope, receive, send)
@@ -741,8 +738,12 @@ class EventStream:
     async def _body(self, send: Any, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
+    async def _start(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [      # a new one each time: others add to it
+            (b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]})
+
     async def _feed(self, send: Any) -> None:
-        await send(self.START)
+        await self._start(send)
         await self._body(send, b"retry: 2000\n\n")
         seen = self.sampler.count - 1 if self.sampler.event else self.sampler.count
         while not self.sampler.closing:

@@ -635,6 +635,7 @@ def read_event(server: Server) -> dict[str, Any]:
             if not more:
                 raise AssertionError(data[:200])
             data += more
+    assert data.lower().count(b"\r\ncontent-security-policy:") == 1       # the thousandth stream too
     text = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", data)
     return json.loads(re.search(rb"data: (.*)\n\n", text).group(1))     # type: ignore[union-attr]
 
