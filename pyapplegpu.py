@@ -4871,16 +4871,17 @@ class _Figure(NamedTuple):
 
 
 class _Refusal:
-    """What could not be had (error None: a fact that is not there), and when to ask again.
+    """What could not be had (error None: a fact that is not there, or of which a part is not), and when to ask again.
 
     A driver may come late, and a NULL does not say why. So nothing is given up for good: what seems lacking is asked for
     again after 5 s, and then each time after twice as long, as listing a group may take seconds.
     """
 
-    __slots__ = ("error", "until", "wait")
+    __slots__ = ("error", "until", "value", "wait")
 
-    def __init__(self, error: AppleGPUError | None, now: int, before: object) -> None:
+    def __init__(self, error: AppleGPUError | None, now: int, before: object, value: Any = None) -> None:
         self.error = error and _twin(error)
+        self.value = value
         self.wait = _RETRY
         if isinstance(before, _Refusal) and (error is None or error.reason != REASON_SOURCE_FAILED):
             self.wait = 2 * before.wait
@@ -5583,22 +5584,24 @@ class _Engine:
             kept = self.gauges[name] = now, read()
         return kept
 
-    def once(self, name: str, work: Callable[[], Any], believed: type[AppleGPUError] = NVMLError_NotSupported) -> Any:
-        """A fact that does not change. That it is not there (None, or an error of a class) is believed for a while."""
+    def once(self, name: str, work: Callable[[], Any], believed: type[AppleGPUError] = NVMLError_NotSupported,
+             whole: Callable[[Any], bool] = lambda value: value is not None) -> Any:
+        """A fact that does not change. That it is not there (None, or an error of a class) or not `whole` is believed for
+        a while."""
         got = self.facts.get(name)
         if got is not None and not isinstance(got, _Refusal):
             return got
         now = self.machine.clock.now()[0]
         if got is not None and now < got.until:
             if got.error is None:
-                return None
+                return got.value
             raise _twin(got.error)
         try:
             value = work()
         except believed as error:
             self.facts[name] = _Refusal(error, now, got)
             raise
-        self.facts[name] = _Refusal(None, now, got) if value is None else value
+        self.facts[name] = value if whole(value) else _Refusal(None, now, got, value)
         return value
 
     def refusal(self, name: str) -> AppleGPUError | None:
@@ -6373,7 +6376,7 @@ class _Engine:
             self.main.open()
         except NVMLError_NotSupported:
             return tuple(self.once("levels", self._clusters_by_level))
-        return tuple(self.once("clusters", self._find_clusters))
+        return tuple(self.once("clusters", self._find_clusters, whole=lambda found: all(c.clocks and c.cpus for c in found)))
 
     def _find_clusters(self) -> tuple[_Cluster, ...]:
         named = [(_cluster_state(c.name), i) for i, c in enumerate(self.main.channels) if c.group == "CPU Stats"]
