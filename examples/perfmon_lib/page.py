@@ -15,7 +15,7 @@ from . import report as r
 from .analyse import LATENCY_WORDS
 from .metal import _thinned
 
-BLUE, TEAL, ORANGE, RED, VIOLET, GREY, GREEN = "#2563eb", "#0d9488", "#ea8a0c", "#dc2626", "#7c3aed", "#94a3b8", "#16a34a"
+BLUE, TEAL, ORANGE, RED, VIOLET, GREY = "#2563eb", "#0d9488", "#ea8a0c", "#dc2626", "#7c3aed", "#94a3b8"
 PHASES = {"idle": "rgba(148,163,184,.35)", "partly busy": "#bfdbfe", "busy": "#3b82f6", "bandwidth-bound": "#f59e0b",
           "unknown": "#fecaca"}
 POINTS = 3000           # per line in a page: what a screen can show
